@@ -1,0 +1,1722 @@
+"""Collect Polymarket prices and order books into SQLite, fast and without inventing anything.
+
+Markets come from Gamma (``https://gamma-api.polymarket.com``), order books from the CLOB
+(``https://clob.polymarket.com``). One run stores one row per market in ``snapshots``; what the markets
+are is in ``markets``, how a run went in ``runs``, and everything that could not be stored in ``failures``.
+Other programs may read the file at any time.
+
+    import asyncio
+    from async_collector import AsyncCollector
+
+    result = asyncio.run(AsyncCollector("polymarket_data.db").collect_all())
+    print(result["snapshots"], "snapshots in", result["duration"], "seconds")
+
+The module reads from top to bottom: each section uses only names of the sections above it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import random
+import sqlite3
+import time
+from collections import deque
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, NamedTuple, Self, TypedDict, TypeVar
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+import aiosqlite
+import filelock
+import msgspec
+from yarl import URL
+
+if TYPE_CHECKING:
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Coroutine,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
+
+__all__ = [
+    "ApiError",
+    "AsyncCollector",
+    "Clock",
+    "CollectionResult",
+    "CollectorError",
+    "ConfigError",
+    "DatabaseBusy",
+    "MalformedResponseError",
+    "NetworkError",
+    "Progress",
+    "RateLimitedError",
+    "RateLimiter",
+    "RequestRejectedError",
+    "ServerError",
+    "StorageError",
+]
+
+__version__ = "0.1.0"
+
+log = logging.getLogger("async_collector")
+
+T = TypeVar("T")
+
+
+# --- Errors -----------------------------------------------------------------------------------------------------------
+
+
+class CollectorError(Exception):
+    """Anything that this module raises on purpose."""
+
+
+class ConfigError(CollectorError, ValueError):
+    """A setting has a value that cannot work; the text names the setting, the value and the allowed form."""
+
+
+class StorageError(CollectorError):
+    """The database cannot be opened, read or written; the text names the file."""
+
+
+class DatabaseBusy(StorageError):  # noqa: N818  a state of the file, not a defect
+    """Another collector holds the database; the text names it."""
+
+
+class ApiError(CollectorError):
+    """A request to the exchange failed.
+
+    Attributes:
+        url: what was asked, without the query.
+        status: the HTTP status, or None where there was no answer.
+        retry_after: seconds that the server asked to wait, or None.
+        retryable: whether asking again may help.
+    """
+
+    retryable: bool = False
+
+    def __init__(self, message: str, *, url: str, status: int | None = None, retry_after: float | None = None) -> None:
+        """Say *message* of *url*."""
+        super().__init__(f"{url}: {message}")
+        self.url = url
+        self.status = status
+        self.retry_after = retry_after
+
+
+class NetworkError(ApiError):
+    """No complete answer: not resolved, not connected, cut short, or too slow."""
+
+    retryable = True
+
+
+class RateLimitedError(ApiError):
+    """429: the exchange asks for fewer requests."""
+
+    retryable = True
+
+
+class ServerError(ApiError):
+    """5xx, 408 or 425: the exchange cannot answer just now."""
+
+    retryable = True
+
+
+class RequestRejectedError(ApiError):
+    """Another 3xx or 4xx: asking again will not help."""
+
+
+class MalformedResponseError(ApiError):
+    """2xx, but not the documented shape; the text has the path of the first difference."""
+
+
+# --- Configuration ----------------------------------------------------------------------------------------------------
+
+
+class _Default(str):
+    """A default that the environment may replace, told apart from an explicit argument that is equal to it."""
+
+    __slots__ = ()
+
+
+DEFAULT_DB_PATH: Final = _Default("polymarket_data.db")
+
+
+def whole_number(name: str, value: object, *, at_least: int = 1) -> int:
+    """Return *value* as an int of at least *at_least*, or raise a `ConfigError` that names it."""
+    try:
+        number = int(str(value))
+    except ValueError:
+        number = at_least - 1
+    if number < at_least or isinstance(value, bool):
+        msg = f"{name}={value!r}: must be a whole number of at least {at_least}"
+        raise ConfigError(msg)
+    return number
+
+
+def finite_number(name: str, value: object, *, above: float | None = None) -> float:
+    """Return *value* as a finite float that is above *above* (or at least 0), or raise a `ConfigError`."""
+    try:
+        number = float(str(value))
+    except ValueError:
+        number = -1.0
+    if not (number > above if above is not None else number >= 0) or number == float("inf"):
+        msg = f"{name}={value!r}: must be a number {f'above {above:g}' if above is not None else 'of at least 0'}"
+        raise ConfigError(msg)
+    return number
+
+
+def base_url(name: str, value: str) -> str:
+    """Return *value*, an http or https address, without a slash at its end, or raise a `ConfigError`."""
+    try:
+        url = URL(value)
+    except ValueError:
+        url = URL()
+    if url.scheme not in {"http", "https"} or not url.host or url.user or url.query_string or url.fragment:
+        msg = f"{name}={value!r}: must be an address such as https://example.com"
+        raise ConfigError(msg)
+    return str(url).rstrip("/")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every knob of a collector: the explicit argument, else the environment, else the default."""
+
+    db_path: Path
+    workers: int  # requests in flight, over all hosts
+    max_retries: int  # repeated attempts after the first
+    timeout_s: float  # for one attempt, from its start to the last byte of the answer
+    min_volume_usd: float  # of the last 24 hours; 0 takes every open market
+    gamma_api: str
+    clob_api: str
+    gamma_rate_limit: int  # requests per second
+    clob_rate_limit: int
+
+    @classmethod
+    def resolve(  # noqa: PLR0913  one argument per knob
+        cls,
+        *,
+        db_path: str | os.PathLike[str],
+        workers: int,
+        max_retries: int,
+        timeout: float,
+        min_volume: float,
+        environment: Mapping[str, str],
+    ) -> Self:
+        """Check every value before any of them is used.
+
+        Raises:
+            ConfigError: a value cannot work.
+        """
+        from_environment = isinstance(db_path, _Default)
+        return cls(
+            db_path=Path(environment.get("POLYMARKET_DB") or db_path if from_environment else db_path),
+            workers=whole_number("workers", workers),
+            max_retries=whole_number("max_retries", max_retries, at_least=0),
+            timeout_s=finite_number("timeout", timeout, above=0),
+            min_volume_usd=finite_number("min_volume", min_volume),
+            gamma_api=base_url("GAMMA_API", environment.get("GAMMA_API") or "https://gamma-api.polymarket.com"),
+            clob_api=base_url("CLOB_API", environment.get("CLOB_API") or "https://clob.polymarket.com"),
+            gamma_rate_limit=whole_number("GAMMA_RATE_LIMIT", environment.get("GAMMA_RATE_LIMIT") or 10),
+            clob_rate_limit=whole_number("CLOB_RATE_LIMIT", environment.get("CLOB_RATE_LIMIT") or 20),
+        )
+
+
+# --- Wire types -------------------------------------------------------------------------------------------------------
+# Unknown keys are skipped, absent keys are None, and a wrong type is an error that names its path. Numbers may come
+# as JSON numbers or as decimal strings (strict=False); NaN and Infinity fail the bounds.
+
+MarketId = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+Price = Annotated[float, msgspec.Meta(ge=0, le=1)]  # USD per share, which pays 0 or 1
+Size = Annotated[float, msgspec.Meta(ge=0, le=1e18)]  # shares
+Amount = Annotated[float, msgspec.Meta(ge=-1e18, le=1e18)]  # USD
+EpochMs = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_999)]  # to the end of the year 9999
+
+
+class JsonStrings(tuple[str, ...]):
+    """Strings that Gamma sends as a JSON list inside a string."""
+
+    __slots__ = ()
+
+
+class JsonPrices(tuple[float, ...]):
+    """Prices that Gamma sends as a JSON list of decimal strings inside a string."""
+
+    __slots__ = ()
+
+
+class GammaEvent(msgspec.Struct, gc=False):
+    """The event that a market belongs to."""
+
+    slug: str | None = None
+
+
+class GammaTag(msgspec.Struct, gc=False):
+    """A topic of a market."""
+
+    label: str
+
+
+class GammaMarket(msgspec.Struct, rename="camel"):
+    """One market as Gamma lists it.
+
+    Source: https://docs.polymarket.com/api-reference/markets/list-markets-keyset-pagination
+    """
+
+    market_id: MarketId = msgspec.field(name="id")
+    condition_id: str | None = None
+    slug: str | None = None
+    question: str | None = None
+    description: str | None = None
+    category: str | None = None  # filled on rows of 2020 to 2022 only
+    outcomes: JsonStrings | None = None
+    outcome_prices: JsonPrices | None = None
+    clob_token_ids: JsonStrings | None = None
+    start_date: str | None = None
+    end_date: str | None = None
+    active: bool = False
+    closed: bool = False
+    accepting_orders: bool = True
+    enable_order_book: bool = True
+    volume_24h: Amount | None = msgspec.field(name="volume24hr", default=None)
+    liquidity_num: Amount | None = None
+    liquidity: Amount | None = None
+    last_trade_price: Price | None = None
+    events: list[GammaEvent] | None = None
+    tags: list[GammaTag] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this is a market to collect, and not a settled one or a placeholder that never opened."""
+        return self.active and not self.closed and self.clob_token_ids is not None
+
+    @property
+    def has_book(self) -> bool:
+        """Whether the CLOB should have books for it: orders stop some time before a market closes."""
+        return self.accepting_orders and self.enable_order_book
+
+    @property
+    def tokens(self) -> tuple[str, str]:
+        """The token ids of the first outcome (YES) and the second (NO)."""
+        yes, no = self.clob_token_ids or ("", "")
+        return yes, no
+
+    def __post_init__(self) -> None:
+        """Refuse an open market that is not made of two outcomes, each with its token."""
+        if not self.is_open:
+            return
+        for name, values in (
+            ("outcomes", self.outcomes),
+            ("clobTokenIds", self.clob_token_ids),
+            ("outcomePrices", self.outcome_prices),
+        ):
+            if values is not None and len(values) != 2:  # noqa: PLR2004  an outcome and its opposite
+                msg = f"Expected 2 {name}, got {len(values)}"
+                raise ValueError(msg)
+        if not all(self.tokens) or len(set(self.tokens)) == 1:
+            msg = f"Expected 2 different clobTokenIds, got {self.tokens!r}"
+            raise ValueError(msg)
+
+
+class Level(msgspec.Struct, gc=False):
+    """The shares on offer at one price."""
+
+    price: Price
+    size: Size
+
+
+class OrderBook(msgspec.Struct):
+    """The book of one token. The order of its levels means nothing to us.
+
+    Source: https://docs.polymarket.com/market-data/prices-order-books
+    """
+
+    token_id: str = msgspec.field(name="asset_id")
+    bids: list[Level]
+    asks: list[Level]
+    timestamp: EpochMs | None = None  # of the book's last change
+    last_trade_price: str | None = None  # "" before the first trade
+
+    def __post_init__(self) -> None:
+        """Refuse a last trade that is not a price."""
+        if self.last_trade_price:
+            msgspec.convert(self.last_trade_price, Price, strict=False)
+
+    @property
+    def best_bid(self) -> Level | None:
+        """The level of the highest bid, or None without bids."""
+        return max(self.bids, key=attrgetter("price"), default=None)
+
+    @property
+    def best_ask(self) -> Level | None:
+        """The level of the lowest ask, or None without asks."""
+        return min(self.asks, key=attrgetter("price"), default=None)
+
+    @property
+    def traded_price(self) -> float | None:
+        """The price of the market's last trade, or None before the first."""
+        return float(self.last_trade_price) if self.last_trade_price else None
+
+
+class _Page(msgspec.Struct):
+    """The answer of Gamma's keyset listing; `next_cursor` is there on a full page only."""
+
+    markets: list[GammaMarket]
+    next_cursor: str | None = None
+
+
+class _RawPage(msgspec.Struct):
+    """The same, to be decoded market by market."""
+
+    markets: list[msgspec.Raw]
+    next_cursor: str | None = None
+
+
+class _HasId(msgspec.Struct):
+    """What can be said of a market or a book that is otherwise not understood."""
+
+    id: str | None = None
+    asset_id: str | None = None
+
+
+class Rejected(NamedTuple):
+    """One element of an answer that was not understood."""
+
+    id: str | None
+    reason: str
+
+
+def _decode_custom(kind: type, value: object) -> object:
+    """Decode the types of this module that msgspec does not know (its `dec_hook`)."""
+    inner: Any = tuple[Price, ...] if kind is JsonPrices else tuple[str, ...]
+    if not isinstance(value, str):
+        msg = f"Expected `str`, got `{type(value).__name__}`"
+        raise TypeError(msg)
+    try:
+        return kind(msgspec.json.decode(value, type=inner, strict=False))
+    except msgspec.DecodeError as error:
+        msg = f"{error} of the JSON in the string"
+        raise ValueError(msg) from error
+
+
+def _decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
+    return msgspec.json.Decoder(kind, strict=False, dec_hook=_decode_custom)
+
+
+_MARKET: Final = _decoder(GammaMarket)
+_PAGE: Final = _decoder(_Page)
+_RAW_PAGE: Final = _decoder(_RawPage)
+_BOOK: Final = _decoder(OrderBook)
+_BOOKS: Final = _decoder(list[OrderBook])
+_RAW_BOOKS: Final = _decoder(list[msgspec.Raw])
+_ID: Final = _decoder(_HasId)
+
+
+def _decode_each(elements: Sequence[msgspec.Raw], decoder: msgspec.json.Decoder[T]) -> tuple[list[T], list[Rejected]]:
+    """Decode *elements* one by one, so that a bad one costs only itself.
+
+    Raises:
+        msgspec.ValidationError: most of them are bad: the shape of the answer has changed.
+    """
+    good: list[T] = []
+    rejected: list[Rejected] = []
+    for element in elements:
+        try:
+            good.append(decoder.decode(element))
+        except msgspec.DecodeError as error:
+            rejected.append(Rejected(_id_of(element), str(error)))
+    if len(rejected) > len(good):
+        msg = f"{len(rejected)} of {len(elements)} elements are not understood, the first: {rejected[0].reason}"
+        raise msgspec.ValidationError(msg)
+    return good, rejected
+
+
+def _id_of(element: msgspec.Raw) -> str | None:
+    try:
+        known = _ID.decode(element)
+    except msgspec.DecodeError:
+        return None
+    return known.id or known.asset_id
+
+
+# --- Records ----------------------------------------------------------------------------------------------------------
+# A record is a row: its fields are the table's columns, by name. Absent values are None, never a plausible number.
+
+MAIN_TOPICS: Final = (
+    "Sports", "Esports", "Crypto", "Politics", "Elections", "Geopolitics", "Economy", "Finance", "Business", "Tech",
+    "Science", "Culture", "Weather", "World", "Mentions",
+)  # fmt: skip  # narrow before broad: a market on a party and the world is about politics
+_TOPIC_RANK: Final = {topic.casefold(): rank for rank, topic in enumerate(MAIN_TOPICS)}
+
+
+def sql_time(moment: datetime) -> str:
+    """Return *moment* in the database's form, UTC to the second: ``2026-11-22 14:15:00``."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def sql_time_ms(epoch_ms: int) -> str:
+    """Return *epoch_ms* in the database's form with milliseconds: ``2026-11-22 14:15:00.250``."""
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=epoch_ms)
+    return f"{moment:%Y-%m-%d %H:%M:%S}.{epoch_ms % 1000:03d}"
+
+
+def from_iso(text: str | None) -> str | None:
+    """Return an ISO 8601 time of the exchange in the database's form, or None where it is none."""
+    try:
+        moment = datetime.fromisoformat(text or "")
+        return sql_time(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+    except (ValueError, OverflowError):
+        return None
+
+
+def main_topic(labels: Sequence[str]) -> str | None:
+    """Return the label that says best what a market is about: a main topic, else the first label, else None."""
+    return min(labels, key=lambda label: _TOPIC_RANK.get(label.casefold(), len(_TOPIC_RANK)), default=None)
+
+
+def _clean(price: float) -> float:
+    """Drop the noise of binary arithmetic (0.09150000000000003), which is far below the finest tick of 0.0001."""
+    return round(price, 9)
+
+
+class Market(NamedTuple):
+    """What a market is: one row of `markets`."""
+
+    market_id: str
+    slug: str | None
+    question: str | None
+    description: str | None
+    category: str | None
+    token_id_yes: str
+    token_id_no: str
+    start_time: str | None
+    end_time: str | None
+    condition_id: str | None
+    event_slug: str | None
+    outcome_yes: str | None
+    outcome_no: str | None
+    tags: str | None
+    last_seen: str
+
+    @classmethod
+    def from_wire(cls, market: GammaMarket, *, seen_at: str) -> Self:
+        """Build the row of *market*, listed at *seen_at*."""
+        labels = [tag.label for tag in market.tags or ()]
+        yes, no = market.outcomes or (None, None)
+        return cls(
+            market_id=market.market_id,
+            slug=market.slug,
+            question=market.question,
+            description=market.description,
+            category=(market.category or "").strip() or main_topic(labels),
+            token_id_yes=market.tokens[0],
+            token_id_no=market.tokens[1],
+            start_time=from_iso(market.start_date),
+            end_time=from_iso(market.end_date),
+            condition_id=market.condition_id or None,
+            event_slug=market.events[0].slug if market.events else None,
+            outcome_yes=yes,
+            outcome_no=no,
+            tags=msgspec.json.encode(labels).decode() if labels else None,
+            last_seen=seen_at,
+        )
+
+
+class Snapshot(NamedTuple):
+    """What a market was worth at one moment: one row of `snapshots`. Prices in USD per share."""
+
+    market_id: str
+    timestamp: str
+    price_yes: float | None
+    price_no: float | None
+    volume_24h: float | None
+    liquidity: float | None
+    best_bid_yes: float | None
+    best_ask_yes: float | None
+    best_bid_no: float | None
+    best_ask_no: float | None
+    spread: float | None
+    run_id: int
+    last_trade_price: float | None
+    book_time: str | None
+    bid_size_yes: float | None
+    ask_size_yes: float | None
+    bid_size_no: float | None
+    ask_size_no: float | None
+
+    @classmethod
+    def from_wire(
+        cls, market: GammaMarket, yes: OrderBook | None, no: OrderBook | None, *, run_id: int, received_at: str
+    ) -> Self:
+        """Build the row of *market* with the books of its two tokens, as far as there are any.
+
+        The price is the midpoint of the YES book, a missing bid counting 0 and a missing ask 1, which is how the
+        exchange itself forms `outcomePrices`; without that book it is Gamma's own, up to five minutes old.
+        """
+        bid_yes, ask_yes = _best(yes)
+        bid_no, ask_no = _best(no)
+        price = _midpoint(bid_yes, ask_yes) if yes else market.outcome_prices[0] if market.outcome_prices else None
+        book = yes or no
+        return cls(
+            market_id=market.market_id,
+            timestamp=received_at,
+            price_yes=price,
+            price_no=None if price is None else _clean(1 - price),
+            volume_24h=market.volume_24h,
+            liquidity=market.liquidity if market.liquidity_num is None else market.liquidity_num,
+            best_bid_yes=bid_yes.price if bid_yes else None,
+            best_ask_yes=ask_yes.price if ask_yes else None,
+            best_bid_no=bid_no.price if bid_no else None,
+            best_ask_no=ask_no.price if ask_no else None,
+            spread=_clean(ask_yes.price - bid_yes.price) if bid_yes and ask_yes else None,
+            run_id=run_id,
+            # Gamma writes 0 for "never traded"; nothing trades at 0
+            last_trade_price=book.traded_price if book else market.last_trade_price or None,
+            book_time=sql_time_ms(book.timestamp) if book and book.timestamp is not None else None,
+            bid_size_yes=bid_yes.size if bid_yes else None,
+            ask_size_yes=ask_yes.size if ask_yes else None,
+            bid_size_no=bid_no.size if bid_no else None,
+            ask_size_no=ask_no.size if ask_no else None,
+        )
+
+
+def _best(book: OrderBook | None) -> tuple[Level | None, Level | None]:
+    return (book.best_bid, book.best_ask) if book else (None, None)
+
+
+def _midpoint(bid: Level | None, ask: Level | None) -> float:
+    return _clean(((bid.price if bid else 0) + (ask.price if ask else 1)) / 2)
+
+
+class Failure(NamedTuple):
+    """Something that a run should have stored and did not: one row of `failures`."""
+
+    run_id: int
+    market_id: str | None  # None where a whole page or answer failed
+    stage: str  # list, book or save
+    reason: str
+
+
+# --- Pacing, retries --------------------------------------------------------------------------------------------------
+
+FIRST_BACKOFF_S: Final = 1.0
+LONGEST_WAIT_S: Final = 60.0  # what a server may ask of us at most; beyond it the request is given up
+
+
+class Clock:
+    """Time as this module sees it; a test hands in its own."""
+
+    def monotonic(self) -> float:
+        """Return seconds that never jump, for rates, waits and durations."""
+        return time.monotonic()
+
+    def now(self) -> datetime:
+        """Return the wall time in UTC, for what is stored."""
+        return datetime.now(UTC)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait *seconds*."""
+        await asyncio.sleep(seconds)
+
+
+class RateLimiter:
+    """Let at most *max_requests* requests start in any *time_window* seconds.
+
+    The guarantee holds for every window, wherever it begins, because the start of each request is remembered until
+    it has left the window. Waiters start in the order in which they came; a cancelled one holds nobody up. The
+    attributes may be changed at any time and count from the next start on.
+
+    Args:
+        max_requests: starts per window.
+        time_window: the window's length in seconds.
+        backoff_multiplier: how much longer each further pause is.
+        clock: for tests.
+    """
+
+    def __init__(
+        self,
+        max_requests: int = 10,
+        time_window: float = 1.0,
+        backoff_multiplier: float = 2.0,
+        *,
+        clock: Clock | None = None,
+    ) -> None:
+        """Begin with an empty window."""
+        self.max_requests = max_requests
+        self.time_window = time_window
+        self.backoff_multiplier = backoff_multiplier
+        self._clock = clock or Clock()
+        self._starts: deque[float] = deque()
+        self._backoff_s = 0.0
+        self._backoff_at = float("-inf")
+        self._paused_until = float("-inf")
+        self._turn: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+
+    async def acquire(self) -> None:
+        """Wait until a request may start, and count it as started."""
+        async with self._queue():
+            while (wait_s := self._wait_s()) > 0:
+                await self._clock.sleep(wait_s)
+            self._starts.append(self._clock.monotonic())
+
+    def apply_backoff(self, retry_after: float | None = None, *, started: float | None = None) -> None:
+        """Pause everybody, because a request was refused: 1 s, then `backoff_multiplier` times longer, at most 60 s.
+
+        Refusals that arrive during the pause, or whose requests *started* before it, belong to the same burst and
+        make no further step.
+
+        Args:
+            retry_after: seconds that the server asked for; they count where they are longer (60 s at most).
+            started: when the refused request started, by the limiter's clock.
+        """
+        now = self._clock.monotonic()
+        same_burst = now < self._paused_until or (started is not None and started <= self._backoff_at)
+        if not same_burst:
+            longer = self._backoff_s * self.backoff_multiplier if self._backoff_s else FIRST_BACKOFF_S
+            self._backoff_s = min(longer, LONGEST_WAIT_S)
+            self._backoff_at = now
+            self._paused_until = now + self._backoff_s
+        if retry_after is not None:
+            self._paused_until = max(self._paused_until, now + min(retry_after, LONGEST_WAIT_S))
+
+    def reset_backoff(self) -> None:
+        """Begin at 1 s again with the next burst, because a request succeeded; a pause in force runs to its end."""
+        self._backoff_s = 0.0
+
+    def _queue(self) -> asyncio.Lock:
+        """Return the lock that lets one waiter at a time look at the window, first come, first served."""
+        loop = asyncio.get_running_loop()
+        if self._turn is None or self._turn[0] is not loop:
+            self._turn = (loop, asyncio.Lock())
+        return self._turn[1]
+
+    def _wait_s(self) -> float:
+        now = self._clock.monotonic()
+        while self._starts and self._starts[0] + self.time_window <= now:
+            self._starts.popleft()
+        if len(self._starts) < self.max_requests:
+            return self._paused_until - now
+        leaves_at = self._starts[-self.max_requests] + self.time_window
+        return max(leaves_at, self._paused_until) - now
+
+
+def backoff_delay(attempt: int, rng: random.Random) -> float:
+    """Return the seconds to wait after failed *attempt* (0 is the first): 1, 2, 4, ..., less up to half by chance."""
+    return float(2**attempt) * (1 - rng.random() / 2)
+
+
+def parse_retry_after(value: str | None, now: datetime) -> float | None:
+    """Return the seconds that a Retry-After header asks for, or None where it is absent or means nothing.
+
+    Args:
+        value: a number of seconds or an HTTP date (RFC 9110, 10.2.3).
+        now: the time by the clock that wrote the date, which is the server's.
+    """
+    if value is None:
+        return None
+    if value.isascii() and value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - now).total_seconds())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What a run has asked of the exchange so far."""
+
+    requests: int = 0  # attempts on the wire, retries included
+    retries: int = 0
+    rate_limit_hits: int = 0  # answers with status 429
+
+
+async def retry(
+    attempt: Callable[[], Awaitable[T]], *, max_retries: int, traffic: Traffic, clock: Clock, rng: random.Random
+) -> T:
+    """Return what *attempt* returns, trying again where its error says that this may help.
+
+    Raises:
+        ApiError: the last attempt's.
+    """
+    for number in itertools.count():
+        try:
+            return await attempt()
+        except ApiError as error:
+            asked_s = error.retry_after or 0.0
+            if not error.retryable or number >= max_retries or asked_s > LONGEST_WAIT_S:
+                raise
+            log.debug("attempt %d failed, trying again: %s", number + 1, error)
+            traffic.retries += 1
+            await clock.sleep(max(backoff_delay(number, rng), asked_s))
+    raise AssertionError
+
+
+# --- APIs -------------------------------------------------------------------------------------------------------------
+
+PAGE_SIZE: Final = 100  # Gamma cuts larger pages to this
+MAX_PAGES: Final = 20_000  # a listing that goes on for longer is going round in circles
+MAX_TOKENS: Final = 500  # per request for books
+MAX_BODY_BYTES: Final = 64 * 2**20  # decoded; 500 books are about 2 MB, a page of markets 0.6 MB
+
+
+def error_from(response: aiohttp.ClientResponse, body: bytes, url: str, now: datetime) -> ApiError | None:
+    """Return what *response* says has gone wrong, or None if it is a success."""
+    status = response.status
+    if response.ok and status < HTTPStatus.MULTIPLE_CHOICES:
+        return None
+    server_time = response.headers.get("Date")
+    with suppress(ValueError, TypeError):
+        now = parsedate_to_datetime(server_time or "")
+    retry_after = parse_retry_after(response.headers.get("Retry-After"), now)
+    kind: type[ApiError]
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        kind = RateLimitedError
+    elif status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY}:
+        kind = ServerError
+    else:
+        kind = RequestRejectedError
+    says = response.headers.get("Location") if response.ok else body[:200].decode("utf-8", "replace")
+    return kind(f"HTTP {status}: {says!r}", url=url, status=status, retry_after=retry_after)
+
+
+def _proxy_for(url: str) -> str | None:
+    """Return the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name for *url*."""
+    address = URL(url)
+    if proxy_bypass(f"{address.host}:{address.port}"):
+        return None
+    proxies = getproxies()
+    return proxies.get(address.scheme) or proxies.get("all")
+
+
+class HttpHost:
+    """One host: paced by its limiter, patient as the settings say, and trusted with nothing.
+
+    Args:
+        url: the base address.
+        limiter: asked before every attempt on the wire.
+        session: shared by all hosts.
+        slots: bounds the requests in flight over all hosts.
+        settings: timeout and retries.
+        traffic: counts what happens.
+        clock: for tests.
+        rng: for tests.
+    """
+
+    def __init__(  # noqa: PLR0913  what a request needs
+        self,
+        url: str,
+        limiter: RateLimiter,
+        *,
+        session: aiohttp.ClientSession,
+        slots: asyncio.Semaphore,
+        settings: Settings,
+        traffic: Traffic,
+        clock: Clock,
+        rng: random.Random,
+    ) -> None:
+        """Remember how to ask; nothing is sent yet."""
+        self._url = url
+        self._limiter = limiter
+        self._session = session
+        self._slots = slots
+        self._settings = settings
+        self._traffic = traffic
+        self._clock = clock
+        self._rng = rng
+        self._proxy = _proxy_for(url)
+
+    async def fetch(
+        self,
+        method: str,
+        path: str,
+        decode: Callable[[bytes], T],
+        *,
+        params: Sequence[tuple[str, str]] = (),
+        body: bytes | None = None,
+    ) -> T:
+        """Return the decoded answer to a request that changes nothing, trying again where that may help.
+
+        Raises:
+            ApiError: retries are used up, or a retry would not help.
+        """
+
+        async def attempt() -> T:
+            return self._understand(self._url + path, await self._ask(method, path, params, body), decode)
+
+        return await retry(
+            attempt,
+            max_retries=self._settings.max_retries,
+            traffic=self._traffic,
+            clock=self._clock,
+            rng=self._rng,
+        )
+
+    async def _ask(self, method: str, path: str, params: Sequence[tuple[str, str]], body: bytes | None) -> bytes:
+        """Send one request and return the body of a success."""
+        url = self._url + path
+        started = self._clock.monotonic()
+        deadline = asyncio.timeout(None)
+
+        async def pace(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+            # aiohttp repeats a GET by itself when a kept connection turns out closed: that is an attempt as well
+            nonlocal started
+            await self._limiter.acquire()
+            self._traffic.requests += 1
+            started = self._clock.monotonic()
+            deadline.reschedule(asyncio.get_running_loop().time() + self._settings.timeout_s)
+            return await handler(request)
+
+        try:
+            async with (
+                self._slots,
+                deadline,
+                self._session.request(
+                    method,
+                    url,
+                    params=params,
+                    data=body,
+                    headers={"Content-Type": "application/json"} if body else None,
+                    proxy=self._proxy,
+                    allow_redirects=False,
+                    middlewares=(pace,),
+                ) as response,
+            ):
+                answer = await self._read(response, url)
+        except TimeoutError as error:
+            msg = f"no complete answer within {self._settings.timeout_s:g} s"
+            raise NetworkError(msg, url=url) from error
+        except aiohttp.ClientError as error:
+            failure = NetworkError(str(error) or type(error).__name__, url=url)
+            failure.retryable = not isinstance(error, (aiohttp.ClientConnectorCertificateError, aiohttp.InvalidURL))
+            raise failure from error
+        problem = error_from(response, answer, url, self._clock.now())
+        self._tell_limiter(problem, started)
+        if problem:
+            raise problem
+        return answer
+
+    async def _read(self, response: aiohttp.ClientResponse, url: str) -> bytes:
+        pieces = bytearray()
+        async for piece in response.content.iter_any():
+            pieces += piece
+            if len(pieces) > MAX_BODY_BYTES:
+                msg = f"the answer is longer than {MAX_BODY_BYTES} bytes"
+                raise MalformedResponseError(msg, url=url, status=response.status)
+        return bytes(pieces)
+
+    def _tell_limiter(self, error: ApiError | None, started: float) -> None:
+        if error is None:
+            self._limiter.reset_backoff()
+        elif isinstance(error, RateLimitedError):
+            self._traffic.rate_limit_hits += 1
+            self._limiter.apply_backoff(error.retry_after, started=started)
+
+    def _understand(self, url: str, body: bytes, decode: Callable[[bytes], T]) -> T:
+        try:
+            return decode(body)
+        except msgspec.ValidationError as error:
+            raise MalformedResponseError(str(error), url=url, status=200) from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            # not JSON at all: a body cut short or a page of some box in between, which may pass
+            failure = MalformedResponseError(f"no JSON: {error}", url=url, status=200)
+            failure.retryable = True
+            raise failure from error
+
+
+class MarketPage(NamedTuple):
+    """A page of a listing: what was understood and what was not."""
+
+    markets: list[GammaMarket]
+    rejected: list[Rejected]
+    next_cursor: str | None
+
+
+def decode_page(body: bytes) -> MarketPage:
+    """Decode a page of Gamma's listing; one bad market costs only itself."""
+    try:
+        page = _PAGE.decode(body)
+    except msgspec.DecodeError:
+        raw = _RAW_PAGE.decode(body)
+        return MarketPage(*_decode_each(raw.markets, _MARKET), raw.next_cursor)
+    return MarketPage(page.markets, [], page.next_cursor)
+
+
+def decode_books(body: bytes) -> tuple[list[OrderBook], list[Rejected]]:
+    """Decode the CLOB's answer for many books; one bad book costs only itself."""
+    try:
+        return _BOOKS.decode(body), []
+    except msgspec.DecodeError:
+        return _decode_each(_RAW_BOOKS.decode(body), _BOOK)
+
+
+class PolymarketApi:
+    """What we ask of Polymarket: Gamma for markets, the CLOB for order books.
+
+    Source: https://docs.polymarket.com/api-reference
+    """
+
+    def __init__(self, gamma: HttpHost, clob: HttpHost) -> None:
+        """Ask *gamma* and *clob*."""
+        self._gamma = gamma
+        self._clob = clob
+
+    async def iter_market_pages(self, *, order: str, ascending: bool) -> AsyncGenerator[MarketPage]:
+        """Yield the pages of every market that is not closed, 100 markets each, ordered by the field *order*.
+
+        In an order that changes meanwhile, such as the volume, markets can come twice.
+
+        Raises:
+            ApiError: a page cannot be had, the listing is empty, or it does not end.
+        """
+        path = "/markets/keyset"
+        fixed = [
+            ("order", order),
+            ("ascending", str(ascending).lower()),
+            ("limit", str(PAGE_SIZE)),
+            ("closed", "false"),
+            ("include_tag", "true"),
+        ]
+        cursor: str | None = None
+        used: set[str] = set()
+        while True:
+            params = [*fixed, ("after_cursor", cursor)] if cursor is not None else fixed
+            page = await self._gamma.fetch("GET", path, decode_page, params=params)
+            if not used and not page.markets and not page.rejected:
+                msg = "the listing is empty"
+                raise MalformedResponseError(msg, url=path, status=200)
+            yield page
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+            if not cursor or cursor in used or len(used) >= MAX_PAGES:
+                msg = f"the listing does not end: page {len(used) + 1} leads to cursor {cursor!r}"
+                raise MalformedResponseError(msg, url=path, status=200)
+            used.add(cursor)
+
+    async def fetch_books(self, token_ids: Sequence[str]) -> tuple[dict[str, OrderBook], list[Rejected]]:
+        """Fetch the current books of *token_ids* in one request, keyed by token id.
+
+        Tokens without a book (closed, not yet open) are absent from the answer. A request that the exchange finds too
+        large is repeated in halves.
+
+        Args:
+            token_ids: 1 to 500 token ids (uint256 written in decimal).
+
+        Raises:
+            ApiError: retries are used up, or a retry would not help.
+
+        Source: https://docs.polymarket.com/market-data/prices-order-books
+        """
+        wanted = msgspec.json.encode([{"token_id": token_id} for token_id in token_ids])
+        try:
+            books, rejected = await self._clob.fetch("POST", "/books", decode_books, body=wanted)
+        except RequestRejectedError as error:
+            if len(token_ids) == 1 or not _is_too_large(error):
+                raise
+            middle = len(token_ids) // 2
+            books_a, rejected_a = await self.fetch_books(token_ids[:middle])
+            books_b, rejected_b = await self.fetch_books(token_ids[middle:])
+            return books_a | books_b, rejected_a + rejected_b
+        return {book.token_id: book for book in books}, rejected
+
+
+def _is_too_large(error: RequestRejectedError) -> bool:
+    return error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or "Payload exceeds the limit" in str(error)
+
+
+# --- Storage ----------------------------------------------------------------------------------------------------------
+
+BUSY_TIMEOUT_S: Final = 30.0
+WAL_LIMIT_BYTES: Final = 64 * 2**20
+
+# A new file runs through the same scripts as an old one, so both end in the same shape. Times are UTC,
+# 'YYYY-MM-DD HH:MM:SS', so that they compare with datetime('now', '-1 hour').
+MIGRATIONS: Final = (
+    # 1: the tables as collectors before this one made them
+    """
+    CREATE TABLE IF NOT EXISTS markets (
+        market_id TEXT PRIMARY KEY,                 -- Gamma: id
+        slug TEXT,
+        question TEXT,
+        description TEXT,
+        category TEXT,                              -- the main topic among the tags
+        token_id_yes TEXT,                          -- of the first outcome, whatever it is called
+        token_id_no TEXT,                           -- of the second
+        start_time TIMESTAMP,
+        end_time TIMESTAMP,                         -- nominal: a market may close before or after
+        resolved INTEGER DEFAULT 0,
+        resolution_outcome TEXT,
+        first_seen TIMESTAMP DEFAULT CURRENT_TIMESTAMP
+    );
+    CREATE TABLE IF NOT EXISTS snapshots (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        market_id TEXT REFERENCES markets(market_id),
+        timestamp TIMESTAMP DEFAULT CURRENT_TIMESTAMP, -- when the books were received
+        price_yes REAL,                             -- USD: midpoint of the YES book, else Gamma's price
+        price_no REAL,                              -- 1 - price_yes
+        volume_24h REAL,                            -- USD, Gamma
+        liquidity REAL,                             -- USD, Gamma
+        best_bid_yes REAL,                          -- USD, CLOB; NULL without bids or without a book
+        best_ask_yes REAL,
+        best_bid_no REAL,
+        best_ask_no REAL,
+        spread REAL,                                -- best_ask_yes - best_bid_yes
+        UNIQUE (market_id, timestamp)
+    );
+    CREATE TABLE IF NOT EXISTS tweets (
+        tweet_id TEXT PRIMARY KEY,
+        timestamp TIMESTAMP,
+        text TEXT,
+        author_username TEXT,
+        author_id TEXT,
+        likes INTEGER,
+        retweets INTEGER,
+        replies INTEGER,
+        engagement_score INTEGER,
+        sentiment_score REAL,
+        market_id TEXT,
+        keywords TEXT,
+        created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP
+    );
+    CREATE TABLE IF NOT EXISTS hype_signals (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        market_id TEXT,
+        timestamp TIMESTAMP,
+        tweet_count INTEGER,
+        total_engagement INTEGER,
+        avg_sentiment REAL,
+        unique_users INTEGER,
+        velocity REAL,
+        hype_score REAL,
+        UNIQUE (market_id, timestamp)
+    );
+    """,
+    # 2: what this collector adds
+    """
+    ALTER TABLE markets ADD COLUMN condition_id TEXT;       -- the market's id on the CLOB and on chain
+    ALTER TABLE markets ADD COLUMN event_slug TEXT;
+    ALTER TABLE markets ADD COLUMN outcome_yes TEXT;        -- the first outcome's own word: Yes, Up, a team
+    ALTER TABLE markets ADD COLUMN outcome_no TEXT;
+    ALTER TABLE markets ADD COLUMN tags TEXT;               -- JSON array of labels
+    ALTER TABLE markets ADD COLUMN last_seen TIMESTAMP;     -- when it was last listed as open
+    ALTER TABLE markets ADD COLUMN closed_at TIMESTAMP;
+    ALTER TABLE snapshots ADD COLUMN run_id INTEGER;
+    ALTER TABLE snapshots ADD COLUMN last_trade_price REAL; -- USD, per market: the same for both tokens
+    ALTER TABLE snapshots ADD COLUMN book_time TIMESTAMP;   -- when the book last changed, with milliseconds
+    ALTER TABLE snapshots ADD COLUMN bid_size_yes REAL;     -- shares at best_bid_yes
+    ALTER TABLE snapshots ADD COLUMN ask_size_yes REAL;
+    ALTER TABLE snapshots ADD COLUMN bid_size_no REAL;
+    ALTER TABLE snapshots ADD COLUMN ask_size_no REAL;
+    CREATE TABLE runs (
+        run_id INTEGER PRIMARY KEY AUTOINCREMENT,
+        started_at TIMESTAMP NOT NULL,
+        finished_at TIMESTAMP,                      -- NULL while running, and for ever if the process died
+        status TEXT NOT NULL,                       -- running, complete, partial or failed
+        markets_listed INTEGER NOT NULL DEFAULT 0,  -- open markets that the exchange named
+        snapshots_saved INTEGER NOT NULL DEFAULT 0,
+        books_missing INTEGER NOT NULL DEFAULT 0,   -- markets without both of their books
+        tweets INTEGER NOT NULL DEFAULT 0,
+        requests INTEGER NOT NULL DEFAULT 0,        -- attempts on the wire, retries included
+        retries INTEGER NOT NULL DEFAULT 0,
+        rate_limit_hits INTEGER NOT NULL DEFAULT 0, -- answers with status 429
+        errors INTEGER NOT NULL DEFAULT 0,          -- rows in failures
+        duration REAL,                              -- seconds
+        min_volume REAL,                            -- USD in 24 hours
+        version TEXT                                -- of the collector
+    );
+    CREATE TABLE failures (
+        run_id INTEGER NOT NULL REFERENCES runs(run_id),
+        market_id TEXT,                             -- NULL where a whole answer failed
+        stage TEXT NOT NULL,                        -- list, book or save
+        reason TEXT NOT NULL
+    );
+    CREATE INDEX failures_by_run ON failures(run_id);
+    CREATE VIEW latest_snapshots AS
+        SELECT m.question, m.category, m.outcome_yes, m.outcome_no, s.*
+        FROM markets AS m
+        JOIN snapshots AS s ON s.id = (
+            SELECT id FROM snapshots WHERE market_id = m.market_id ORDER BY timestamp DESC LIMIT 1
+        );
+    """,
+)
+
+
+def _insert(table: str, columns: Sequence[str]) -> str:
+    """Return the statement that inserts a record, whose fields are *columns*, into *table*."""
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608
+
+
+# what the exchange leaves out this time keeps its last known value; first_seen is the table's default
+SAVE_MARKET: Final = (
+    _insert("markets", Market._fields)
+    + " ON CONFLICT (market_id) DO UPDATE SET "
+    + ", ".join(f"{column} = coalesce(excluded.{column}, {column})" for column in Market._fields[1:])
+)
+SAVE_SNAPSHOT: Final = _insert("snapshots", Snapshot._fields) + " ON CONFLICT (market_id, timestamp) DO NOTHING"
+SAVE_FAILURE: Final = _insert("failures", Failure._fields)
+SAVE_CONFLICT: Final = """
+    INSERT INTO failures (run_id, market_id, stage, reason)
+    SELECT ?, market_id, 'save', 'it has a snapshot of the same second: the clock was set back'
+    FROM snapshots WHERE market_id = ? AND timestamp = ? AND run_id IS NOT ?
+"""
+START_RUN: Final = "INSERT INTO runs (started_at, status, min_volume, version) VALUES (?, 'running', ?, ?)"
+END_DEAD_RUNS: Final = "UPDATE runs SET status = 'failed' WHERE status = 'running'"
+LAST_RUN_ENDED_AT: Final = "SELECT max(finished_at) FROM runs"
+IS_OF_ANOTHER_PROGRAM: Final = """
+    SELECT count(*) > 0 AND sum(name IN ('markets', 'snapshots')) < 2
+    FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite~_%' ESCAPE '~'
+"""
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows that are stored together or not at all."""
+
+    markets: list[Market] = field(default_factory=list)
+    snapshots: list[Snapshot] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+
+async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+    """Run *work* to its end, also when the caller is cancelled meanwhile; the cancellation follows afterwards.
+
+    A cancelled aiosqlite call still runs, so a transaction that stops in its middle would stay open.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        raise
+
+
+@contextmanager
+def _naming(path: Path, doing: str) -> Iterator[None]:
+    """Turn the errors of SQLite and of the file system into a `StorageError` that names the file."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        msg = f"{path}: cannot {doing}: {error}"
+        raise StorageError(msg) from error
+
+
+@contextmanager
+def _held_alone(path: Path) -> Iterator[None]:
+    """Hold the database for this collector; the lock dies with its process. The file beside it names the holder."""
+    real_path = path.resolve()
+    signature = f"process {os.getpid()} since {sql_time(datetime.now(UTC))} UTC"
+
+    def sign(descriptor: int) -> None:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, signature.encode())
+
+    lock_path = real_path.with_name(f"{real_path.name}.lock")
+    lock = filelock.FileLock(lock_path, timeout=0, preserve_lock_file=True, on_acquired=sign)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        holder = "another collector"
+        with suppress(OSError):
+            holder = lock_path.read_text() or holder
+        msg = f"{path}: in use by {holder}"
+        raise DatabaseBusy(msg) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Yield the statements of *script* one by one."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+class Database:
+    """The one connection that writes. Every method raises `StorageError` where the file cannot be used."""
+
+    def __init__(self, connection: aiosqlite.Connection, path: Path) -> None:
+        """Use `Database.open`."""
+        self._connection = connection
+        self._path = path
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, path: Path) -> AsyncIterator[Self]:
+        """Open the database at *path*, upgrade it to the current schema, and close it at the end.
+
+        Raises:
+            DatabaseBusy: another collector holds it.
+            StorageError: it cannot be opened, is no database, or is not one of ours.
+        """
+        if not path.parent.is_dir():
+            msg = f"{path}: there is no folder {path.parent}"
+            raise StorageError(msg)
+        async with AsyncExitStack() as stack:
+            with _naming(path, "open"):
+                stack.enter_context(_held_alone(path))
+                connection = aiosqlite.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT_S)
+                database = cls(await stack.enter_async_context(connection), path)
+                await database._prepare()
+            yield database
+
+    async def last_run_ended_at(self) -> str | None:
+        """Return when the newest finished run ended."""
+        with _naming(self._path, "read"):
+            ended_at: str | None = await self._value(LAST_RUN_ENDED_AT)
+        return ended_at
+
+    async def start_run(self, *, started_at: str, min_volume: float) -> int:
+        """Open a run and return its id; runs that died unfinished are marked as failed."""
+        return await uninterrupted(self._start_run(started_at, min_volume))
+
+    async def save(self, batch: Batch) -> int:
+        """Store *batch* whole or not at all, and return how many of its snapshots were new."""
+        return await uninterrupted(self._save(batch))
+
+    async def finish_run(self, run_id: int, columns: Mapping[str, object]) -> None:
+        """Write *columns* into the row of run *run_id*."""
+        await uninterrupted(self._finish_run(run_id, columns))
+
+    async def _start_run(self, started_at: str, min_volume: float) -> int:
+        async with self._transaction("start a run"):
+            await self._connection.execute(END_DEAD_RUNS)
+            cursor = await self._connection.execute(START_RUN, (started_at, min_volume, __version__))
+        return cursor.lastrowid or 0
+
+    async def _save(self, batch: Batch) -> int:
+        async with self._transaction("store a batch"):
+            await self._connection.executemany(SAVE_MARKET, batch.markets)  # before the snapshots that refer to them
+            saved = await self._connection.executemany(SAVE_SNAPSHOT, batch.snapshots)
+            await self._connection.executemany(SAVE_FAILURE, batch.failures)
+            new = max(saved.rowcount, 0)
+            if new < len(batch.snapshots):
+                keys = [(row.run_id, row.market_id, row.timestamp, row.run_id) for row in batch.snapshots]
+                await self._connection.executemany(SAVE_CONFLICT, keys)
+        return new
+
+    async def _finish_run(self, run_id: int, columns: Mapping[str, object]) -> None:
+        assignments = ", ".join(f"{column} = ?" for column in columns)
+        async with self._transaction("finish the run"):
+            statement = f"UPDATE runs SET {assignments} WHERE run_id = ?"  # noqa: S608  the names are ours
+            await self._connection.execute(statement, (*columns.values(), run_id))
+
+    async def _prepare(self) -> None:
+        """Refuse a file that is not ours, set the connection up, and bring the schema to this version."""
+        version = await self._value("PRAGMA user_version")
+        if version > len(MIGRATIONS):
+            msg = f"{self._path}: has schema {version} of a newer collector; this one knows {len(MIGRATIONS)}"
+            raise StorageError(msg)
+        if version == 0 and await self._value(IS_OF_ANOTHER_PROGRAM):
+            msg = f"{self._path}: is the database of another program"
+            raise StorageError(msg)
+        if await self._value("PRAGMA journal_mode = WAL") != "wal":
+            msg = f"{self._path}: cannot have a write-ahead log there"
+            raise StorageError(msg)
+        for pragma in ("synchronous = FULL", f"journal_size_limit = {WAL_LIMIT_BYTES}", "foreign_keys = ON"):
+            await self._connection.execute(f"PRAGMA {pragma}")
+        if version < len(MIGRATIONS):
+            await uninterrupted(self._migrate(version))
+
+    async def _migrate(self, version: int) -> None:
+        async with self._transaction("upgrade"):
+            for statement in itertools.chain.from_iterable(map(_statements, MIGRATIONS[version:])):
+                await self._connection.execute(statement)
+            for kind, save in ((Market, SAVE_MARKET), (Snapshot, SAVE_SNAPSHOT)):  # are all columns there?
+                await self._connection.execute(f"EXPLAIN {save}", [None] * len(kind._fields))
+            await self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    async def _value(self, statement: str) -> Any:  # noqa: ANN401  whatever SQLite has there
+        rows = list(await self._connection.execute_fetchall(statement))
+        return rows[0][0]
+
+    @asynccontextmanager
+    async def _transaction(self, doing: str) -> AsyncIterator[None]:
+        with _naming(self._path, doing):
+            await self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                await self._connection.execute("COMMIT")
+            finally:
+                if self._connection.in_transaction:  # when the disk is full, SQLite has already rolled back
+                    await self._connection.execute("ROLLBACK")
+
+
+# --- Collector --------------------------------------------------------------------------------------------------------
+
+BATCH_MARKETS: Final = MAX_TOKENS // 2  # one request for books, one transaction
+ENOUGH: Final = 0.95  # of the listed markets, stored with their books, make a run complete
+
+
+class Handover(Generic[T]):
+    """A bounded queue from one stage to the next: a full one makes the giver wait; iterating ends once it is closed."""
+
+    def __init__(self, size: int) -> None:
+        """Hold at most *size* items."""
+        self._queue: asyncio.Queue[T | None] = asyncio.Queue(size)
+
+    async def put(self, item: T) -> None:
+        """Hand over *item*, as soon as there is room."""
+        await self._queue.put(item)
+
+    async def close(self) -> None:
+        """Say that nothing more will come."""
+        await self._queue.put(None)
+
+    def __aiter__(self) -> Self:
+        """Take items until the end; several takers may share them."""
+        return self
+
+    async def __anext__(self) -> T:
+        """Return the next item."""
+        item = await self._queue.get()
+        if item is None:
+            self._queue.put_nowait(None)  # for the other takers
+            raise StopAsyncIteration
+        return item
+
+
+class Stats(TypedDict):
+    """How a run went, in numbers."""
+
+    markets_fetched: int  # open markets that the listing named, over the threshold
+    snapshots_saved: int
+    tweets_fetched: int
+    errors: int  # rows in failures
+    retries: int
+    rate_limit_hits: int
+
+
+class CollectionResult(TypedDict):
+    """What a run has stored."""
+
+    markets: int  # with a row in this run
+    snapshots: int
+    tweets: int
+    duration: float  # seconds
+    stats: Stats
+    run_id: int
+    status: str  # complete or partial, as in the table runs
+    books_missing: int  # markets without both of their books
+    requests: int  # attempts on the wire
+    database: str
+
+
+class Progress(NamedTuple):
+    """How far a run is; `listed` grows until the listing is read."""
+
+    listed: int
+    stored: int
+    errors: int
+
+
+@dataclass(slots=True)
+class Run:
+    """One collection: its hand-overs between the stages, and what has happened so far."""
+
+    run_id: int
+    database: Database
+    api: PolymarketApi
+    traffic: Traffic
+    batches: Handover[list[GammaMarket]]  # discover -> fetch
+    rows: Handover[Batch]  # discover, fetch -> write
+    seen: set[str] = field(default_factory=set)
+    listed: int = 0
+    listing_error: ApiError | None = None
+    snapshots: int = 0
+    books_missing: int = 0
+    errors: int = 0
+
+    def failure(self, market_id: str | None, stage: str, reason: str) -> Failure:
+        """Return a row for `failures`."""
+        return Failure(self.run_id, market_id, stage, reason)
+
+    @property
+    def status(self) -> str:
+        """What the run comes to if it ends now."""
+        with_books = self.snapshots - self.books_missing
+        if self.listing_error is None and with_books >= ENOUGH * self.listed:
+            return "complete"
+        return "partial" if self.snapshots else "failed"
+
+
+def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the error that ended a group of stages."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+class AsyncCollector:
+    """Take snapshots of Polymarket's open markets.
+
+    Args:
+        db_path: the SQLite file; made if it does not exist. Environment: POLYMARKET_DB.
+        workers: requests in flight at most, over all hosts.
+        max_retries: further attempts for a request that failed.
+        timeout: seconds for one attempt, to the last byte of its answer.
+        min_volume: USD traded in the last 24 hours, below which a market is left out; 0 takes every open market.
+        progress: called after each stored batch.
+        clock: for tests.
+        rng: for tests.
+
+    Attributes:
+        gamma_limiter: the pace on Gamma; replaceable, and its attributes may be changed. Environment: GAMMA_RATE_LIMIT.
+        clob_limiter: the pace on the CLOB. Environment: CLOB_RATE_LIMIT.
+
+    Raises:
+        ConfigError: a value cannot work.
+    """
+
+    def __init__(  # noqa: PLR0913  the documented settings
+        self,
+        db_path: str | os.PathLike[str] = DEFAULT_DB_PATH,
+        workers: int = 10,
+        max_retries: int = 3,
+        timeout: float = 10,
+        *,
+        min_volume: float = 100_000,
+        progress: Callable[[Progress], None] | None = None,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        """Read the environment and check the settings; nothing is opened yet."""
+        self.settings = Settings.resolve(
+            db_path=db_path,
+            workers=workers,
+            max_retries=max_retries,
+            timeout=timeout,
+            min_volume=min_volume,
+            environment=os.environ,
+        )
+        self._clock = clock or Clock()
+        self._rng = rng or random.Random()  # noqa: S311  spreads retries, keeps no secret
+        self._progress = progress
+        self.gamma_limiter = RateLimiter(self.settings.gamma_rate_limit, clock=self._clock)
+        self.clob_limiter = RateLimiter(self.settings.clob_rate_limit, clock=self._clock)
+
+    async def collect_all(self) -> CollectionResult:
+        """Take one snapshot of every market that matters, and return what was stored.
+
+        Whatever could not be had is in the table `failures`, and the run goes on without it.
+
+        Raises:
+            ApiError: the listing could not be read and nothing was stored.
+            DatabaseBusy: another collector holds the database.
+            StorageError: the database cannot be used; what was stored before stays.
+        """
+        started = self._clock.monotonic()
+        try:
+            async with self._open_run(started) as run, asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._discover(run), name="discover")  # pages -> batches of markets
+                tasks.create_task(self._fetch_books(run), name="fetch")  # batches -> rows, `workers` at a time
+                tasks.create_task(self._write(run), name="write")  # rows -> SQLite, one transaction per batch
+        except BaseExceptionGroup as group:
+            raise _first_error(group) from group
+        if run.listing_error and not run.snapshots:
+            raise run.listing_error
+        return self._result(run, self._clock.monotonic() - started)
+
+    @asynccontextmanager
+    async def _open_run(self, started: float) -> AsyncIterator[Run]:
+        """Open what a run needs, and close the run with its true state however it ends."""
+        settings = self.settings
+        async with Database.open(settings.db_path) as database, self._session() as session:
+            await self._wait_for_a_fresh_second(database)
+            traffic = Traffic()
+            run = Run(
+                run_id=await database.start_run(
+                    started_at=sql_time(self._clock.now()), min_volume=settings.min_volume_usd
+                ),
+                database=database,
+                api=self._api(session, traffic),
+                traffic=traffic,
+                batches=Handover(settings.workers),
+                rows=Handover(settings.workers),
+            )
+            try:
+                yield run
+            except BaseException:
+                with suppress(StorageError):  # the first error says it
+                    await self._finish(run, started, "partial" if run.snapshots else "failed")
+                raise
+            await self._finish(run, started, run.status)
+
+    def _session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self.settings.workers, ttl_dns_cache=300),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": f"polymarket-async-collector/{__version__}", "Accept-Encoding": "gzip"},
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # `HttpHost` has a deadline of its own
+        )
+
+    def _api(self, session: aiohttp.ClientSession, traffic: Traffic) -> PolymarketApi:
+        slots = asyncio.Semaphore(self.settings.workers)
+
+        def host(url: str, limiter: RateLimiter) -> HttpHost:
+            return HttpHost(
+                url,
+                limiter,
+                session=session,
+                slots=slots,
+                settings=self.settings,
+                traffic=traffic,
+                clock=self._clock,
+                rng=self._rng,
+            )
+
+        return PolymarketApi(
+            gamma=host(self.settings.gamma_api, self.gamma_limiter),
+            clob=host(self.settings.clob_api, self.clob_limiter),
+        )
+
+    async def _wait_for_a_fresh_second(self, database: Database) -> None:
+        """Wait until no earlier run can have a snapshot of the same second: a market has one row per second."""
+        while sql_time(self._clock.now()) == await database.last_run_ended_at():
+            await self._clock.sleep(1 - self._clock.now().microsecond / 1e6)
+
+    async def _discover(self, run: Run) -> None:
+        """List the markets and hand them on in batches."""
+        batch: list[GammaMarket] = []
+        try:
+            async for market in self._list_markets(run):
+                batch.append(market)
+                if len(batch) == BATCH_MARKETS:
+                    await run.batches.put(batch)
+                    batch = []
+        except ApiError as error:
+            log.warning("the listing ended early: %s", error)
+            run.listing_error = error
+            await run.rows.put(Batch(failures=[run.failure(None, "list", str(error))]))
+        if batch:
+            await run.batches.put(batch)
+        await run.batches.close()
+
+    async def _list_markets(self, run: Run) -> AsyncIterator[GammaMarket]:
+        """Yield each open market over the threshold once."""
+        order = "volume24hr" if self.settings.min_volume_usd else "id"
+        pages = run.api.iter_market_pages(order=order, ascending=False)
+        async with aclosing(pages):
+            async for page in pages:
+                if page.rejected:
+                    run.listed += len(page.rejected)
+                    failures = [run.failure(market_id, "list", reason) for market_id, reason in page.rejected]
+                    await run.rows.put(Batch(failures=failures))
+                for market in page.markets:
+                    if market.volume_24h is not None and market.volume_24h < self.settings.min_volume_usd:
+                        return
+                    if self._matters(market, run):
+                        run.seen.add(market.market_id)
+                        run.listed += 1
+                        yield market
+
+    def _matters(self, market: GammaMarket, run: Run) -> bool:
+        traded_enough = (market.volume_24h or 0) >= self.settings.min_volume_usd
+        return market.is_open and traded_enough and market.market_id not in run.seen
+
+    async def _fetch_books(self, run: Run) -> None:
+        """Turn batches of markets into rows, several at a time."""
+
+        async def work() -> None:
+            async for markets in run.batches:
+                await run.rows.put(await self._snapshot(markets, run))
+
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(self.settings.workers):
+                tasks.create_task(work(), name=f"fetch {number}")
+        await run.rows.close()
+
+    async def _snapshot(self, markets: list[GammaMarket], run: Run) -> Batch:
+        """Fetch the books of *markets* and build their rows; without a book a row has NULL in its place."""
+        books: dict[str, OrderBook] = {}
+        reasons: dict[str | None, str] = {}
+        otherwise = "the exchange has no book"
+        try:
+            books, rejected = await run.api.fetch_books([token for market in markets for token in market.tokens])
+            reasons = dict(rejected)
+        except ApiError as error:
+            log.warning("no books for %d markets: %s", len(markets), error)
+            otherwise = str(error)
+        now = sql_time(self._clock.now())
+        batch = Batch()
+        for market in markets:
+            yes, no = (books.get(token) for token in market.tokens)
+            batch.markets.append(Market.from_wire(market, seen_at=now))
+            batch.snapshots.append(Snapshot.from_wire(market, yes, no, run_id=run.run_id, received_at=now))
+            missing = {
+                side: reasons.get(token, otherwise)
+                for side, token in zip(("YES", "NO"), market.tokens, strict=True)
+                if token not in books
+            }
+            if missing and market.has_book:
+                run.books_missing += 1
+                reason = "; ".join(f"{side}: {why}" for side, why in missing.items())
+                batch.failures.append(run.failure(market.market_id, "book", reason))
+        return batch
+
+    async def _write(self, run: Run) -> None:
+        """Store the rows, a transaction per batch."""
+        async for batch in run.rows:
+            saved = await run.database.save(batch)
+            run.snapshots += saved
+            run.errors += len(batch.failures) + len(batch.snapshots) - saved
+            if self._progress:
+                self._progress(Progress(run.listed, run.snapshots, run.errors))
+
+    async def _finish(self, run: Run, started: float, status: str) -> None:
+        """Write down what the run has come to."""
+        columns = {
+            "finished_at": sql_time(self._clock.now()),
+            "status": status,
+            "markets_listed": run.listed,
+            "snapshots_saved": run.snapshots,
+            "books_missing": run.books_missing,
+            "requests": run.traffic.requests,
+            "retries": run.traffic.retries,
+            "rate_limit_hits": run.traffic.rate_limit_hits,
+            "errors": run.errors,
+            "duration": self._clock.monotonic() - started,
+        }
+        await run.database.finish_run(run.run_id, columns)
+        log.info("run %d %s: %s", run.run_id, status, columns)
+
+    def _result(self, run: Run, duration: float) -> CollectionResult:
+        return CollectionResult(
+            markets=run.snapshots,
+            snapshots=run.snapshots,
+            tweets=0,
+            duration=duration,
+            stats=Stats(
+                markets_fetched=run.listed,
+                snapshots_saved=run.snapshots,
+                tweets_fetched=0,
+                errors=run.errors,
+                retries=run.traffic.retries,
+                rate_limit_hits=run.traffic.rate_limit_hits,
+            ),
+            run_id=run.run_id,
+            status=run.status,
+            books_missing=run.books_missing,
+            requests=run.traffic.requests,
+            database=str(self.settings.db_path),
+        )

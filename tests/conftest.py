@@ -1,0 +1,130 @@
+"""What the tests share: an exchange on loopback, a clock that jumps instead of waiting, and a look at the file."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import random
+import sqlite3
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fake_polymarket import FakePolymarket
+
+from async_collector import AsyncCollector, Clock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+PROJECT = Path(__file__).parent.parent
+
+
+class JumpingClock(Clock):
+    """A clock on which every sleep is over at once, and remembered."""
+
+    def __init__(self) -> None:
+        self.elapsed_s = 0.0
+        self.slept: list[float] = []
+
+    def monotonic(self) -> float:
+        return 1_000.0 + self.elapsed_s
+
+    def now(self) -> datetime:
+        return datetime(2026, 11, 22, 14, 15, tzinfo=UTC) + timedelta(seconds=self.elapsed_s)
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.elapsed_s += seconds
+        await asyncio.sleep(0)
+
+
+class VirtualClock(Clock):
+    """A clock on which many tasks sleep side by side, and time goes on when all of them do."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._number = itertools.count()
+
+    def monotonic(self) -> float:
+        return self.time
+
+    async def sleep(self, seconds: float) -> None:
+        done = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self.time + seconds, next(self._number), done))
+        await done
+
+    async def run(self, *work: Coroutine[Any, Any, None]) -> None:
+        """Run *work* to its end, as far as it ends."""
+        tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
+        while True:
+            for _ in range(30):  # let everybody come to rest
+                await asyncio.sleep(0)
+            if not self._sleepers:
+                break
+            self.time, _, done = heapq.heappop(self._sleepers)
+            if not done.done():
+                done.set_result(None)
+        assert all(task.done() for task in tasks), "somebody waits for ever"
+        await asyncio.gather(*tasks)
+
+
+class NoChance(random.Random):
+    """Chance that shortens nothing: waits are 1, 2 and 4 s."""
+
+    def random(self) -> float:
+        return 0.0
+
+
+@pytest.fixture
+async def exchange(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakePolymarket]:
+    """An exchange of 60 markets, all over the default threshold, to which collectors of this test talk."""
+    async with FakePolymarket(60) as fake:
+        for market in fake.markets.values():
+            fake.change(market, volume_24h=100_000.0 + market.number)
+        for name, value in fake.environment.items():
+            monkeypatch.setenv(name, value)
+        yield fake
+        assert fake.unknown == [], "the real exchange has no such address"
+
+
+@pytest.fixture
+def clock() -> JumpingClock:
+    """A clock that makes no test wait."""
+    return JumpingClock()
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    """Where the collectors of this test store."""
+    return tmp_path / "polymarket_data.db"
+
+
+@pytest.fixture
+def make_collector(database: Path, clock: JumpingClock) -> Callable[..., AsyncCollector]:
+    """Return a maker of collectors that wait for nothing."""
+
+    def make(**settings: Any) -> AsyncCollector:  # noqa: ANN401
+        return AsyncCollector(settings.pop("db_path", database), clock=clock, rng=NoChance(), **settings)
+
+    return make
+
+
+@pytest.fixture
+def collector(exchange: FakePolymarket, make_collector: Callable[..., AsyncCollector]) -> AsyncCollector:
+    """A collector with default settings that talks to `exchange`."""
+    assert exchange.url
+    return make_collector()
+
+
+def rows(path: Path, query: str, *values: object) -> list[dict[str, Any]]:
+    """Return what *query* finds in the database at *path*, as another program would."""
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    try:
+        connection.row_factory = sqlite3.Row
+        return [dict(row) for row in connection.execute(query, values)]
+    finally:
+        connection.close()

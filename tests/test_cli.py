@@ -1,0 +1,258 @@
+"""The command as its users run it: in a shell, in a pipe, on a terminal, under cron."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import re
+import signal
+import sys
+import termios
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+from conftest import PROJECT, rows
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fake_polymarket import FakePolymarket
+
+SCRIPT = str(PROJECT / "async-collector.py")
+
+
+class Done(NamedTuple):
+    """What a finished command left."""
+
+    code: int
+    out: str
+    err: str
+
+
+async def start(exchange: FakePolymarket, database: Path, *args: str, **env: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, SCRIPT, "--db", str(database), *args),
+        env=os.environ | exchange.environment | env,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def run(exchange: FakePolymarket, database: Path, *args: str, **env: str) -> Done:
+    process = await start(exchange, database, *args, **env)
+    out, err = await asyncio.wait_for(process.communicate(), 30)
+    return Done(process.returncode or 0, out.decode(), err.decode())
+
+
+async def test_in_a_pipe_there_are_plain_lines(exchange: FakePolymarket, database: Path) -> None:
+    done = await run(exchange, database)
+    assert done.code == 0
+    assert done.err == f"Polymarket to {database}: markets over $100,000 in 24 h, 10 workers\n"
+    expected = r"""Run 1 is complete
+  duration         \d\.\d\d s
+  markets          60 of 60
+  snapshots        60
+  markets per s    \d+
+  errors           0
+  retries          0
+  rate limit hits  0
+  database         .*polymarket_data.db
+"""
+    assert re.fullmatch(expected, done.out)
+
+
+async def test_on_a_terminal_there_is_a_bar_over_markets(exchange: FakePolymarket, database: Path) -> None:
+    exchange.latency_s = 0.1
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (30, 100))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, SCRIPT, "--db", str(database)),
+        env=os.environ | exchange.environment,
+        stdout=slave,
+        stderr=slave,
+    )
+    os.close(slave)
+    assert await asyncio.wait_for(process.wait(), 30) == 0
+    screen = os.read(master, 100_000).decode()
+    os.close(master)
+    assert re.search(r"\r100%\|█+\| 60/60 \[00:0\d<00:00, +[\d.]+ markets/s, errors=0\]", screen)
+    assert screen.rstrip().endswith(str(database))
+
+
+async def test_json_is_one_line_on_stdout(exchange: FakePolymarket, database: Path) -> None:
+    done = await run(exchange, database, "--json")
+    assert done.out.count("\n") == 1
+    result = json.loads(done.out)
+    (stored,) = rows(database, "SELECT run_id, status, snapshots_saved, requests, duration FROM runs")
+    assert (result["run_id"], result["status"], result["snapshots"]) == (1, "complete", 60)
+    assert (stored["status"], stored["snapshots_saved"], stored["requests"]) == ("complete", 60, result["requests"])
+
+
+async def test_quiet_says_nothing_when_all_is_well(exchange: FakePolymarket, database: Path) -> None:
+    assert await run(exchange, database, "--quiet") == Done(0, "", "")
+
+
+async def test_verbose_tells_every_step_and_keeps_results_apart(exchange: FakePolymarket, database: Path) -> None:
+    exchange.fail_next("/books", status=503)
+    done = await run(exchange, database, "--verbose", "--json")
+    assert "DEBUG attempt 1 failed, trying again" in done.err
+    assert "INFO run 1 complete" in done.err
+    assert json.loads(done.out)["status"] == "complete"
+    assert "0x" not in done.err, "no stored rows in the log"
+
+
+async def test_less_than_95_percent_is_75_also_when_quiet(exchange: FakePolymarket, database: Path) -> None:
+    for market in list(exchange.markets.values())[:4]:
+        exchange.change(market, has_books=False)
+    done = await run(exchange, database, "--quiet")
+    assert done.code == 75
+    assert done.out == ""
+    assert done.err == (
+        "async-collector: only 56 of 60 markets were stored with their books; see the table failures, run 1\n"
+    )
+
+
+async def test_95_percent_is_enough(exchange: FakePolymarket, database: Path) -> None:
+    for market in list(exchange.markets.values())[:3]:
+        exchange.change(market, has_books=False)
+    assert (await run(exchange, database, "--quiet")).code == 0
+
+
+def one_line(done: Done, *parts: str) -> None:
+    """Check that a failure is one line on stderr which names *parts*."""
+    assert done.out == ""
+    assert done.err.count("\n") == 1, done.err
+    assert done.err.startswith("async-collector: ")
+    for part in parts:
+        assert part in done.err
+
+
+async def test_an_exchange_that_is_down_is_69(exchange: FakePolymarket, database: Path) -> None:
+    done = await run(exchange, database, "--quiet", "--max-retries", "0", GAMMA_API="http://127.0.0.1:1")
+    assert done.code == 69
+    one_line(done, "http://127.0.0.1:1/markets/keyset", "Cannot connect")
+    assert [row["status"] for row in rows(database, "SELECT status FROM runs")] == ["failed"]
+
+
+async def test_an_exchange_that_hangs_is_69_after_the_timeout(exchange: FakePolymarket, database: Path) -> None:
+    exchange.fail_next("/markets/keyset", hang=True)
+    done = await run(exchange, database, "--quiet", "--max-retries", "0", "--timeout", "0.3")
+    assert done.code == 69
+    one_line(done, "/markets/keyset", "no complete answer within 0.3 s")
+
+
+async def test_a_shape_we_do_not_know_is_65(exchange: FakePolymarket, database: Path) -> None:
+    exchange.fail_next("/markets/keyset", body=b'{"data":[]}')
+    done = await run(exchange, database, "--quiet")
+    assert done.code == 65
+    one_line(done, "/markets/keyset", "missing required field `markets`")
+
+
+async def test_too_many_requests_to_the_end_is_75(exchange: FakePolymarket, database: Path) -> None:
+    exchange.fail_next("/markets/keyset", status=429, times=9)
+    done = await run(exchange, database, "--quiet", "--max-retries", "0")
+    assert done.code == 75
+    one_line(done, "HTTP 429")
+
+
+async def test_a_file_that_is_no_database_is_74_and_untouched(exchange: FakePolymarket, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("dear diary")
+    done = await run(exchange, notes, "--quiet")
+    assert done.code == 74
+    one_line(done, str(notes), "file is not a database")
+    assert notes.read_text() == "dear diary"
+    assert exchange.arrivals == []
+
+
+async def test_a_missing_folder_is_74(exchange: FakePolymarket, tmp_path: Path) -> None:
+    done = await run(exchange, tmp_path / "nowhere" / "file.db", "--quiet")
+    assert done.code == 74
+    one_line(done, "there is no folder", "nowhere")
+    assert list(tmp_path.iterdir()) == []
+    assert exchange.arrivals == []
+
+
+async def test_a_bad_variable_is_78(exchange: FakePolymarket, database: Path) -> None:
+    done = await run(exchange, database, "--quiet", CLOB_RATE_LIMIT="many")
+    assert done.code == 78
+    one_line(done, "CLOB_RATE_LIMIT='many': must be a whole number of at least 1")
+    assert not database.exists()
+    assert exchange.arrivals == []
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--workers", "0"),
+        ("--workers", "ten"),
+        ("--max-retries", "-1"),
+        ("--timeout", "0"),
+        ("--timeout", "nan"),
+        ("--min-volume", "-5"),
+        ("--min-volume", "inf"),
+        ("--unknown",),
+        ("stray",),
+    ],
+)
+async def test_a_bad_flag_is_2_and_named(exchange: FakePolymarket, database: Path, args: tuple[str, ...]) -> None:
+    done = await run(exchange, database, *args)
+    assert done.code == 2
+    assert args[0] in done.err.splitlines()[-1]
+    assert "Traceback" not in done.err
+    assert not database.exists()
+
+
+async def test_a_second_collector_is_75_and_names_the_first(exchange: FakePolymarket, database: Path) -> None:
+    exchange.fail_next("/books", hang=True)
+    first = await start(exchange, database)
+    await exchange.until_asked("/books")
+    done = await run(exchange, database, "--quiet")
+    first.kill()
+    await first.communicate()
+    assert done.code == 75
+    one_line(done, str(database), f"in use by process {first.pid} since 20")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("path", ["/markets/keyset", "/books"])
+async def test_an_interrupted_run_ends_at_once_and_is_marked(
+    exchange: FakePolymarket, database: Path, number: signal.Signals, code: int, path: str
+) -> None:
+    exchange.fail_next(path, hang=True)
+    process = await start(exchange, database)
+    await exchange.until_asked(path)
+    process.send_signal(number)
+    _, err = await asyncio.wait_for(process.communicate(), 5)
+    assert process.returncode == code
+    assert b"Traceback" not in err
+    assert [row["status"] for row in rows(database, "SELECT status FROM runs")] == ["failed"]
+    assert (await run(exchange, database, "--quiet")).code == 0
+
+
+async def test_the_process_ends_by_itself_after_any_exception(exchange: FakePolymarket, database: Path) -> None:
+    """An aiosqlite connection that is not closed would keep it alive for ever."""
+    program = f"""
+import asyncio
+from async_collector import AsyncCollector
+def broken(progress): raise ZeroDivisionError("on purpose")
+asyncio.run(AsyncCollector({str(database)!r}, progress=broken).collect_all())
+"""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program),
+        cwd=PROJECT,
+        env=os.environ | exchange.environment,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, err = await asyncio.wait_for(process.communicate(), 10)
+    assert process.returncode == 1
+    assert err.rstrip().endswith(b"ZeroDivisionError: on purpose")
+
+
+async def test_version_names_what_matters_in_a_bug_report(exchange: FakePolymarket, database: Path) -> None:
+    done = await run(exchange, database, "--version")
+    assert re.match(
+        r"async-collector \d+\.\d+\.\d+ \(Python 3\.\d+\.\d+, SQLite 3\.[\d.]+, aiohttp [\d.]+\)\n", done.out
+    )

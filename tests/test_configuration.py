@@ -1,0 +1,94 @@
+"""Every knob: where its value comes from, and what is refused."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from async_collector import AsyncCollector, CollectorError, ConfigError, RateLimiter
+
+
+def test_the_defaults_are_those_of_the_interface() -> None:
+    parameters = inspect.signature(AsyncCollector).parameters
+    defaults = {name: parameters[name].default for name in ("db_path", "workers", "max_retries", "timeout")}
+    assert defaults == {"db_path": "polymarket_data.db", "workers": 10, "max_retries": 3, "timeout": 10}
+    assert parameters["min_volume"].default == 100_000
+    limiter = {name: parameter.default for name, parameter in inspect.signature(RateLimiter).parameters.items()}
+    assert (limiter["max_requests"], limiter["time_window"], limiter["backoff_multiplier"]) == (10, 1.0, 2.0)
+
+
+def test_the_environment_is_read_when_a_collector_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = AsyncCollector()
+    for name, value in {
+        "POLYMARKET_DB": "elsewhere.db",
+        "GAMMA_API": "http://127.0.0.1:1/gamma/",
+        "CLOB_API": "http://127.0.0.1:2",
+        "GAMMA_RATE_LIMIT": "30",
+        "CLOB_RATE_LIMIT": "50",
+    }.items():
+        monkeypatch.setenv(name, value)
+    after = AsyncCollector()
+    assert before.settings.db_path == Path("polymarket_data.db")
+    assert before.settings.gamma_api == "https://gamma-api.polymarket.com"
+    assert before.settings.clob_api == "https://clob.polymarket.com"
+    assert (before.gamma_limiter.max_requests, before.clob_limiter.max_requests) == (10, 20)
+    assert after.settings.db_path == Path("elsewhere.db")
+    assert (after.settings.gamma_api, after.settings.clob_api) == ("http://127.0.0.1:1/gamma", "http://127.0.0.1:2")
+    assert (after.gamma_limiter.max_requests, after.clob_limiter.max_requests) == (30, 50)
+
+
+def test_an_explicit_path_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYMARKET_DB", "elsewhere.db")
+    assert AsyncCollector("polymarket_data.db").settings.db_path == Path("polymarket_data.db")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("GAMMA_RATE_LIMIT", "0"),
+        ("GAMMA_RATE_LIMIT", "abc"),
+        ("CLOB_RATE_LIMIT", "-3"),
+        ("CLOB_RATE_LIMIT", "1.5"),
+        ("GAMMA_API", "gamma-api.polymarket.com"),
+        ("GAMMA_API", "ftp://gamma-api.polymarket.com"),
+        ("CLOB_API", "https://"),
+        ("CLOB_API", "https://clob.polymarket.com/?key=1"),
+        ("CLOB_API", "https://[clob"),
+        ("CLOB_API", "https://clob.polymarket.com:99999"),
+        ("CLOB_API", "https://me:secret@clob.polymarket.com"),
+    ],
+)
+def test_a_bad_variable_is_named_with_its_value(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as caught:
+        AsyncCollector()
+    assert f"{name}={value!r}: must be" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"workers": 0},
+        {"workers": 1.5},
+        {"workers": True},
+        {"max_retries": -1},
+        {"timeout": 0},
+        {"timeout": float("nan")},
+        {"timeout": float("inf")},
+        {"min_volume": -1},
+        {"min_volume": "much"},
+    ],
+)
+def test_a_bad_argument_is_named_with_its_value(setting: dict[str, Any]) -> None:
+    ((name, value),) = setting.items()
+    with pytest.raises(ConfigError) as caught:
+        AsyncCollector(**setting)
+    assert f"{name}={value!r}: must be" in str(caught.value)
+
+
+def test_a_bad_value_is_a_value_error_for_programs_that_look_for_one() -> None:
+    assert issubclass(ConfigError, ValueError)
+    assert issubclass(ConfigError, CollectorError)

@@ -1,0 +1,96 @@
+"""The README and the program say the same, in both directions."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import re
+import runpy
+import sys
+from typing import TYPE_CHECKING, Any
+
+from conftest import PROJECT, rows
+
+from async_collector import Database
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fake_polymarket import FakePolymarket
+
+README = (PROJECT / "README.md").read_text()
+MODULE = (PROJECT / "async_collector.py").read_text()
+SCRIPT: dict[str, Any] = runpy.run_path(str(PROJECT / "async-collector.py"), run_name="script")
+
+
+def section(heading: str) -> str:
+    """Return what stands under *heading* up to the next heading."""
+    found = re.search(
+        rf"^(?:## |\*\*`){re.escape(heading)}(?:`\*\*)?\n(.*?)(?=^## |^\*\*`|\Z)", README, re.MULTILINE | re.DOTALL
+    )
+    assert found, heading
+    return found[1]
+
+
+def first_cells(heading: str) -> list[str]:
+    """Return what stands in code quotes in the first column of the table under *heading*."""
+    lines = [line for line in section(heading).splitlines() if line.startswith("| `")]
+    return [name for line in lines for name in re.findall(r"`([^`]+)`", line.split("|")[1])]
+
+
+def test_every_option_is_in_the_readme_with_its_default() -> None:
+    parser: argparse.ArgumentParser = SCRIPT["build_parser"]()
+    actions = [action for action in parser._actions if action.dest != "help"]
+    assert first_cells("Options") == [
+        f"{action.option_strings[0]} {action.metavar or ''}".strip() for action in actions
+    ]
+    for action in actions:
+        if action.default and action.default != argparse.SUPPRESS:
+            assert f"| `{action.option_strings[0]} {action.metavar}` | {action.default} |" in section("Options")
+
+
+def test_every_variable_is_in_the_readme() -> None:
+    assert sorted(first_cells("Environment")) == sorted(set(re.findall(r'environment\.get\("(\w+)"\)', MODULE)))
+
+
+async def test_every_column_is_in_the_readme(database: Path) -> None:
+    async with Database.open(database):
+        pass
+    for table in ("snapshots", "markets", "runs", "failures"):
+        columns = [row["name"] for row in rows(database, f"PRAGMA table_info({table})")]
+        assert sorted(first_cells(table)) == sorted(columns), table
+
+
+def test_every_exit_code_is_in_the_readme() -> None:
+    codes = re.findall(r"^\| (\d+(?:, \d+)*) \|", section("Exit codes"), re.MULTILINE)
+    documented = {int(code) for cell in codes for code in cell.split(", ")}
+    returned = {code for _, code in SCRIPT["EXIT_CODES"]} | {
+        SCRIPT[name] for name in ("PARTIAL", "INTERRUPTED", "TERMINATED")
+    }
+    assert documented == returned | {0, 1, 2}  # success, Python's own for a bug, and argparse's
+
+
+def test_the_example_output_has_the_lines_of_the_program() -> None:
+    labels = [line[:18].strip() for line in SCRIPT["SUMMARY"].splitlines()[1:]]
+    shown = re.search(r"```text\n(.*?)```", section("Quick start"), re.DOTALL)
+    assert shown
+    assert [line[:18].strip() for line in shown[1].splitlines()[2:]] == labels
+
+
+async def test_the_library_example_runs(exchange: FakePolymarket, tmp_path: Path) -> None:
+    code = re.search(r"```python\n(.*?)```", section("Use as a library"), re.DOTALL)
+    assert code
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", "-c", code[1]),
+        cwd=tmp_path,
+        env=os.environ | exchange.environment | {"PYTHONPATH": str(PROJECT)},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 30)
+    assert re.fullmatch(rb"complete 60 markets in \d\.\d+ s\n", out)
+
+
+def test_the_ci_runs_the_readmes_test_command() -> None:
+    assert re.search(r"^python3 -m venv .* \.venv/bin/pytest$", section("Development"), re.MULTILINE)
+    assert "eval" in (PROJECT / ".ci/run").read_text()

@@ -1,0 +1,244 @@
+"""What a row means: pure functions from what the exchange sends to what is stored."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from async_collector import (
+    GammaMarket,
+    Level,
+    Market,
+    OrderBook,
+    Snapshot,
+    decode_books,
+    decode_page,
+    from_iso,
+    main_topic,
+    sql_time_ms,
+)
+
+ticks = st.integers(1, 9_999).map(lambda tick: tick / 10_000)
+levels = st.lists(st.builds(Level, price=ticks, size=st.floats(0.01, 1e9)), max_size=12, unique_by=lambda x: x.price)
+books = st.builds(
+    OrderBook,
+    token_id=st.just("1"),
+    bids=levels,
+    asks=levels,
+    timestamp=st.integers(0, 4_000_000_000_000),
+    last_trade_price=st.just("") | ticks.map(str),
+)
+
+GAMMA: dict[str, Any] = {
+    "id": "538932",
+    "question": "Will it rain?",
+    "conditionId": "0xebdd",
+    "slug": "will-it-rain",
+    "description": "On %s; '); DROP TABLE markets;--",
+    "outcomes": '["Yes", "No"]',
+    "outcomePrices": '["0.9185", "0.0815"]',
+    "clobTokenIds": '["339", "105"]',
+    "startDate": "2025-04-22T16:10:05.987Z",
+    "endDate": "2025-11-04T12:00:00Z",
+    "active": True,
+    "closed": False,
+    "acceptingOrders": True,
+    "enableOrderBook": True,
+    "volume24hr": 14261311.7,
+    "liquidity": "1134345.90618",
+    "liquidityNum": 1134345.90618,
+    "lastTradePrice": 0.919,
+    "events": [{"id": "1", "slug": "rain"}],
+    "tags": [{"id": "1", "label": "Climate", "slug": "climate"}, {"id": "2", "label": "Weather", "slug": "weather"}],
+}
+
+
+def gamma_market(**changes: object) -> GammaMarket:
+    """Decode a market as Gamma would send it; None leaves a key out."""
+    sent = {key: value for key, value in (GAMMA | changes).items() if value is not None}
+    (market,) = decode_page(msgspec.json.encode({"markets": [sent]})).markets
+    return market
+
+
+def test_a_market_row_has_the_exchanges_words() -> None:
+    assert Market.from_wire(gamma_market(), seen_at="2026-11-22 14:15:00") == Market(
+        market_id="538932",
+        slug="will-it-rain",
+        question="Will it rain?",
+        description="On %s; '); DROP TABLE markets;--",
+        category="Weather",
+        token_id_yes="339",
+        token_id_no="105",
+        start_time="2025-04-22 16:10:05",
+        end_time="2025-11-04 12:00:00",
+        condition_id="0xebdd",
+        event_slug="rain",
+        outcome_yes="Yes",
+        outcome_no="No",
+        tags='["Climate","Weather"]',
+        last_seen="2026-11-22 14:15:00",
+    )
+
+
+def test_what_is_absent_is_none() -> None:
+    bare = gamma_market(**dict.fromkeys(GAMMA.keys() - {"id", "active", "clobTokenIds"}))
+    row = Market.from_wire(bare, seen_at="now")
+    known = {"market_id": "538932", "token_id_yes": "339", "token_id_no": "105", "last_seen": "now"}
+    assert row._asdict() == dict.fromkeys(Market._fields) | known
+    snapshot = Snapshot.from_wire(bare, None, None, run_id=7, received_at="now")
+    known_then = {"market_id": "538932", "timestamp": "now", "run_id": 7}
+    assert snapshot._asdict() == dict.fromkeys(Snapshot._fields) | known_then
+
+
+@given(yes=st.none() | books, no=st.none() | books)
+def test_a_snapshot_says_what_the_books_say(yes: OrderBook | None, no: OrderBook | None) -> None:
+    """Every column against a plain computation; the order of the levels means nothing."""
+
+    def bid(book: OrderBook | None) -> tuple[float, float] | None:
+        return max(((x.price, x.size) for x in book.bids), default=None) if book else None
+
+    def ask(book: OrderBook | None) -> tuple[float, float] | None:
+        return min(((x.price, x.size) for x in book.asks), default=None) if book else None
+
+    row = Snapshot.from_wire(gamma_market(), yes, no, run_id=7, received_at="2026-11-22 14:15:00")
+    b, a = bid(yes), ask(yes)
+    assert (row.best_bid_yes, row.bid_size_yes) == (b or (None, None))
+    assert (row.best_ask_yes, row.ask_size_yes) == (a or (None, None))
+    assert (row.best_bid_no, row.bid_size_no) == (bid(no) or (None, None))
+    assert (row.best_ask_no, row.ask_size_no) == (ask(no) or (None, None))
+    assert row.spread == (pytest.approx(a[0] - b[0]) if a and b else None)
+    expected = ((b[0] if b else 0) + (a[0] if a else 1)) / 2 if yes else 0.9185
+    assert row.price_yes == pytest.approx(expected)
+    assert row.price_no == pytest.approx(1 - expected)
+    book = yes or no
+    assert row.last_trade_price == ((float(book.last_trade_price or 0) or None) if book else 0.919)
+    assert (row.book_time is None) == (book is None)
+    assert (row.market_id, row.timestamp, row.volume_24h, row.liquidity, row.run_id) == (
+        "538932",
+        "2026-11-22 14:15:00",
+        14261311.7,
+        1134345.90618,
+        7,
+    )
+
+
+def test_prices_carry_no_noise_of_binary_arithmetic() -> None:
+    book = OrderBook("1", [Level(0.918, 1)], [Level(0.919, 1)])
+    row = Snapshot.from_wire(gamma_market(), book, None, run_id=1, received_at="now")
+    assert (row.price_yes, row.price_no, row.spread) == (0.9185, 0.0815, 0.001)
+
+
+def test_a_last_trade_of_zero_is_no_trade() -> None:
+    row = Snapshot.from_wire(gamma_market(lastTradePrice=0), None, None, run_id=1, received_at="now")
+    assert row.last_trade_price is None
+
+
+@pytest.mark.parametrize(
+    ("text", "stored"),
+    [
+        ("2025-04-22T16:10:05Z", "2025-04-22 16:10:05"),
+        ("2025-04-22T16:10:05.9Z", "2025-04-22 16:10:05"),
+        ("2025-04-22T16:10:05.987654Z", "2025-04-22 16:10:05"),
+        ("2025-04-22T16:10:05+02:00", "2025-04-22 14:10:05"),
+        ("2026-09-09 14:25:04+00", "2026-09-09 14:25:04"),
+        ("2026-09-09", "2026-09-09 00:00:00"),
+        ("0001-01-01T00:00:00+10:00", None),
+        ("tomorrow", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_times_are_stored_in_utc(text: str | None, stored: str | None) -> None:
+    assert from_iso(text) == stored
+
+
+def test_book_times_keep_their_milliseconds() -> None:
+    assert sql_time_ms(1_778_997_825_875) == "2026-05-17 06:03:45.875"
+    assert sql_time_ms(1_778_997_825_005) == "2026-05-17 06:03:45.005"
+
+
+@pytest.mark.parametrize(
+    ("labels", "topic"),
+    [
+        (["Trump Presidency", "Trump", "Politics"], "Politics"),
+        (["World", "Geopolitics", "Politics"], "Politics"),
+        (["Solana", "crypto"], "crypto"),
+        (["Crypto Prices", "opensea"], "Crypto Prices"),
+        ([], None),
+    ],
+)
+def test_the_category_is_the_main_topic_among_the_tags(labels: list[str], topic: str | None) -> None:
+    assert main_topic(labels) == topic
+
+
+def test_an_old_category_is_kept_without_its_blanks() -> None:
+    assert Market.from_wire(gamma_market(category="Pop-Culture "), seen_at="now").category == "Pop-Culture"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"active": False},
+        {"closed": True},
+        {"clobTokenIds": None},
+        {"closed": True, "outcomes": '["A", "B", "C"]', "clobTokenIds": '["1", "2", "3"]'},
+    ],
+)
+def test_placeholders_and_closed_markets_are_not_open(odd: dict[str, object]) -> None:
+    assert not gamma_market(**odd).is_open
+
+
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        ({"id": 5}, "Expected `str`, got `int` - at `$.id`"),
+        ({"id": ""}, "Expected `str` of length >= 1 - at `$.id`"),
+        ({"volume24hr": "much"}, "Expected `float | null`, got `str` - at `$.volume24hr`"),
+        ({"lastTradePrice": 1.5}, "Expected `float` <= 1.0 - at `$.lastTradePrice`"),
+        ({"clobTokenIds": '["1", "2", "3"]'}, "Expected 2 clobTokenIds, got 3"),
+        ({"clobTokenIds": '["1", "1"]'}, "Expected 2 different clobTokenIds"),
+        ({"clobTokenIds": '["", "1"]'}, "Expected 2 different clobTokenIds"),
+        ({"clobTokenIds": '["1", '}, "Input data was truncated of the JSON in the string - at `$.clobTokenIds`"),
+        ({"clobTokenIds": ["1", "2"]}, "Expected `str`, got `list` - at `$.clobTokenIds`"),
+        ({"outcomes": '["Yes"]'}, "Expected 2 outcomes, got 1"),
+        ({"outcomePrices": '["0.5", "0.5", "0"]'}, "Expected 2 outcomePrices, got 3"),
+        ({"outcomePrices": '["1.5", "-0.5"]'}, "Expected `float` <= 1.0 - at `$[0]` of the JSON"),
+        ({"outcomePrices": '["nan", "0.5"]'}, "`$[0]` of the JSON in the string - at `$.outcomePrices`"),
+    ],
+)
+def test_one_bad_market_costs_only_itself_and_says_why(odd: dict[str, object], reason: str) -> None:
+    sent = [GAMMA | {"id": "1"}, GAMMA | odd, GAMMA | {"id": "2"}]
+    page = decode_page(msgspec.json.encode({"markets": sent, "next_cursor": "c"}))
+    assert [market.market_id for market in page.markets] == ["1", "2"]
+    assert page.next_cursor == "c"
+    ((market_id, why),) = page.rejected
+    assert reason in why
+    assert market_id == ((GAMMA | odd)["id"] or None if isinstance((GAMMA | odd)["id"], str) else None)
+
+
+def test_a_page_of_which_most_is_not_understood_is_refused_whole() -> None:
+    sent = [GAMMA, GAMMA | {"question": 1}, GAMMA | {"question": 2}]
+    with pytest.raises(msgspec.ValidationError, match=r"2 of 3 elements are not understood.*question"):
+        decode_page(msgspec.json.encode({"markets": sent}))
+
+
+@pytest.mark.parametrize(
+    "price", ['"1.01"', '"-0.1"', '"nan"', '"inf"', '" 0.5 "', '"1_0"', '"0x1"', '"٠.٥"', '""', "true", "null", "1e999"]
+)
+def test_what_is_no_price_costs_its_book(price: str) -> None:
+    good = {"asset_id": "1", "bids": [{"price": "0.5", "size": "1"}], "asks": []}
+    sent = [json.dumps(good), json.dumps(good | {"asset_id": "2"}).replace('"0.5"', price)]
+    found, rejected = decode_books(f"[{','.join(sent)}]".encode())
+    assert [book.token_id for book in found] == ["1"]
+    assert [token_id for token_id, _ in rejected] == ["2"]
+
+
+def test_numbers_may_be_sent_as_numbers_or_as_strings() -> None:
+    sent = b'[{"asset_id":"1","timestamp":1778997825875,"bids":[{"price":9e-6,"size":"5"}],"asks":[],"extra":{}}]'
+    ((book,), _) = decode_books(sent)
+    assert book == OrderBook("1", [Level(9e-6, 5)], [], 1_778_997_825_875)

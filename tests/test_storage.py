@@ -1,0 +1,276 @@
+"""What is in the file: its shape, what survives, and who may use it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import PROJECT, rows
+
+from async_collector import (
+    MIGRATIONS,
+    Batch,
+    Database,
+    DatabaseBusy,
+    Failure,
+    Market,
+    Snapshot,
+    StorageError,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+T0 = "2026-11-22 14:15:00"
+
+# as collectors before this one made it, and as their users went on with it
+OLD_FILE = """
+    CREATE TABLE markets (market_id TEXT PRIMARY KEY, slug TEXT, question TEXT, description TEXT, category TEXT,
+        token_id_yes TEXT, token_id_no TEXT, start_time TIMESTAMP, end_time TIMESTAMP, resolved INTEGER DEFAULT 0,
+        resolution_outcome TEXT, first_seen TIMESTAMP DEFAULT CURRENT_TIMESTAMP);
+    CREATE TABLE snapshots (id INTEGER PRIMARY KEY AUTOINCREMENT, market_id TEXT,
+        timestamp TIMESTAMP DEFAULT CURRENT_TIMESTAMP, price_yes REAL, price_no REAL, volume_24h REAL, liquidity REAL,
+        best_bid_yes REAL, best_ask_yes REAL, best_bid_no REAL, best_ask_no REAL, spread REAL,
+        FOREIGN KEY (market_id) REFERENCES markets(market_id), UNIQUE(market_id, timestamp));
+    CREATE TABLE tweets (tweet_id TEXT PRIMARY KEY, timestamp TIMESTAMP, text TEXT, author_username TEXT,
+        author_id TEXT, likes INTEGER, retweets INTEGER, replies INTEGER, engagement_score INTEGER,
+        sentiment_score REAL, market_id TEXT, keywords TEXT, created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP);
+    CREATE TABLE hype_signals (id INTEGER PRIMARY KEY AUTOINCREMENT, market_id TEXT, timestamp TIMESTAMP,
+        tweet_count INTEGER, total_engagement INTEGER, avg_sentiment REAL, unique_users INTEGER, velocity REAL,
+        hype_score REAL, UNIQUE(market_id, timestamp));
+    CREATE TABLE my_notes (note TEXT);
+    CREATE INDEX my_index ON snapshots(timestamp);
+    INSERT INTO markets (market_id, question, first_seen) VALUES ('1', 'Old?', '2025-01-01 00:00:00');
+    INSERT INTO snapshots (market_id, timestamp, price_yes) VALUES ('1', '2025-01-01 00:00:00', 0.25);
+    INSERT INTO snapshots (market_id, timestamp, price_yes) VALUES ('no such market', '2025-01-01 00:00:00', 0.5);
+    INSERT INTO my_notes VALUES ('mine');
+"""
+
+
+def make_file(path: Path, script: str) -> None:
+    connection = sqlite3.connect(path)
+    connection.executescript(script)
+    connection.close()
+
+
+def market(market_id: str, **values: object) -> Market:
+    fields = dict.fromkeys(Market._fields) | {"market_id": market_id, "token_id_yes": "1", "token_id_no": "2"}
+    return Market(**(fields | {"last_seen": T0} | values))  # type: ignore[arg-type]
+
+
+def snapshot(market_id: str, run_id: int, timestamp: str = T0, **values: object) -> Snapshot:
+    fields = dict.fromkeys(Snapshot._fields) | {"market_id": market_id, "timestamp": timestamp, "run_id": run_id}
+    return Snapshot(**(fields | values))  # type: ignore[arg-type]
+
+
+async def opened_once(path: Path) -> None:
+    async with Database.open(path):
+        pass
+
+
+def shape(path: Path) -> dict[str, object]:
+    """Return every column of every table and view of ours, with its place, type and default."""
+    names = [row["name"] for row in rows(path, "SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")]
+    return {name: rows(path, f"PRAGMA table_xinfo({name})") for name in names if name != "my_notes"}
+
+
+async def test_a_new_file_and_an_upgraded_old_one_have_the_same_shape(tmp_path: Path) -> None:
+    new, old = tmp_path / "new.db", tmp_path / "old.db"
+    make_file(old, OLD_FILE)
+    await opened_once(new)
+    await opened_once(old)
+    assert shape(old) == shape(new)
+    assert rows(old, "PRAGMA user_version") == rows(new, "PRAGMA user_version") == [{"user_version": len(MIGRATIONS)}]
+
+
+async def test_an_upgrade_keeps_every_row_and_what_the_user_added(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    make_file(path, OLD_FILE)
+    await opened_once(path)
+    await opened_once(path)
+    assert rows(path, "SELECT market_id, question, first_seen, last_seen FROM markets") == [
+        {"market_id": "1", "question": "Old?", "first_seen": "2025-01-01 00:00:00", "last_seen": None}
+    ]
+    assert [row["price_yes"] for row in rows(path, "SELECT price_yes FROM snapshots ORDER BY id")] == [0.25, 0.5]
+    assert rows(path, "SELECT * FROM my_notes") == [{"note": "mine"}]
+    assert rows(path, "SELECT name FROM sqlite_master WHERE name = 'my_index'")
+
+
+async def test_an_upgrade_that_fails_leaves_the_old_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    make_file(path, OLD_FILE.replace("spread REAL,", ""))
+    before = shape(path)
+    with pytest.raises(StorageError, match=r"old.db: cannot upgrade: table snapshots has no column named spread"):
+        await opened_once(path)
+    assert shape(path) == before
+    assert rows(path, "PRAGMA user_version") == [{"user_version": 0}]
+
+
+@pytest.mark.parametrize(
+    ("script", "complaint"),
+    [
+        ("CREATE TABLE history (url TEXT);", "is the database of another program"),
+        ("CREATE TABLE markets (id INTEGER);", "is the database of another program"),
+        ("PRAGMA user_version = 99;", "has schema 99 of a newer collector"),
+    ],
+)
+async def test_a_file_that_is_not_ours_is_refused_untouched(tmp_path: Path, script: str, complaint: str) -> None:
+    path = tmp_path / "theirs.db"
+    make_file(path, script)
+    before = path.read_bytes()
+    with pytest.raises(StorageError, match=complaint):
+        await opened_once(path)
+    assert path.read_bytes() == before
+
+
+async def test_what_is_no_database_is_refused_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("dear diary, " * 1000)
+    before = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(StorageError, match=r"notes.txt: cannot open: file is not a database"):
+        await opened_once(path)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == before
+
+
+async def test_a_missing_folder_is_named_and_not_made(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"there is no folder .*nowhere"):
+        await opened_once(tmp_path / "nowhere" / "file.db")
+    assert not (tmp_path / "nowhere").exists()
+
+
+async def test_a_folder_is_no_database(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot open: unable to open database file"):
+        await opened_once(tmp_path)
+
+
+async def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:
+    path = tmp_path / "empty.db"
+    path.touch()
+    await opened_once(path)
+    assert "latest_snapshots" in shape(path)
+
+
+async def test_a_second_collector_is_told_who_holds_the_file(tmp_path: Path) -> None:
+    path, alias = tmp_path / "file.db", tmp_path / "alias.db"
+    async with Database.open(path):
+        alias.symlink_to(path)
+        for name in (path, alias):
+            with pytest.raises(DatabaseBusy, match=rf"in use by process {os.getpid()} since 20\d\d-"):
+                await opened_once(name)
+    await opened_once(path)
+
+
+async def test_a_holder_that_was_killed_holds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "file.db"
+    program = f"""
+import asyncio, pathlib
+from async_collector import Database
+async def main():
+    async with Database.open(pathlib.Path({str(path)!r})) as database:
+        await database.start_run(started_at={T0!r}, min_volume=0)
+        print("held", flush=True)
+        await asyncio.sleep(60)
+asyncio.run(main())
+"""
+    holder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=PROJECT, text=True)
+    assert holder.stdout
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(DatabaseBusy, match=f"process {holder.pid} "):
+        await opened_once(path)
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate()
+    async with Database.open(path) as database:
+        await database.start_run(started_at=T0, min_volume=0)
+    assert [row["status"] for row in rows(path, "SELECT status FROM runs ORDER BY run_id")] == ["failed", "running"]
+
+
+async def test_the_file_survives_power_loss_and_is_readable_at_any_moment(tmp_path: Path) -> None:
+    async with Database.open(tmp_path / "file.db") as database:
+        assert await database._value("PRAGMA journal_mode") == "wal"
+        assert await database._value("PRAGMA synchronous") == 2  # FULL
+        assert await database._value("PRAGMA foreign_keys") == 1
+
+
+async def test_a_batch_is_stored_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "file.db"
+    async with Database.open(path) as database:
+        run_id = await database.start_run(started_at=T0, min_volume=0)
+        orphan = Batch(
+            [market("1")], [snapshot("1", run_id), snapshot("2", run_id)], [Failure(run_id, "1", "book", "x")]
+        )
+        with pytest.raises(StorageError, match=r"cannot store a batch: FOREIGN KEY constraint failed"):
+            await database.save(orphan)
+        assert not database._connection.in_transaction
+        assert await database.save(Batch([market("2")], [snapshot("2", run_id)])) == 1
+    assert [row["market_id"] for row in rows(path, "SELECT market_id FROM snapshots")] == ["2"]
+    assert [row["market_id"] for row in rows(path, "SELECT market_id FROM markets")] == ["2"]
+    assert rows(path, "SELECT * FROM failures") == []
+
+
+async def test_a_market_keeps_its_first_seen_and_what_is_absent_this_time(tmp_path: Path) -> None:
+    path = tmp_path / "file.db"
+    async with Database.open(path) as database:
+        await database.save(Batch([market("1", question="Old?", category="Sports")]))
+        await database._connection.execute("UPDATE markets SET first_seen = '2025-01-01 00:00:00', resolved = 1")
+        await database.save(Batch([market("1", question="New?", last_seen="2026-11-22 14:30:00")]))
+    (row,) = rows(path, "SELECT question, category, first_seen, last_seen, resolved FROM markets")
+    assert row == {
+        "question": "New?",
+        "category": "Sports",
+        "first_seen": "2025-01-01 00:00:00",
+        "last_seen": "2026-11-22 14:30:00",
+        "resolved": 1,
+    }
+
+
+async def test_a_second_snapshot_of_one_second_is_a_recorded_failure(tmp_path: Path) -> None:
+    path = tmp_path / "file.db"
+    async with Database.open(path) as database:
+        for price in (0.25, 0.75):
+            run_id = await database.start_run(started_at=T0, min_volume=0)
+            saved = await database.save(Batch([market("1")], [snapshot("1", run_id, price_yes=price)]))
+    assert saved == 0
+    assert [row["price_yes"] for row in rows(path, "SELECT price_yes FROM snapshots")] == [0.25]
+    (failure,) = rows(path, "SELECT * FROM failures")
+    assert (failure["run_id"], failure["market_id"], failure["stage"]) == (2, "1", "save")
+
+
+async def test_latest_snapshots_has_one_row_per_market(tmp_path: Path) -> None:
+    path = tmp_path / "file.db"
+    async with Database.open(path) as database:
+        for hour in (16, 14, 15):
+            prices = [snapshot(name, 1, f"2026-11-22 {hour}:00:00", price_yes=hour / 100) for name in ("1", "2")]
+            await database.save(Batch([market("1", question="One?"), market("2"), market("3")], prices))
+    latest = rows(path, "SELECT market_id, question, price_yes FROM latest_snapshots ORDER BY market_id")
+    assert latest == [
+        {"market_id": "1", "question": "One?", "price_yes": 0.16},
+        {"market_id": "2", "question": None, "price_yes": 0.16},
+    ]
+
+
+@pytest.mark.parametrize("wakeups", range(8))
+async def test_a_cancelled_save_is_finished_first_and_leaves_no_lock(tmp_path: Path, wakeups: int) -> None:
+    """Cancelled at each of its awaits, a save still ends as one transaction, and another writer can go on."""
+    path = tmp_path / "file.db"
+    names = [str(number) for number in range(300)]
+    async with Database.open(path) as database:
+        run_id = await database.start_run(started_at=T0, min_volume=0)
+        batch = Batch([market(name) for name in names], [snapshot(name, run_id) for name in names])
+        saving = asyncio.ensure_future(database.save(batch))
+        for _ in range(wakeups):
+            await asyncio.sleep(0.0005)
+        saving.cancel()
+        await asyncio.wait([saving])
+        other = sqlite3.connect(path, timeout=0)
+        other.execute("BEGIN IMMEDIATE")
+        other.rollback()
+        other.close()
+    assert rows(path, "SELECT count(*) AS n FROM snapshots")[0]["n"] in {0, 300}
+    assert saving.cancelled() or saving.result() == 300
