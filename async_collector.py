@@ -1274,6 +1274,8 @@ class Database:
         async with AsyncExitStack() as stack:
             with _naming(path, "open"):
                 stack.enter_context(_held_alone(path))
+                # aiosqlite's thread outlives a connect that fails and may write a traceback: let it fail here
+                sqlite3.connect(path).close()
                 connection = aiosqlite.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT_S)
                 database = cls(await stack.enter_async_context(connection), path)
                 await database._prepare()
