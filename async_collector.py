@@ -23,13 +23,14 @@ import os
 import random
 import sqlite3
 import time
+from array import array
+from bisect import bisect_left
 from collections import deque
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, NamedTuple, Self, TypedDict, TypeVar
 from urllib.request import getproxies, proxy_bypass
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         Awaitable,
         Callable,
         Coroutine,
+        Iterable,
         Iterator,
         Mapping,
         Sequence,
@@ -108,12 +110,17 @@ class ApiError(CollectorError):
 
     retryable: bool = False
 
-    def __init__(self, message: str, *, url: str, status: int | None = None, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, url: str, status: int | None = None, retry_after: float | None = None) -> None:
         """Say *message* of *url*."""
-        super().__init__(f"{url}: {message}")
+        super().__init__(message, url, status, retry_after)  # so that it survives a pickle
+        self.message = message
         self.url = url
         self.status = status
         self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        """Return where what has gone wrong."""
+        return f"{self.url}: {self.message}"
 
 
 class NetworkError(ApiError):
@@ -238,8 +245,9 @@ class Settings:
 # Unknown keys are skipped, absent keys are None, and a wrong type is an error that names its path. Numbers may come
 # as JSON numbers or as decimal strings (strict=False); NaN and Infinity fail the bounds.
 
-MarketId = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+MarketId = Annotated[str, msgspec.Meta(pattern="^[0-9]{1,18}$")]  # grows with time
 Price = Annotated[float, msgspec.Meta(ge=0, le=1)]  # USD per share, which pays 0 or 1
+PriceOrBlank = Annotated[str, msgspec.Meta(pattern=r"^([01]|0\.[0-9]+|1\.0+)?$")]
 Size = Annotated[float, msgspec.Meta(ge=0, le=1e18)]  # shares
 Amount = Annotated[float, msgspec.Meta(ge=-1e18, le=1e18)]  # USD
 EpochMs = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_999)]  # to the end of the year 9999
@@ -269,7 +277,7 @@ class GammaTag(msgspec.Struct, gc=False):
     label: str
 
 
-class GammaMarket(msgspec.Struct, rename="camel"):
+class GammaMarket(msgspec.Struct, rename="camel", gc=False):
     """One market as Gamma lists it.
 
     Source: https://docs.polymarket.com/api-reference/markets/list-markets-keyset-pagination
@@ -337,7 +345,7 @@ class Level(msgspec.Struct, gc=False):
     size: Size
 
 
-class OrderBook(msgspec.Struct):
+class OrderBook(msgspec.Struct, gc=False):
     """The book of one token. The order of its levels means nothing to us.
 
     Source: https://docs.polymarket.com/market-data/prices-order-books
@@ -347,22 +355,25 @@ class OrderBook(msgspec.Struct):
     bids: list[Level]
     asks: list[Level]
     timestamp: EpochMs | None = None  # of the book's last change
-    last_trade_price: str | None = None  # "" before the first trade
-
-    def __post_init__(self) -> None:
-        """Refuse a last trade that is not a price."""
-        if self.last_trade_price:
-            msgspec.convert(self.last_trade_price, Price, strict=False)
+    last_trade_price: PriceOrBlank | None = None  # "" before the first trade
 
     @property
     def best_bid(self) -> Level | None:
         """The level of the highest bid, or None without bids."""
-        return max(self.bids, key=attrgetter("price"), default=None)
+        best, price = None, -1.0
+        for level in reversed(self.bids):  # the best one is usually last, but that is not relied on
+            if level.price > price:
+                best, price = level, level.price
+        return best
 
     @property
     def best_ask(self) -> Level | None:
         """The level of the lowest ask, or None without asks."""
-        return min(self.asks, key=attrgetter("price"), default=None)
+        best, price = None, 2.0
+        for level in reversed(self.asks):
+            if level.price < price:
+                best, price = level, level.price
+        return best
 
     @property
     def traded_price(self) -> float | None:
@@ -387,7 +398,7 @@ class _RawPage(msgspec.Struct):
 class _HasId(msgspec.Struct):
     """What can be said of a market or a book that is otherwise not understood."""
 
-    id: str | None = None
+    id: MarketId | None = None
     asset_id: str | None = None
 
 
@@ -398,14 +409,17 @@ class Rejected(NamedTuple):
     reason: str
 
 
+_STRINGS: Final = msgspec.json.Decoder(tuple[str, ...])
+_PRICES: Final = msgspec.json.Decoder(tuple[Price, ...], strict=False)
+
+
 def _decode_custom(kind: type, value: object) -> object:
     """Decode the types of this module that msgspec does not know (its `dec_hook`)."""
-    inner: Any = tuple[Price, ...] if kind is JsonPrices else tuple[str, ...]
     if not isinstance(value, str):
         msg = f"Expected `str`, got `{type(value).__name__}`"
         raise TypeError(msg)
     try:
-        return kind(msgspec.json.decode(value, type=inner, strict=False))
+        return JsonPrices(_PRICES.decode(value)) if kind is JsonPrices else JsonStrings(_STRINGS.decode(value))
     except msgspec.DecodeError as error:
         msg = f"{error} of the JSON in the string"
         raise ValueError(msg) from error
@@ -463,13 +477,13 @@ _TOPIC_RANK: Final = {topic.casefold(): rank for rank, topic in enumerate(MAIN_T
 
 def sql_time(moment: datetime) -> str:
     """Return *moment* in the database's form, UTC to the second: ``2026-11-22 14:15:00``."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return moment.astimezone(UTC).isoformat(" ", "seconds")[:19]
 
 
 def sql_time_ms(epoch_ms: int) -> str:
     """Return *epoch_ms* in the database's form with milliseconds: ``2026-11-22 14:15:00.250``."""
     moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=epoch_ms)
-    return f"{moment:%Y-%m-%d %H:%M:%S}.{epoch_ms % 1000:03d}"
+    return moment.isoformat(" ", "milliseconds")[:23]
 
 
 def from_iso(text: str | None) -> str | None:
@@ -766,13 +780,14 @@ async def retry(
 
 # --- APIs -------------------------------------------------------------------------------------------------------------
 
+MARKETS_PATH: Final = "/markets/keyset"
 PAGE_SIZE: Final = 100  # Gamma cuts larger pages to this
 MAX_PAGES: Final = 20_000  # a listing that goes on for longer is going round in circles
 MAX_TOKENS: Final = 500  # per request for books
 MAX_BODY_BYTES: Final = 64 * 2**20  # decoded; 500 books are about 2 MB, a page of markets 0.6 MB
 
 
-def error_from(response: aiohttp.ClientResponse, body: bytes, url: str, now: datetime) -> ApiError | None:
+def error_from(response: aiohttp.ClientResponse, body: bytearray, url: str, now: datetime) -> ApiError | None:
     """Return what *response* says has gone wrong, or None if it is a success."""
     status = response.status
     if response.ok and status < HTTPStatus.MULTIPLE_CHOICES:
@@ -832,6 +847,7 @@ class HttpHost:
         self._limiter = limiter
         self._session = session
         self._slots = slots
+        self._turn = asyncio.Lock()
         self._settings = settings
         self._traffic = traffic
         self._clock = clock
@@ -842,7 +858,7 @@ class HttpHost:
         self,
         method: str,
         path: str,
-        decode: Callable[[bytes], T],
+        decode: Callable[[bytes | bytearray], T],
         *,
         params: Sequence[tuple[str, str]] = (),
         body: bytes | None = None,
@@ -864,36 +880,45 @@ class HttpHost:
             rng=self._rng,
         )
 
-    async def _ask(self, method: str, path: str, params: Sequence[tuple[str, str]], body: bytes | None) -> bytes:
-        """Send one request and return the body of a success."""
-        url = self._url + path
+    async def _ask(self, method: str, path: str, params: Sequence[tuple[str, str]], body: bytes | None) -> bytearray:
+        """Send one request when its turn has come, and return the body of a success."""
+        async with AsyncExitStack() as stack:
+            async with self._turn:  # one request per host waits for the limiter in a slot; the rest leaves them free
+                await stack.enter_async_context(self._slots)
+                await self._limiter.acquire()
+            return await self._exchange(method, self._url + path, params, body)
+
+    async def _exchange(
+        self, method: str, url: str, params: Sequence[tuple[str, str]], body: bytes | None
+    ) -> bytearray:
+        """Send one request now, and return the body of a success."""
+        attempts = 0
         started = self._clock.monotonic()
         deadline = asyncio.timeout(None)
 
-        async def pace(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        async def count(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
             # aiohttp repeats a GET by itself when a kept connection turns out closed: that is an attempt as well
-            nonlocal started
-            await self._limiter.acquire()
+            nonlocal attempts, started
+            if attempts:
+                await self._limiter.acquire()
+            attempts += 1
             self._traffic.requests += 1
             started = self._clock.monotonic()
             deadline.reschedule(asyncio.get_running_loop().time() + self._settings.timeout_s)
             return await handler(request)
 
+        request = self._session.request(
+            method,
+            url,
+            params=params,
+            data=body,
+            headers={"Content-Type": "application/json"} if body else None,
+            proxy=self._proxy,
+            allow_redirects=False,
+            middlewares=(count,),
+        )
         try:
-            async with (
-                self._slots,
-                deadline,
-                self._session.request(
-                    method,
-                    url,
-                    params=params,
-                    data=body,
-                    headers={"Content-Type": "application/json"} if body else None,
-                    proxy=self._proxy,
-                    allow_redirects=False,
-                    middlewares=(pace,),
-                ) as response,
-            ):
+            async with deadline, request as response:
                 answer = await self._read(response, url)
         except TimeoutError as error:
             msg = f"no complete answer within {self._settings.timeout_s:g} s"
@@ -908,14 +933,14 @@ class HttpHost:
             raise problem
         return answer
 
-    async def _read(self, response: aiohttp.ClientResponse, url: str) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse, url: str) -> bytearray:
         pieces = bytearray()
         async for piece in response.content.iter_any():
             pieces += piece
             if len(pieces) > MAX_BODY_BYTES:
                 msg = f"the answer is longer than {MAX_BODY_BYTES} bytes"
                 raise MalformedResponseError(msg, url=url, status=response.status)
-        return bytes(pieces)
+        return pieces
 
     def _tell_limiter(self, error: ApiError | None, started: float) -> None:
         if error is None:
@@ -924,7 +949,7 @@ class HttpHost:
             self._traffic.rate_limit_hits += 1
             self._limiter.apply_backoff(error.retry_after, started=started)
 
-    def _understand(self, url: str, body: bytes, decode: Callable[[bytes], T]) -> T:
+    def _understand(self, url: str, body: bytearray, decode: Callable[[bytes | bytearray], T]) -> T:
         try:
             return decode(body)
         except msgspec.ValidationError as error:
@@ -943,8 +968,13 @@ class MarketPage(NamedTuple):
     rejected: list[Rejected]
     next_cursor: str | None
 
+    @property
+    def numbers(self) -> list[int]:
+        """The ids on the page, whether they belong to markets to collect or not."""
+        return [int(market.market_id) for market in self.markets]
 
-def decode_page(body: bytes) -> MarketPage:
+
+def decode_page(body: bytes | bytearray) -> MarketPage:
     """Decode a page of Gamma's listing; one bad market costs only itself."""
     try:
         page = _PAGE.decode(body)
@@ -954,7 +984,7 @@ def decode_page(body: bytes) -> MarketPage:
     return MarketPage(page.markets, [], page.next_cursor)
 
 
-def decode_books(body: bytes) -> tuple[list[OrderBook], list[Rejected]]:
+def decode_books(body: bytes | bytearray) -> tuple[list[OrderBook], list[Rejected]]:
     """Decode the CLOB's answer for many books; one bad book costs only itself."""
     try:
         return _BOOKS.decode(body), []
@@ -981,30 +1011,35 @@ class PolymarketApi:
         Raises:
             ApiError: a page cannot be had, the listing is empty, or it does not end.
         """
-        path = "/markets/keyset"
-        fixed = [
-            ("order", order),
-            ("ascending", str(ascending).lower()),
-            ("limit", str(PAGE_SIZE)),
-            ("closed", "false"),
-            ("include_tag", "true"),
-        ]
-        cursor: str | None = None
+        params = [("order", order), ("ascending", str(ascending).lower())]
+        page = await self._fetch_page(params)
+        if not page.markets and not page.rejected:
+            msg = "the listing is empty"
+            raise MalformedResponseError(msg, url=MARKETS_PATH, status=200)
+        yield page
         used: set[str] = set()
-        while True:
-            params = [*fixed, ("after_cursor", cursor)] if cursor is not None else fixed
-            page = await self._gamma.fetch("GET", path, decode_page, params=params)
-            if not used and not page.markets and not page.rejected:
-                msg = "the listing is empty"
-                raise MalformedResponseError(msg, url=path, status=200)
-            yield page
-            cursor = page.next_cursor
-            if cursor is None:
-                return
+        while (cursor := page.next_cursor) is not None:
             if not cursor or cursor in used or len(used) >= MAX_PAGES:
                 msg = f"the listing does not end: page {len(used) + 1} leads to cursor {cursor!r}"
-                raise MalformedResponseError(msg, url=path, status=200)
+                raise MalformedResponseError(msg, url=MARKETS_PATH, status=200)
             used.add(cursor)
+            page = await self._fetch_page([*params, ("after_cursor", cursor)])
+            yield page
+
+    async def fetch_markets(self, market_ids: Sequence[int]) -> MarketPage:
+        """Fetch the markets of *market_ids* in one request; those that are closed are absent from the answer.
+
+        Args:
+            market_ids: 1 to 100 ids.
+
+        Raises:
+            ApiError: retries are used up, or a retry would not help.
+        """
+        return await self._fetch_page([("id", str(market_id)) for market_id in market_ids])
+
+    async def _fetch_page(self, params: Sequence[tuple[str, str]]) -> MarketPage:
+        always = [("limit", str(PAGE_SIZE)), ("closed", "false"), ("include_tag", "true")]
+        return await self._gamma.fetch("GET", MARKETS_PATH, decode_page, params=[*params, *always])
 
     async def fetch_books(self, token_ids: Sequence[str]) -> tuple[dict[str, OrderBook], list[Rejected]]:
         """Fetch the current books of *token_ids* in one request, keyed by token id.
@@ -1133,6 +1168,8 @@ MIGRATIONS: Final = (
         retries INTEGER NOT NULL DEFAULT 0,
         rate_limit_hits INTEGER NOT NULL DEFAULT 0, -- answers with status 429
         errors INTEGER NOT NULL DEFAULT 0,          -- rows in failures
+        listing TEXT,                               -- top: by volume; full: both walks; known: the newest and by id
+        full_walk_at TIMESTAMP,                     -- start of the last complete full walk, this run's included
         duration REAL,                              -- seconds
         min_volume REAL,                            -- USD in 24 hours
         version TEXT                                -- of the collector
@@ -1142,6 +1179,9 @@ MIGRATIONS: Final = (
         market_id TEXT,                             -- NULL where a whole answer failed
         stage TEXT NOT NULL,                        -- list, book or save
         reason TEXT NOT NULL
+    );
+    CREATE TABLE listed_ids (                       -- by the last full walk and since, placeholders included
+        market_id INTEGER PRIMARY KEY
     );
     CREATE INDEX failures_by_run ON failures(run_id);
     CREATE VIEW latest_snapshots AS
@@ -1173,6 +1213,10 @@ SAVE_CONFLICT: Final = """
     FROM snapshots WHERE market_id = ? AND timestamp = ? AND run_id IS NOT ?
 """
 START_RUN: Final = "INSERT INTO runs (started_at, status, min_volume, version) VALUES (?, 'running', ?, ?)"
+LAST_FULL_WALK: Final = "SELECT max(full_walk_at) FROM runs"
+LISTED_IDS: Final = "SELECT market_id FROM listed_ids ORDER BY market_id"
+FORGET_IDS: Final = "DELETE FROM listed_ids"
+SAVE_ID: Final = "INSERT OR IGNORE INTO listed_ids (market_id) VALUES (?)"
 END_DEAD_RUNS: Final = "UPDATE runs SET status = 'failed' WHERE status = 'running'"
 LAST_RUN_ENDED_AT: Final = "SELECT max(finished_at) FROM runs"
 IS_OF_ANOTHER_PROGRAM: Final = """
@@ -1295,6 +1339,22 @@ class Database:
         """Store *batch* whole or not at all, and return how many of its snapshots were new."""
         return await uninterrupted(self._save(batch))
 
+    async def last_full_walk_at(self) -> str | None:
+        """Return when the last complete walk over all open markets began."""
+        with _naming(self._path, "read"):
+            began_at: str | None = await self._value(LAST_FULL_WALK)
+        return began_at
+
+    async def listed_ids(self) -> array[int]:
+        """Return the ids that the last full walk and the runs since have come across, in ascending order."""
+        with _naming(self._path, "read"):
+            async with self._connection.execute(LISTED_IDS) as cursor:
+                return array("q", [row[0] async for row in cursor])
+
+    async def save_ids(self, market_ids: Iterable[int], *, instead: bool) -> None:
+        """Add *market_ids* to the listed ids, or put them in their place."""
+        await uninterrupted(self._save_ids(market_ids, instead=instead))
+
     async def finish_run(self, run_id: int, columns: Mapping[str, object]) -> None:
         """Write *columns* into the row of run *run_id*."""
         await uninterrupted(self._finish_run(run_id, columns))
@@ -1315,6 +1375,12 @@ class Database:
                 keys = [(row.run_id, row.market_id, row.timestamp, row.run_id) for row in batch.snapshots]
                 await self._connection.executemany(SAVE_CONFLICT, keys)
         return new
+
+    async def _save_ids(self, market_ids: Iterable[int], *, instead: bool) -> None:
+        async with self._transaction("store the listed ids"):
+            if instead:
+                await self._connection.execute(FORGET_IDS)
+            await self._connection.executemany(SAVE_ID, ((market_id,) for market_id in market_ids))
 
     async def _finish_run(self, run_id: int, columns: Mapping[str, object]) -> None:
         assignments = ", ".join(f"{column} = ?" for column in columns)
@@ -1366,6 +1432,9 @@ class Database:
 # --- Collector --------------------------------------------------------------------------------------------------------
 
 BATCH_MARKETS: Final = MAX_TOKENS // 2  # one request for books, one transaction
+HANDOVER_BATCHES: Final = 2  # that wait between two stages
+FULL_WALK_EVERY: Final = timedelta(days=1)  # because a closed market can reopen
+RATE_WINDOW_S: Final = 1.05  # a second and some room: we count starts, the exchange counts arrivals
 ENOUGH: Final = 0.95  # of the listed markets, stored with their books, make a run complete
 
 
@@ -1441,7 +1510,13 @@ class Run:
     traffic: Traffic
     batches: Handover[list[GammaMarket]]  # discover -> fetch
     rows: Handover[Batch]  # discover, fetch -> write
-    seen: set[str] = field(default_factory=set)
+    started_at: str  # the database's form
+    known: Sequence[int] = ()  # ids that earlier runs have listed, ascending
+    last_full_walk_at: str | None = None
+    walked_all: bool = False
+    listing: str = "top"
+    seen: set[int] = field(default_factory=set)  # ids that this run has listed
+    filling: list[GammaMarket] = field(default_factory=list)  # the next batch
     listed: int = 0
     listing_error: ApiError | None = None
     snapshots: int = 0
@@ -1452,6 +1527,13 @@ class Run:
         """Return a row for `failures`."""
         return Failure(self.run_id, market_id, stage, reason)
 
+    def is_new(self, market_id: str | None) -> bool:
+        """Return whether *market_id* has not been listed before in this run; from now on it has."""
+        before = len(self.seen)
+        if market_id is not None:
+            self.seen.add(int(market_id))
+        return market_id is None or len(self.seen) > before
+
     @property
     def status(self) -> str:
         """What the run comes to if it ends now."""
@@ -1459,6 +1541,17 @@ class Run:
         if self.listing_error is None and with_books >= ENOUGH * self.listed:
             return "complete"
         return "partial" if self.snapshots else "failed"
+
+
+def chunked(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield *items* in order, *size* at a time."""
+    return (items[first : first + size] for first in range(0, len(items), size))
+
+
+def is_in(numbers: Sequence[int], number: int) -> bool:
+    """Return whether *number* is among *numbers*, which ascend."""
+    place = bisect_left(numbers, number)
+    return place < len(numbers) and numbers[place] == number
 
 
 def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -1514,8 +1607,8 @@ class AsyncCollector:
         self._clock = clock or Clock()
         self._rng = rng or random.Random()  # noqa: S311  spreads retries, keeps no secret
         self._progress = progress
-        self.gamma_limiter = RateLimiter(self.settings.gamma_rate_limit, clock=self._clock)
-        self.clob_limiter = RateLimiter(self.settings.clob_rate_limit, clock=self._clock)
+        self.gamma_limiter = RateLimiter(self.settings.gamma_rate_limit, RATE_WINDOW_S, clock=self._clock)
+        self.clob_limiter = RateLimiter(self.settings.clob_rate_limit, RATE_WINDOW_S, clock=self._clock)
 
     async def collect_all(self) -> CollectionResult:
         """Take one snapshot of every market that matters, and return what was stored.
@@ -1546,16 +1639,18 @@ class AsyncCollector:
         async with Database.open(settings.db_path) as database, self._session() as session:
             await self._wait_for_a_fresh_second(database)
             traffic = Traffic()
+            started_at = sql_time(self._clock.now())
             run = Run(
-                run_id=await database.start_run(
-                    started_at=sql_time(self._clock.now()), min_volume=settings.min_volume_usd
-                ),
+                run_id=await database.start_run(started_at=started_at, min_volume=settings.min_volume_usd),
+                started_at=started_at,
                 database=database,
                 api=self._api(session, traffic),
                 traffic=traffic,
-                batches=Handover(settings.workers),
-                rows=Handover(settings.workers),
+                batches=Handover(HANDOVER_BATCHES),
+                rows=Handover(HANDOVER_BATCHES),
             )
+            if settings.min_volume_usd == 0:
+                await self._recall(run)
             try:
                 yield run
             except BaseException:
@@ -1563,6 +1658,12 @@ class AsyncCollector:
                     await self._finish(run, started, "partial" if run.snapshots else "failed")
                 raise
             await self._finish(run, started, run.status)
+
+    async def _recall(self, run: Run) -> None:
+        """Recall what earlier runs have listed, unless it is time for another full walk."""
+        run.last_full_walk_at = await run.database.last_full_walk_at()
+        if (run.last_full_walk_at or "") > sql_time(self._clock.now() - FULL_WALK_EVERY):
+            run.known = await run.database.listed_ids()
 
     def _session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
@@ -1599,42 +1700,115 @@ class AsyncCollector:
 
     async def _discover(self, run: Run) -> None:
         """List the markets and hand them on in batches."""
-        batch: list[GammaMarket] = []
-        try:
-            async for market in self._list_markets(run):
-                batch.append(market)
-                if len(batch) == BATCH_MARKETS:
-                    await run.batches.put(batch)
-                    batch = []
-        except ApiError as error:
-            log.warning("the listing ended early: %s", error)
-            run.listing_error = error
-            await run.rows.put(Batch(failures=[run.failure(None, "list", str(error))]))
-        if batch:
-            await run.batches.put(batch)
+        if self.settings.min_volume_usd:
+            await self._list_top(run)
+        elif run.known:
+            await self._list_known(run)
+        else:
+            await self._list_all(run)
+        if run.filling:
+            await run.batches.put(run.filling)
         await run.batches.close()
 
-    async def _list_markets(self, run: Run) -> AsyncIterator[GammaMarket]:
-        """Yield each open market over the threshold once."""
-        order = "volume24hr" if self.settings.min_volume_usd else "id"
-        pages = run.api.iter_market_pages(order=order, ascending=False)
-        async with aclosing(pages):
-            async for page in pages:
-                if page.rejected:
-                    run.listed += len(page.rejected)
-                    failures = [run.failure(market_id, "list", reason) for market_id, reason in page.rejected]
-                    await run.rows.put(Batch(failures=failures))
-                for market in page.markets:
-                    if market.volume_24h is not None and market.volume_24h < self.settings.min_volume_usd:
-                        return
-                    if self._matters(market, run):
-                        run.seen.add(market.market_id)
-                        run.listed += 1
-                        yield market
+    async def _list_top(self, run: Run) -> None:
+        """List the most traded markets down to the threshold."""
+        run.listing = "top"
+        await self._walk(run, order="volume24hr", ascending=False, enough=self._is_below_threshold)
 
-    def _matters(self, market: GammaMarket, run: Run) -> bool:
-        traded_enough = (market.volume_24h or 0) >= self.settings.min_volume_usd
-        return market.is_open and traded_enough and market.market_id not in run.seen
+    def _is_below_threshold(self, page: MarketPage) -> bool:
+        """Return whether a listing by volume has come to markets that are traded too little."""
+        volumes = (market.volume_24h for market in page.markets if market.volume_24h is not None)
+        return min(volumes, default=self.settings.min_volume_usd) < self.settings.min_volume_usd
+
+    async def _list_all(self, run: Run) -> None:
+        """List every open market from both ends at once, until the walks meet.
+
+        In the order of ids, markets that come or go meanwhile move no other from its place, so what lies behind a walk
+        is complete.
+        """
+        reached = {True: float("-inf"), False: float("inf")}  # by the walk upwards and by the one downwards
+
+        async def walk(*, ascending: bool) -> bool:
+            furthest = max if ascending else min
+
+            def met(page: MarketPage) -> bool:
+                reached[ascending] = furthest(page.numbers, default=reached[ascending])
+                return reached[True] >= reached[False]
+
+            return await self._walk(run, order="id", ascending=ascending, enough=met)
+
+        run.listing = "full"
+        async with asyncio.TaskGroup() as tasks:
+            walks = [tasks.create_task(walk(ascending=ascending), name="walk") for ascending in (True, False)]
+        if any(task.result() for task in walks):  # one walk that came through has seen what the other did not
+            run.listing_error = None
+            run.walked_all = True
+
+    async def _list_known(self, run: Run) -> None:
+        """List every open market: new ones from the newest down to known ground, known ones by id, in parallel."""
+        chunks = iter(chunked(run.known, PAGE_SIZE))
+
+        def known_ground(page: MarketPage) -> bool:
+            return all(number < run.known[-1] and is_in(run.known, number) for number in page.numbers)
+
+        async def ask() -> None:
+            for market_ids in chunks:
+                await self._take_known(run, market_ids)
+
+        run.listing = "known"
+        async with asyncio.TaskGroup() as tasks:
+            newest = self._walk(run, order="id", ascending=False, enough=known_ground)
+            tasks.create_task(newest, name="walk")
+            for number in range(self.settings.workers):
+                tasks.create_task(ask(), name=f"ask {number}")
+
+    async def _walk(self, run: Run, *, order: str, ascending: bool, enough: Callable[[MarketPage], bool]) -> bool:
+        """Take the pages of a listing until its end, or until *enough* says so; return whether that was reached."""
+        pages = run.api.iter_market_pages(order=order, ascending=ascending)
+        try:
+            async with aclosing(pages):
+                async for page in pages:
+                    new = await self._take(run, page)
+                    if enough(page):
+                        return True
+                    if not new and page.next_cursor is not None:
+                        msg = "the listing repeats itself"
+                        raise MalformedResponseError(msg, url=MARKETS_PATH, status=200)
+        except ApiError as error:
+            log.warning("a listing ended early: %s", error)
+            run.listing_error = error
+            await run.rows.put(Batch(failures=[run.failure(None, "list", str(error))]))
+            return False
+        return True
+
+    async def _take_known(self, run: Run, market_ids: Sequence[int]) -> None:
+        """Take those of *market_ids* that are open."""
+        try:
+            page = await run.api.fetch_markets(market_ids)
+        except ApiError as error:
+            log.warning("%d known markets could not be listed: %s", len(market_ids), error)
+            run.listed += len(market_ids)
+            failures = [run.failure(str(market_id), "list", str(error)) for market_id in market_ids]
+            await run.rows.put(Batch(failures=failures))
+        else:
+            await self._take(run, page)
+
+    async def _take(self, run: Run, page: MarketPage) -> int:
+        """Hand on the markets of *page* that are to be collected, and return how many ids on it are new."""
+        before = len(run.seen)
+        rejected = [bad for bad in page.rejected if run.is_new(bad.id)]
+        wanted = [market for market in page.markets if run.is_new(market.market_id) and self._matters(market)]
+        run.listed += len(rejected) + len(wanted)
+        run.filling += wanted
+        if rejected:
+            await run.rows.put(Batch(failures=[run.failure(bad.id, "list", bad.reason) for bad in rejected]))
+        while len(run.filling) >= BATCH_MARKETS:
+            batch, run.filling = run.filling[:BATCH_MARKETS], run.filling[BATCH_MARKETS:]
+            await run.batches.put(batch)
+        return len(run.seen) - before
+
+    def _matters(self, market: GammaMarket) -> bool:
+        return market.is_open and (market.volume_24h or 0) >= self.settings.min_volume_usd
 
     async def _fetch_books(self, run: Run) -> None:
         """Turn batches of markets into rows, several at a time."""
@@ -1687,6 +1861,8 @@ class AsyncCollector:
 
     async def _finish(self, run: Run, started: float, status: str) -> None:
         """Write down what the run has come to."""
+        if run.listing != "top":
+            await run.database.save_ids(run.seen, instead=run.walked_all)
         columns = {
             "finished_at": sql_time(self._clock.now()),
             "status": status,
@@ -1697,6 +1873,8 @@ class AsyncCollector:
             "retries": run.traffic.retries,
             "rate_limit_hits": run.traffic.rate_limit_hits,
             "errors": run.errors,
+            "listing": run.listing,
+            "full_walk_at": run.started_at if run.walked_all else run.last_full_walk_at,
             "duration": self._clock.monotonic() - started,
         }
         await run.database.finish_run(run.run_id, columns)

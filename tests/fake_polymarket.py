@@ -231,6 +231,7 @@ class FakePolymarket:
         self.markets: dict[str, FakeMarket] = {}
         self._by_token: dict[str, tuple[FakeMarket, int]] = {}
         self.arrivals: list[Arrival] = []
+        self.forgets_cursors = False  # a cursor is answered with the first page, as a wrong name for it is
         self._arrived = asyncio.Event()
         self.in_flight = 0
         self.most_in_flight = 0
@@ -417,6 +418,7 @@ class FakePolymarket:
             return problem(422, {"type": "validation error", "error": "order fields are not valid"})
         try:
             after = decoded_cursor(query["after_cursor"]) if "after_cursor" in query else None
+            after = None if self.forgets_cursors else after
         except ValueError:
             return problem(422, {"type": "validation error", "error": "invalid cursor"})
         if request.query_string not in self._pages:
@@ -425,13 +427,15 @@ class FakePolymarket:
 
     def _render_page(self, query: MultiMapping[str], after: SortKey | None) -> bytes:
         limit = min(int(query.get("limit", 20)), PAGE_SIZE)
+        order = query.get("order", "id")
         ascending = query.get("ascending", "true") == "true"
-        keys, markets = self._listing(
-            query.get("order", "id"), ascending=ascending, closed=query.get("closed") == "true"
-        )
-        if ids := set(query.getall("id", [])):
-            markets = [market for market in markets if market.id in ids]
-            keys = [self._key(market, query.get("order", "id"), ascending=ascending) for market in markets]
+        closed = query.get("closed") == "true"
+        keys, markets = self._listing(order, ascending=ascending, closed=closed)
+        if ids := query.getall("id", []):
+            found = [self.markets[id_] for id_ in ids if id_ in self.markets]
+            rows = sorted((self._key(market, order, ascending=ascending), market.number) for market in found)
+            markets = [market for _, number in rows if (market := self.markets[str(number)]).closed == closed]
+            keys = [self._key(market, order, ascending=ascending) for market in markets]
         first = bisect.bisect_right(keys, after) if after else 0
         shown = markets[first : first + limit]
         with_tags = query.get("include_tag") == "true"

@@ -178,6 +178,8 @@ async def test_a_run_leaves_its_account(exchange: FakePolymarket, collector: ac.
         "retries": 2,
         "rate_limit_hits": 1,
         "errors": 0,
+        "listing": "top",
+        "full_walk_at": None,
         "duration": 2.0,
         "min_volume": 100_000.0,
         "version": ac.__version__,

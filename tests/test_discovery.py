@@ -1,0 +1,232 @@
+"""Every open market: found from both ends at once, and found again by what earlier runs have listed."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from conftest import rows
+
+import async_collector as ac
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from conftest import JumpingClock
+    from fake_polymarket import FakePolymarket
+
+KEYSET = "/markets/keyset"
+DAY_S = 86_400
+
+
+@pytest.fixture
+def everything(exchange: FakePolymarket, make_collector: Callable[..., ac.AsyncCollector]) -> ac.AsyncCollector:
+    """A collector of every open market of `exchange`, which has 1,000 of them."""
+    for _ in range(940):
+        exchange.add_market()
+    return in_no_hurry(make_collector(min_volume=0))
+
+
+def in_no_hurry(collector: ac.AsyncCollector) -> ac.AsyncCollector:
+    """Lift the limits, so that the clock of the test stands still."""
+    collector.gamma_limiter.max_requests = collector.clob_limiter.max_requests = 100_000
+    return collector
+
+
+def open_ids(exchange: FakePolymarket) -> list[str]:
+    return sorted(market.id for market in exchange.markets.values() if market.active and not market.closed)
+
+
+def stored_ids(path: Path, run_id: int) -> list[str]:
+    found = rows(path, "SELECT market_id FROM snapshots WHERE run_id = ? ORDER BY market_id", run_id)
+    return [row["market_id"] for row in found]
+
+
+def walks(path: Path) -> list[tuple[str, str]]:
+    return [(row["listing"], row["status"]) for row in rows(path, "SELECT listing, status FROM runs ORDER BY run_id")]
+
+
+def reasons(path: Path) -> list[str]:
+    return [row["reason"] for row in rows(path, "SELECT reason FROM failures WHERE stage = 'list' ORDER BY rowid")]
+
+
+async def test_two_walks_meet_in_the_middle(
+    exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path
+) -> None:
+    exchange.latency_s = 0.02
+    await everything.collect_all()
+    assert stored_ids(database, 1) == open_ids(exchange)
+    asked = exchange.asked(KEYSET)
+    assert len(asked) <= 12
+    upwards = sum("ascending=true" in arrival.query for arrival in asked)
+    assert 4 <= upwards <= 7
+    (run,) = rows(database, "SELECT listing, status, started_at, full_walk_at FROM runs")
+    assert run == {"listing": "full", "status": "complete"} | dict.fromkeys(
+        ("started_at", "full_walk_at"), "2026-11-22 14:15:00"
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_markets_that_come_and_go_meanwhile_move_no_other(
+    exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path, seed: int
+) -> None:
+    chance = random.Random(seed)
+    before = set(open_ids(exchange))
+    closed: set[str] = set()
+
+    def churn(page: dict[str, Any]) -> dict[str, Any]:
+        for _ in range(chance.randrange(30)):
+            market = chance.choice(list(exchange.markets.values()))
+            exchange.change(market, closed=True)
+            closed.add(market.id)
+        for _ in range(chance.randrange(30)):
+            exchange.add_market()
+        return page
+
+    exchange.fail_next(KEYSET, times=math.inf, mutate=churn)
+    result = await everything.collect_all()
+    stored = stored_ids(database, 1)
+    assert result["stats"]["markets_fetched"] == len(stored) == len(set(stored))
+    assert before - closed <= set(stored) <= exchange.markets.keys()
+    assert walks(database)[0][0] == "full"
+
+
+async def test_a_walk_that_breaks_off_is_made_good_by_the_other(
+    exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path
+) -> None:
+    exchange.fail_next(KEYSET, status=404)
+    result = await everything.collect_all()
+    assert stored_ids(database, 1) == open_ids(exchange)
+    assert (result["status"], result["stats"]["errors"]) == ("complete", 1)
+    assert "HTTP 404" in reasons(database)[0]
+
+
+async def test_a_first_page_for_ever_is_not_taken_for_everything(
+    exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path
+) -> None:
+    """A wrong cursor name is answered with the first page again; one project took 100 markets for 410,196."""
+    exchange.forgets_cursors = True
+    result = await everything.collect_all()
+    assert (result["markets"], result["status"]) == (200, "partial")
+    assert all("the listing repeats itself" in reason for reason in reasons(database))
+    assert len(exchange.asked(KEYSET)) == 4
+    assert (await everything.collect_all())["status"] == "partial"
+    assert walks(database) == [("full", "partial")] * 2, "an unfinished walk is no ground for a shorter one"
+
+
+async def test_a_later_run_walks_the_newest_and_asks_for_the_known_by_id(
+    exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path
+) -> None:
+    await everything.collect_all()
+    exchange.arrivals.clear()
+    for _ in range(150):
+        exchange.add_market()
+    result = await everything.collect_all()
+    assert stored_ids(database, 2) == open_ids(exchange)
+    assert walks(database) == [("full", "complete"), ("known", "complete")]
+    asked = exchange.asked(KEYSET)
+    by_id = [arrival for arrival in asked if arrival.query.startswith("id=")]
+    assert (len(by_id), len(asked) - len(by_id)) == (10, 3)
+    assert result["requests"] == 13 + math.ceil(1_150 / 250)
+
+
+async def test_known_markets_are_asked_for_in_parallel(exchange: FakePolymarket, everything: ac.AsyncCollector) -> None:
+    await everything.collect_all()
+    exchange.latency_s = 0.1
+    exchange.most_in_flight = 0
+    await everything.collect_all()
+    assert exchange.most_in_flight == 10
+
+
+async def test_a_full_walk_is_made_once_a_day(
+    exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path, clock: JumpingClock
+) -> None:
+    for elapsed_s in (0, 900, DAY_S - 10, DAY_S + 10, DAY_S + 900):
+        clock.elapsed_s = elapsed_s
+        await everything.collect_all()
+    assert [listing for listing, _ in walks(database)] == ["full", "known", "known", "full", "known"]
+    assert len({row["full_walk_at"] for row in rows(database, "SELECT full_walk_at FROM runs")}) == 2
+    assert exchange.url
+
+
+async def test_a_job_with_a_threshold_needs_no_walk_and_disturbs_none(
+    everything: ac.AsyncCollector, make_collector: Callable[..., ac.AsyncCollector], database: Path
+) -> None:
+    await everything.collect_all()
+    await in_no_hurry(make_collector(min_volume=100_000)).collect_all()
+    await everything.collect_all()
+    assert walks(database) == [("full", "complete"), ("top", "complete"), ("known", "complete")]
+    listed = rows(database, "SELECT snapshots_saved FROM runs WHERE listing != 'top'")
+    assert listed == [{"snapshots_saved": 1_000}] * 2
+
+
+async def test_known_markets_that_cannot_be_listed_are_recorded_and_come_back(
+    exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path
+) -> None:
+    await everything.collect_all()
+    first = min(open_ids(exchange))
+
+    def refuse(page: dict[str, Any]) -> dict[str, Any]:
+        return {"error": "not these"} if first in [market["id"] for market in page["markets"]] else page
+
+    exchange.fail_next(KEYSET, times=math.inf, mutate=refuse)
+    second = await everything.collect_all()
+    assert (second["markets"], second["status"]) == (900, "partial")
+    missing = sorted(set(open_ids(exchange)) - set(stored_ids(database, 2)))
+    failed = rows(database, "SELECT market_id FROM failures WHERE run_id = 2 AND stage = 'list' ORDER BY market_id")
+    assert [row["market_id"] for row in failed] == missing
+    exchange.heal()
+    third = await everything.collect_all()
+    assert (third["markets"], third["status"]) == (1_000, "complete")
+
+
+def change_something(exchange: FakePolymarket, chance: random.Random) -> None:
+    """Let markets appear, close, reopen, and placeholders come to life."""
+    for market in chance.sample(list(exchange.markets.values()), 40):
+        exchange.change(market, closed=not market.closed, active=True, has_books=True)
+    for _ in range(chance.randrange(150)):
+        exchange.add_market(active=chance.random() < 0.8)
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_both_kinds_of_run_store_the_same_rows(
+    exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path, tmp_path: Path, seed: int
+) -> None:
+    chance = random.Random(seed)
+    shown = ", ".join(field for field in ac.Snapshot._fields if field not in {"run_id", "timestamp"})
+    for number in range(1, 6):
+        fresh = in_no_hurry(ac.AsyncCollector(tmp_path / f"fresh-{number}.db", min_volume=0))
+        (await asyncio.gather(everything.collect_all(), fresh.collect_all()))
+        query = f"SELECT {shown} FROM snapshots WHERE run_id = ? ORDER BY market_id"  # noqa: S608
+        cold = rows(fresh.settings.db_path, query, 1)
+        assert rows(database, query, number) == cold
+        assert [row["market_id"] for row in cold] == open_ids(exchange)
+        change_something(exchange, chance)
+    assert [listing for listing, _ in walks(database)] == ["full"] + ["known"] * 4
+
+
+async def test_a_hand_over_that_is_full_makes_the_giver_wait() -> None:
+    hand_over: ac.Handover[int] = ac.Handover(2)
+    given: list[int] = []
+
+    async def give() -> None:
+        for number in range(5):
+            await hand_over.put(number)
+            given.append(number)
+        await hand_over.close()
+
+    giving = asyncio.ensure_future(give())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert given == [0, 1]
+    takers = [asyncio.ensure_future(drained(hand_over)) for _ in range(3)]
+    await giving
+    assert sorted(sum(await asyncio.gather(*takers), [])) == [0, 1, 2, 3, 4]  # noqa: RUF017
+
+
+async def drained(hand_over: ac.Handover[int]) -> list[int]:
+    return [number async for number in hand_over]
