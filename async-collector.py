@@ -48,6 +48,18 @@ Run {run_id} is {status}
   database         {database}"""
 
 
+BENCHMARK = """\
+Benchmark: the same markets twice, each time in a process and a database of its own{sample}
+                      one by one          async
+  duration       {old[duration]:>12.2f} s {new[duration]:>12.2f} s
+  markets        {old[markets]:>14} {new[markets]:>14}
+  markets per s  {old[markets_per_second]:>14.0f} {new[markets_per_second]:>14.0f}
+  requests       {old[requests]:>14} {new[requests]:>14}
+  peak memory    {old_memory:>14} {new_memory:>14}
+  speed-up       {speed_up:.0f} times
+  same markets   {same}"""
+
+
 def checked(check: Callable[[str, object], float]) -> Callable[[str], float]:
     """Return *check* as an argparse type, whose complaint argparse prints."""
 
@@ -89,6 +101,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--timeout", metavar="SECONDS", type=number_above_0, default=10, help="for one attempt, to its last byte (10)"
     )
+    parser.add_argument(
+        "--benchmark",
+        action="store_true",
+        help="collect twice into temporary files, one by one and as always, and compare",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
     parser.add_argument("--quiet", action="store_true", help="print nothing when all is well")
     parser.add_argument("--verbose", action="store_true", help="log every step to stderr")
@@ -115,6 +132,19 @@ def report(result: ac.CollectionResult, *, as_json: bool) -> None:
     print(SUMMARY.format_map({**stats, **result, "rate": rate, "listed": stats["markets_fetched"]}))
 
 
+def report_benchmark(result: ac.BenchmarkResult, *, as_json: bool) -> None:
+    """Print what two ways of collecting took."""
+    if as_json:
+        print(json.dumps(result))
+        return
+    old, new = result["one_by_one"], result["async_collector"]
+    sample = f"; one by one: a sample of {result['sample']}" if result["sample"] else ""
+    memory = ["unknown" if way["peak_memory_mb"] is None else f"{way['peak_memory_mb']:.0f} MB" for way in (old, new)]
+    same = "yes" if result["same_markets"] else "no: the exchange has changed meanwhile"
+    values = {"old": old, "new": new, "old_memory": memory[0], "new_memory": memory[1], "same": same, "sample": sample}
+    print(BENCHMARK.format(speed_up=result["speed_up"], **values))
+
+
 def run(args: argparse.Namespace) -> int:
     """Collect as *args* say and return the exit code."""
 
@@ -123,14 +153,11 @@ def run(args: argparse.Namespace) -> int:
         bar.set_postfix(errors=progress.errors, refresh=False)
         bar.update(progress.stored - bar.n)
 
-    collector = ac.AsyncCollector(
-        args.db or ac.DEFAULT_DB_PATH,
-        args.workers,
-        args.max_retries,
-        args.timeout,
-        min_volume=args.min_volume,
-        progress=show,
-    )
+    chosen = {name: getattr(args, name) for name in ("workers", "max_retries", "timeout", "min_volume")}
+    if args.benchmark:
+        report_benchmark(ac.benchmark(**chosen), as_json=args.json)
+        return 0
+    collector = ac.AsyncCollector(args.db or ac.DEFAULT_DB_PATH, **chosen, progress=show)
     settings = collector.settings
     if not args.quiet:
         what = (

@@ -19,19 +19,23 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import multiprocessing
 import os
 import random
 import sqlite3
+import sys
 import time
 from array import array
 from bisect import bisect_left
 from collections import deque
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, NamedTuple, Self, TypedDict, TypeVar
 from urllib.request import getproxies, proxy_bypass
 
@@ -57,12 +61,14 @@ if TYPE_CHECKING:
 __all__ = [
     "ApiError",
     "AsyncCollector",
+    "BenchmarkResult",
     "Clock",
     "CollectionResult",
     "CollectorError",
     "ConfigError",
     "DatabaseBusy",
     "MalformedResponseError",
+    "Measurement",
     "NetworkError",
     "Progress",
     "RateLimitedError",
@@ -70,6 +76,7 @@ __all__ = [
     "RequestRejectedError",
     "ServerError",
     "StorageError",
+    "benchmark",
 ]
 
 __version__ = "0.1.0"
@@ -1067,6 +1074,19 @@ class PolymarketApi:
             return books_a | books_b, rejected_a + rejected_b
         return {book.token_id: book for book in books}, rejected
 
+    async def fetch_book(self, token_id: str) -> OrderBook | None:
+        """Fetch the current book of one token, or None if it has none.
+
+        Raises:
+            ApiError: retries are used up, or a retry would not help.
+        """
+        try:
+            return await self._clob.fetch("GET", "/book", _BOOK.decode, params=[("token_id", token_id)])
+        except RequestRejectedError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+
 
 def _is_too_large(error: RequestRejectedError) -> bool:
     return error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or "Payload exceeds the limit" in str(error)
@@ -1900,3 +1920,112 @@ class AsyncCollector:
             requests=run.traffic.requests,
             database=str(self.settings.db_path),
         )
+
+
+# --- Benchmark --------------------------------------------------------------------------------------------------------
+
+SAMPLE_MARKETS: Final = 100  # that the old way is measured on at most: it takes minutes for a thousand
+
+
+class Measurement(TypedDict):
+    """What one way of collecting took."""
+
+    duration: float  # seconds
+    markets: int
+    markets_per_second: float
+    requests: int
+    peak_memory_mb: float | None  # of the process; None where the system does not tell
+
+
+class BenchmarkResult(TypedDict):
+    """Two ways of collecting the same markets."""
+
+    one_by_one: Measurement
+    async_collector: Measurement
+    speed_up: float  # in markets per second
+    same_markets: bool  # stored by both, as far as the sample goes
+    sample: int | None  # markets that the old way was measured on; None: all of them
+
+
+class _OneByOne(AsyncCollector):
+    """The old way: page after page, then one request per token and one commit per market; nothing overlaps."""
+
+    async def collect_all(self) -> CollectionResult:
+        started = self._clock.monotonic()
+        async with self._open_run(started) as run:
+            async for market in self._sample(run):
+                yes, no = [await run.api.fetch_book(token) for token in market.tokens]
+                now = sql_time(self._clock.now())
+                row = Snapshot.from_wire(market, yes, no, run_id=run.run_id, received_at=now)
+                run.snapshots += await run.database.save(Batch([Market.from_wire(market, seen_at=now)], [row]))
+        return self._result(run, self._clock.monotonic() - started)
+
+    async def _sample(self, run: Run) -> AsyncIterator[GammaMarket]:
+        order = "volume24hr" if self.settings.min_volume_usd else "id"
+        pages = run.api.iter_market_pages(order=order, ascending=False)
+        async with aclosing(pages):
+            async for page in pages:
+                for market in page.markets:
+                    if run.listed == SAMPLE_MARKETS:
+                        return
+                    if self._matters(market):
+                        run.listed += 1
+                        yield market
+                if self._is_below_threshold(page):
+                    return
+
+
+def _measure(kind: type[AsyncCollector], settings: Mapping[str, Any]) -> Measurement:
+    """Collect once, in a process of its own, and return what that took."""
+    result = asyncio.run(kind(**settings).collect_all())
+    return Measurement(
+        duration=result["duration"],
+        markets=result["markets"],
+        markets_per_second=result["markets"] / result["duration"],
+        requests=result["requests"],
+        peak_memory_mb=_peak_memory_mb(),
+    )
+
+
+def _peak_memory_mb() -> float | None:
+    try:
+        import resource  # noqa: PLC0415  Unix only
+    except ImportError:
+        return None
+    peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _stored_ids(path: Path) -> set[str]:
+    with closing(sqlite3.connect(path)) as connection:
+        return {row[0] for row in connection.execute("SELECT market_id FROM snapshots")}
+
+
+def benchmark(**settings: Any) -> BenchmarkResult:  # noqa: ANN401  those of AsyncCollector
+    """Collect the same markets in the old way and in this module's, and return what each took.
+
+    Each way has a process and a temporary database of its own; the limits are the same.
+
+    Args:
+        settings: arguments of `AsyncCollector`, but for `db_path`.
+
+    Raises:
+        CollectorError: one of the two could not collect.
+    """
+    with TemporaryDirectory() as folder:
+        measurements: list[Measurement] = []
+        stored: list[set[str]] = []
+        for kind in (_OneByOne, AsyncCollector):
+            path = Path(folder) / f"{kind.__name__}.db"
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                measurements.append(process.submit(_measure, kind, settings | {"db_path": path}).result())
+            stored.append(_stored_ids(path))
+    old, new = measurements
+    sampled = old["markets"] < new["markets"]
+    return BenchmarkResult(
+        one_by_one=old,
+        async_collector=new,
+        speed_up=new["markets_per_second"] / old["markets_per_second"],
+        same_markets=stored[0] <= stored[1] if sampled else stored[0] == stored[1],
+        sample=old["markets"] if sampled else None,
+    )
