@@ -10,12 +10,13 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import platform
 import signal
 import sqlite3
 import sys
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import aiohttp
 from tqdm import tqdm
@@ -25,7 +26,7 @@ import async_collector as ac
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
+EXIT_CODES: Final[tuple[tuple[type[Exception], int], ...]] = (
     (ac.ConfigError, 78),
     (ac.DatabaseBusy, 75),
     (ac.StorageError, 74),
@@ -34,21 +35,22 @@ EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (ac.RateLimitedError, 75),
     (ac.ApiError, 69),
 )
-PARTIAL, INTERRUPTED, TERMINATED = 75, 130, 143
+PARTIAL: Final = 75
+INTERRUPTED: Final = 128  # and the number of the signal
 
-SUMMARY = """\
+SUMMARY: Final = """\
 Run {run_id} is {status}
   duration         {duration:.2f} s
   markets          {markets} of {listed}
   snapshots        {snapshots}
+  books missing    {books_missing}
   markets per s    {rate:.0f}
   errors           {errors}
   retries          {retries}
   rate limit hits  {rate_limit_hits}
   database         {database}"""
 
-
-BENCHMARK = """\
+BENCHMARK: Final = """\
 Benchmark: the same markets twice, each time in a process and a database of its own{sample}
                       one by one          async
   duration       {old[duration]:>12.2f} s {new[duration]:>12.2f} s
@@ -58,6 +60,14 @@ Benchmark: the same markets twice, each time in a process and a database of its 
   peak memory    {old_memory:>14} {new_memory:>14}
   speed-up       {speed_up:.0f} times
   same markets   {same}"""
+
+
+def say(text: str, stream: TextIO) -> None:
+    """Print *text*; what has been collected is not lost because nobody reads on."""
+    try:
+        print(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def checked(check: Callable[[str, object], float]) -> Callable[[str], float]:
@@ -93,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="leave out markets with less volume in 24 hours; 0 takes every open market (100000)",
     )
     parser.add_argument(
-        "--workers", metavar="N", type=checked(ac.whole_number), default=10, help="requests in flight (10)"
+        "--workers", metavar="N", type=checked(ac.whole_number), default=10, help="requests in flight, 1 to 1000 (10)"
     )
     parser.add_argument(
         "--max-retries", metavar="N", type=number_from_0, default=3, help="further attempts per request (3)"
@@ -107,93 +117,130 @@ def build_parser() -> argparse.ArgumentParser:
         help="collect twice into temporary files, one by one and as always, and compare",
     )
     parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
-    parser.add_argument("--quiet", action="store_true", help="print nothing when all is well")
-    parser.add_argument("--verbose", action="store_true", help="log every step to stderr")
+    parser.add_argument("--quiet", action="store_true", help="print no header, no bar and no summary")
+    parser.add_argument("--verbose", action="store_true", help="log every request to stderr, instead of the bar")
     parser.add_argument("--version", action="version", version=versions)
     return parser
 
 
-async def collect(collector: ac.AsyncCollector) -> ac.CollectionResult:
-    """Run *collector* once; SIGTERM cancels it as Ctrl-C does."""
-    task = asyncio.current_task()
-    with suppress(NotImplementedError):  # Windows has no signals on the loop
-        if task:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    return await collector.collect_all()
-
-
-def report(result: ac.CollectionResult, *, as_json: bool) -> None:
-    """Print *result* for a person or for a program."""
-    if as_json:
-        print(json.dumps(result))
-        return
+def summary(result: ac.CollectionResult) -> str:
+    """Return what *result* says to a person."""
     stats = result["stats"]
     rate = result["markets"] / result["duration"] if result["duration"] else 0.0
-    print(SUMMARY.format_map({**stats, **result, "rate": rate, "listed": stats["markets_fetched"]}))
+    return SUMMARY.format_map({**stats, **result, "rate": rate, "listed": stats["markets_fetched"]})
 
 
-def report_benchmark(result: ac.BenchmarkResult, *, as_json: bool) -> None:
-    """Print what two ways of collecting took."""
-    if as_json:
-        print(json.dumps(result))
-        return
-    old, new = result["one_by_one"], result["async_collector"]
-    sample = f"; one by one: a sample of {result['sample']}" if result["sample"] else ""
-    memory = ["unknown" if way["peak_memory_mb"] is None else f"{way['peak_memory_mb']:.0f} MB" for way in (old, new)]
-    same = "yes" if result["same_markets"] else "no: the exchange has changed meanwhile"
-    values = {"old": old, "new": new, "old_memory": memory[0], "new_memory": memory[1], "same": same, "sample": sample}
-    print(BENCHMARK.format(speed_up=result["speed_up"], **values))
+def comparison(result: ac.BenchmarkResult) -> str:
+    """Return what a benchmark's *result* says to a person."""
+    ways = {"old": result["one_by_one"], "new": result["async_collector"]}
+    peaks = {name: way["peak_memory_mb"] for name, way in ways.items()}
+    memory = {f"{name}_memory": "unknown" if peak is None else f"{peak:.0f} MB" for name, peak in peaks.items()}
+    return BENCHMARK.format(
+        **ways,
+        **memory,
+        speed_up=result["speed_up"],
+        sample=f"; one by one: a sample of {result['sample']}" if result["sample"] else "",
+        same="yes" if result["same_markets"] else "no: the exchange has changed meanwhile",
+    )
+
+
+def complaint(result: ac.CollectionResult) -> str:
+    """Return why a run that is not complete is not."""
+    good = result["markets"] - result["books_missing"]
+    return (
+        f"async-collector: {good} of {result['stats']['markets_fetched']} listed markets were stored with their books; "
+        f"first failure: {result['reason']} (see the table failures, run {result['run_id']})"
+    )
+
+
+class Bar:
+    """A progress bar on stderr over markets; how many there are is known once all are listed."""
+
+    def __init__(self, *, shown: bool) -> None:
+        """Draw nothing before the first progress."""
+        self._shown = shown
+        self._bar: tqdm[Any] | None = None
+        self.stored = 0
+
+    def show(self, progress: ac.Progress) -> None:
+        """Draw *progress*."""
+        self.stored = progress.stored
+        if self._bar is None:
+            self._bar = tqdm(unit=" markets", disable=not self._shown, dynamic_ncols=True)
+        self._bar.total = progress.listed if progress.all_listed else None
+        self._bar.set_postfix(errors=progress.errors, refresh=False)
+        self._bar.update(progress.stored - self._bar.n)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+async def collect(collector: ac.AsyncCollector, caught: list[int]) -> ac.CollectionResult:
+    """Run *collector* once; the first SIGINT or SIGTERM cancels it, the second ends the process."""
+    task = asyncio.current_task()
+
+    def stop(number: int) -> None:
+        if caught or task is None:
+            os._exit(INTERRUPTED + number)
+        caught.append(number)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            asyncio.get_running_loop().add_signal_handler(number, stop, number)
+        except NotImplementedError:  # Windows has no signals on the loop; there Ctrl-C is a KeyboardInterrupt
+            break
+    return await collector.collect_all()
 
 
 def run(args: argparse.Namespace) -> int:
     """Collect as *args* say and return the exit code."""
-
-    def show(progress: ac.Progress) -> None:
-        bar.total = progress.listed
-        bar.set_postfix(errors=progress.errors, refresh=False)
-        bar.update(progress.stored - bar.n)
-
     chosen = {name: getattr(args, name) for name in ("workers", "max_retries", "timeout", "min_volume")}
     if args.benchmark:
-        report_benchmark(ac.benchmark(**chosen), as_json=args.json)
+        compared = ac.benchmark(**chosen)
+        say(json.dumps(compared) if args.json else comparison(compared), sys.stdout)
         return 0
-    collector = ac.AsyncCollector(args.db or ac.DEFAULT_DB_PATH, **chosen, progress=show)
+    bar = Bar(shown=sys.stderr.isatty() and not (args.quiet or args.verbose))
+    path = ac.DEFAULT_DB_PATH if args.db is None else args.db
+    collector = ac.AsyncCollector(path, **chosen, progress=bar.show)
     settings = collector.settings
     if not args.quiet:
-        what = (
-            f"markets over ${settings.min_volume_usd:,.0f} in 24 h" if settings.min_volume_usd else "all open markets"
-        )
-        print(f"Polymarket to {settings.db_path}: {what}, {settings.workers} workers", file=sys.stderr)
-    show_bar = sys.stderr.isatty() and not (args.quiet or args.verbose)
-    with tqdm(unit=" markets", disable=not show_bar, dynamic_ncols=True) as bar:
-        result = asyncio.run(collect(collector))
+        volume = settings.min_volume_usd
+        what = f"markets over ${volume:,.15g} in 24 h" if volume else "all open markets"
+        say(f"Polymarket to {settings.db_path}: {what}, {settings.workers} workers", sys.stderr)
+    caught: list[int] = []
+    try:
+        result = asyncio.run(collect(collector, caught))
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        bar.close()
+        say(f"async-collector: interrupted; {bar.stored} markets of this run are stored", sys.stderr)
+        return INTERRUPTED + (caught[0] if caught else signal.SIGINT)
+    finally:
+        bar.close()
     if args.json or not args.quiet:
-        report(result, as_json=args.json)
+        say(json.dumps(result) if args.json else summary(result), sys.stdout)
     if result["status"] != "complete":
-        stats = result["stats"]
-        print(
-            f"async-collector: only {result['markets'] - result['books_missing']} of {stats['markets_fetched']} "
-            f"markets were stored with their books; see the table failures, run {result['run_id']}",
-            file=sys.stderr,
-        )
+        say(complaint(result), sys.stderr)
         return PARTIAL
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with *argv* and return its exit code."""
+    for name in ("stdout", "stderr"):  # None where the caller has closed it
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  until the end
     args = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.DEBUG if args.verbose else logging.ERROR, format="%(levelname)s %(message)s")
-    logging.getLogger("aiosqlite").setLevel(logging.INFO)  # at DEBUG it logs every stored row
+    logging.basicConfig(level=logging.DEBUG if args.verbose else logging.CRITICAL, format="%(levelname)s %(message)s")
+    for chatty in ("aiosqlite", "asyncio", "filelock"):  # aiosqlite logs every stored row at DEBUG
+        logging.getLogger(chatty).setLevel(logging.INFO)
     try:
         return run(args)
     except ac.CollectorError as error:
-        print(f"async-collector: {error}", file=sys.stderr)
+        say(f"async-collector: {error}", sys.stderr)
         return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except asyncio.CancelledError:
-        return TERMINATED
 
 
 if __name__ == "__main__":

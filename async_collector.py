@@ -82,6 +82,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 log = logging.getLogger("async_collector")
+log.addHandler(logging.NullHandler())  # a library says nothing until its program asks for it
 
 T = TypeVar("T")
 
@@ -102,7 +103,7 @@ class StorageError(CollectorError):
 
 
 class DatabaseBusy(StorageError):  # noqa: N818  a state of the file, not a defect
-    """Another collector holds the database; the text names it."""
+    """Another collector holds the database, which the text names, or another program does not stop writing to it."""
 
 
 class ApiError(CollectorError):
@@ -168,14 +169,14 @@ class _Default(str):
 DEFAULT_DB_PATH: Final = _Default("polymarket_data.db")
 
 
-def whole_number(name: str, value: object, *, at_least: int = 1) -> int:
-    """Return *value* as an int of at least *at_least*, or raise a `ConfigError` that names it."""
+def whole_number(name: str, value: object, *, at_least: int = 1, at_most: int = 1_000) -> int:
+    """Return *value* as an int from *at_least* to *at_most*, or raise a `ConfigError` that names it."""
     try:
         number = int(str(value))
     except ValueError:
         number = at_least - 1
-    if number < at_least or isinstance(value, bool):
-        msg = f"{name}={value!r}: must be a whole number of at least {at_least}"
+    if not at_least <= number <= at_most or isinstance(value, bool):
+        msg = f"{name}={value!r}: must be a whole number from {at_least} to {at_most}"
         raise ConfigError(msg)
     return number
 
@@ -194,14 +195,42 @@ def finite_number(name: str, value: object, *, above: float | None = None) -> fl
 
 def base_url(name: str, value: str) -> str:
     """Return *value*, an http or https address, without a slash at its end, or raise a `ConfigError`."""
-    try:
-        url = URL(value)
-    except ValueError:
-        url = URL()
-    if url.scheme not in {"http", "https"} or not url.host or url.user or url.query_string or url.fragment:
+    url = _http_url(value)
+    if not url or url.user or url.query_string or url.fragment:
         msg = f"{name}={value!r}: must be an address such as https://example.com"
         raise ConfigError(msg)
     return str(url).rstrip("/")
+
+
+def _http_url(value: str) -> URL | None:
+    """Return *value* as an http or https address with a host that can exist, or None."""
+    try:
+        url = URL(value)
+        (url.host or "").encode("idna")
+    except ValueError:
+        return None
+    possible = url.scheme in {"http", "https"} and url.host and not any(map(str.isspace, url.host))
+    return url if possible else None
+
+
+def proxy_for(url: str) -> URL | None:
+    """Return the proxy that HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY name for *url*, as curl reads them.
+
+    Raises:
+        ConfigError: it is no http or https address.
+    """
+    address = URL(url)
+    if proxy_bypass(f"{address.host}:{address.port}"):
+        return None
+    proxies = getproxies()
+    value = proxies.get(address.scheme) or proxies.get("all")
+    if not value:
+        return None
+    proxy = _http_url(value if "://" in value else f"http://{value}")
+    if proxy is None:
+        msg = f"the proxy {value!r} for {url}: must be an http or https address"
+        raise ConfigError(msg)
+    return proxy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,6 +246,8 @@ class Settings:
     clob_api: str
     gamma_rate_limit: int  # requests per second
     clob_rate_limit: int
+    gamma_proxy: URL | None
+    clob_proxy: URL | None
 
     @classmethod
     def resolve(  # noqa: PLR0913  one argument per knob
@@ -235,14 +266,18 @@ class Settings:
             ConfigError: a value cannot work.
         """
         from_environment = isinstance(db_path, _Default)
+        gamma_api = base_url("GAMMA_API", environment.get("GAMMA_API") or "https://gamma-api.polymarket.com")
+        clob_api = base_url("CLOB_API", environment.get("CLOB_API") or "https://clob.polymarket.com")
         return cls(
             db_path=Path(environment.get("POLYMARKET_DB") or db_path if from_environment else db_path),
             workers=whole_number("workers", workers),
             max_retries=whole_number("max_retries", max_retries, at_least=0),
             timeout_s=finite_number("timeout", timeout, above=0),
             min_volume_usd=finite_number("min_volume", min_volume),
-            gamma_api=base_url("GAMMA_API", environment.get("GAMMA_API") or "https://gamma-api.polymarket.com"),
-            clob_api=base_url("CLOB_API", environment.get("CLOB_API") or "https://clob.polymarket.com"),
+            gamma_api=gamma_api,
+            clob_api=clob_api,
+            gamma_proxy=proxy_for(gamma_api),
+            clob_proxy=proxy_for(clob_api),
             gamma_rate_limit=whole_number("GAMMA_RATE_LIMIT", environment.get("GAMMA_RATE_LIMIT") or 10),
             clob_rate_limit=whole_number("CLOB_RATE_LIMIT", environment.get("CLOB_RATE_LIMIT") or 20),
         )
@@ -529,6 +564,7 @@ class Market(NamedTuple):
     outcome_yes: str | None
     outcome_no: str | None
     tags: str | None
+    first_seen: str
     last_seen: str
 
     @classmethod
@@ -551,6 +587,7 @@ class Market(NamedTuple):
             outcome_yes=yes,
             outcome_no=no,
             tags=msgspec.json.encode(labels).decode() if labels else None,
+            first_seen=seen_at,
             last_seen=seen_at,
         )
 
@@ -632,6 +669,7 @@ class Failure(NamedTuple):
 
 # --- Pacing, retries --------------------------------------------------------------------------------------------------
 
+MAX_RATE: Final = 1_000_000  # requests per window
 FIRST_BACKOFF_S: Final = 1.0
 LONGEST_WAIT_S: Final = 60.0  # what a server may ask of us at most; beyond it the request is given up
 
@@ -664,6 +702,9 @@ class RateLimiter:
         time_window: the window's length in seconds.
         backoff_multiplier: how much longer each further pause is.
         clock: for tests.
+
+    Raises:
+        ConfigError: *max_requests* is below 1.
     """
 
     def __init__(
@@ -675,7 +716,7 @@ class RateLimiter:
         clock: Clock | None = None,
     ) -> None:
         """Begin with an empty window."""
-        self.max_requests = max_requests
+        self._max_requests = whole_number("max_requests", max_requests, at_most=MAX_RATE)
         self.time_window = time_window
         self.backoff_multiplier = backoff_multiplier
         self._clock = clock or Clock()
@@ -684,6 +725,15 @@ class RateLimiter:
         self._backoff_at = float("-inf")
         self._paused_until = float("-inf")
         self._turn: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+
+    @property
+    def max_requests(self) -> int:
+        """Starts per window."""
+        return self._max_requests
+
+    @max_requests.setter
+    def max_requests(self, value: int) -> None:
+        self._max_requests = whole_number("max_requests", value, at_most=MAX_RATE)
 
     async def acquire(self) -> None:
         """Wait until a request may start, and count it as started."""
@@ -814,20 +864,12 @@ def error_from(response: aiohttp.ClientResponse, body: bytearray, url: str, now:
     return kind(f"HTTP {status}: {says!r}", url=url, status=status, retry_after=retry_after)
 
 
-def _proxy_for(url: str) -> str | None:
-    """Return the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name for *url*."""
-    address = URL(url)
-    if proxy_bypass(f"{address.host}:{address.port}"):
-        return None
-    proxies = getproxies()
-    return proxies.get(address.scheme) or proxies.get("all")
-
-
 class HttpHost:
     """One host: paced by its limiter, patient as the settings say, and trusted with nothing.
 
     Args:
         url: the base address.
+        proxy: the way there, if it is not the direct one.
         limiter: asked before every attempt on the wire.
         session: shared by all hosts.
         slots: bounds the requests in flight over all hosts.
@@ -840,6 +882,7 @@ class HttpHost:
     def __init__(  # noqa: PLR0913  what a request needs
         self,
         url: str,
+        proxy: URL | None,
         limiter: RateLimiter,
         *,
         session: aiohttp.ClientSession,
@@ -859,7 +902,11 @@ class HttpHost:
         self._traffic = traffic
         self._clock = clock
         self._rng = rng
-        self._proxy = _proxy_for(url)
+        self._proxy = proxy
+
+    def address(self, path: str) -> str:
+        """Return the whole address of *path*."""
+        return self._url + path
 
     async def fetch(
         self,
@@ -877,7 +924,7 @@ class HttpHost:
         """
 
         async def attempt() -> T:
-            return self._understand(self._url + path, await self._ask(method, path, params, body), decode)
+            return self._understand(self.address(path), await self._ask(method, path, params, body), decode)
 
         return await retry(
             attempt,
@@ -893,7 +940,7 @@ class HttpHost:
             async with self._turn:  # one request per host waits for the limiter in a slot; the rest leaves them free
                 await stack.enter_async_context(self._slots)
                 await self._limiter.acquire()
-            return await self._exchange(method, self._url + path, params, body)
+            return await self._exchange(method, self.address(path), params, body)
 
     async def _exchange(
         self, method: str, url: str, params: Sequence[tuple[str, str]], body: bytes | None
@@ -931,9 +978,11 @@ class HttpHost:
             msg = f"no complete answer within {self._settings.timeout_s:g} s"
             raise NetworkError(msg, url=url) from error
         except aiohttp.ClientError as error:
-            failure = NetworkError(str(error) or type(error).__name__, url=url)
+            through = f" (through the proxy {self._proxy.host}:{self._proxy.port})" if self._proxy else ""
+            failure = NetworkError((str(error) or type(error).__name__) + through, url=url)
             failure.retryable = not isinstance(error, (aiohttp.ClientConnectorCertificateError, aiohttp.InvalidURL))
             raise failure from error
+        log.debug("%s %s: %d, %d bytes", method, url, response.status, len(answer))
         problem = error_from(response, answer, url, self._clock.now())
         self._tell_limiter(problem, started)
         if problem:
@@ -1022,13 +1071,13 @@ class PolymarketApi:
         page = await self._fetch_page(params)
         if not page.markets and not page.rejected:
             msg = "the listing is empty"
-            raise MalformedResponseError(msg, url=MARKETS_PATH, status=200)
+            raise MalformedResponseError(msg, self._gamma.address(MARKETS_PATH))
         yield page
         used: set[str] = set()
         while (cursor := page.next_cursor) is not None:
             if not cursor or cursor in used or len(used) >= MAX_PAGES:
                 msg = f"the listing does not end: page {len(used) + 1} leads to cursor {cursor!r}"
-                raise MalformedResponseError(msg, url=MARKETS_PATH, status=200)
+                raise MalformedResponseError(msg, self._gamma.address(MARKETS_PATH))
             used.add(cursor)
             page = await self._fetch_page([*params, ("after_cursor", cursor)])
             yield page
@@ -1128,7 +1177,8 @@ MIGRATIONS: Final = (
         best_ask_yes REAL,
         best_bid_no REAL,
         best_ask_no REAL,
-        spread REAL,                                -- best_ask_yes - best_bid_yes
+        -- best_ask_yes - best_bid_yes
+        spread REAL,
         UNIQUE (market_id, timestamp)
     );
     CREATE TABLE IF NOT EXISTS tweets (
@@ -1219,11 +1269,15 @@ def _insert(table: str, columns: Sequence[str]) -> str:
     return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608
 
 
-# what the exchange leaves out this time keeps its last known value; first_seen is the table's default
+# what the exchange leaves out this time keeps its last known value
 SAVE_MARKET: Final = (
     _insert("markets", Market._fields)
     + " ON CONFLICT (market_id) DO UPDATE SET "
-    + ", ".join(f"{column} = coalesce(excluded.{column}, {column})" for column in Market._fields[1:])
+    + ", ".join(
+        f"{column} = coalesce(excluded.{column}, {column})"
+        for column in Market._fields
+        if column not in {"market_id", "first_seen"}
+    )
 )
 SAVE_SNAPSHOT: Final = _insert("snapshots", Snapshot._fields) + " ON CONFLICT (market_id, timestamp) DO NOTHING"
 SAVE_FAILURE: Final = _insert("failures", Failure._fields)
@@ -1233,6 +1287,9 @@ SAVE_CONFLICT: Final = """
     FROM snapshots WHERE market_id = ? AND timestamp = ? AND run_id IS NOT ?
 """
 START_RUN: Final = "INSERT INTO runs (started_at, status, min_volume, version) VALUES (?, 'running', ?, ?)"
+SAVE_PROGRESS: Final = """
+    UPDATE runs SET snapshots_saved = snapshots_saved + ?, errors = errors + ? WHERE run_id = ?
+"""
 LAST_FULL_WALK: Final = "SELECT max(full_walk_at) FROM runs"
 LISTED_IDS: Final = "SELECT market_id FROM listed_ids ORDER BY market_id"
 FORGET_IDS: Final = "DELETE FROM listed_ids"
@@ -1247,8 +1304,9 @@ IS_OF_ANOTHER_PROGRAM: Final = """
 
 @dataclass(slots=True)
 class Batch:
-    """Rows that are stored together or not at all."""
+    """Rows of a run that are stored together or not at all."""
 
+    run_id: int
     markets: list[Market] = field(default_factory=list)
     snapshots: list[Snapshot] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
@@ -1275,14 +1333,15 @@ def _naming(path: Path, doing: str) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
+        busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
         msg = f"{path}: cannot {doing}: {error}"
-        raise StorageError(msg) from error
+        raise (DatabaseBusy if busy else StorageError)(msg) from error
 
 
 @contextmanager
 def _held_alone(path: Path) -> Iterator[None]:
     """Hold the database for this collector; the lock dies with its process. The file beside it names the holder."""
-    real_path = path.resolve()
+    real_path = Path(os.path.realpath(path))
     signature = f"process {os.getpid()} since {sql_time(datetime.now(UTC))} UTC"
 
     def sign(descriptor: int) -> None:
@@ -1303,6 +1362,16 @@ def _held_alone(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _refuse_folders(path: Path) -> None:
+    """Refuse a path that no database can be at, in clearer words than SQLite's."""
+    if path.is_dir():
+        msg = f"{path}: is a folder"
+        raise StorageError(msg)
+    if not path.parent.is_dir():
+        msg = f"{path}: there is no folder {path.parent}"
+        raise StorageError(msg)
 
 
 def _statements(script: str) -> Iterator[str]:
@@ -1332,11 +1401,9 @@ class Database:
             DatabaseBusy: another collector holds it.
             StorageError: it cannot be opened, is no database, or is not one of ours.
         """
-        if not path.parent.is_dir():
-            msg = f"{path}: there is no folder {path.parent}"
-            raise StorageError(msg)
         async with AsyncExitStack() as stack:
             with _naming(path, "open"):
+                _refuse_folders(path)
                 stack.enter_context(_held_alone(path))
                 # aiosqlite's thread outlives a connect that fails and may write a traceback: let it fail here
                 sqlite3.connect(path).close()
@@ -1394,6 +1461,8 @@ class Database:
             if new < len(batch.snapshots):
                 keys = [(row.run_id, row.market_id, row.timestamp, row.run_id) for row in batch.snapshots]
                 await self._connection.executemany(SAVE_CONFLICT, keys)
+            errors = len(batch.failures) + len(batch.snapshots) - new
+            await self._connection.execute(SAVE_PROGRESS, (new, errors, batch.run_id))
         return new
 
     async def _save_ids(self, market_ids: Iterable[int], *, instead: bool) -> None:
@@ -1507,17 +1576,19 @@ class CollectionResult(TypedDict):
     stats: Stats
     run_id: int
     status: str  # complete or partial, as in the table runs
-    books_missing: int  # markets without both of their books
+    books_missing: int  # markets without both of the books that they should have
+    reason: str | None  # of the first failure
     requests: int  # attempts on the wire
     database: str
 
 
 class Progress(NamedTuple):
-    """How far a run is; `listed` grows until the listing is read."""
+    """How far a run is."""
 
     listed: int
     stored: int
     errors: int
+    all_listed: bool  # from now on `listed` does not grow
 
 
 @dataclass(slots=True)
@@ -1538,13 +1609,16 @@ class Run:
     seen: set[int] = field(default_factory=set)  # ids that this run has listed
     filling: list[GammaMarket] = field(default_factory=list)  # the next batch
     listed: int = 0
+    all_listed: bool = False
     listing_error: ApiError | None = None
+    reason: str | None = None
     snapshots: int = 0
     books_missing: int = 0
     errors: int = 0
 
     def failure(self, market_id: str | None, stage: str, reason: str) -> Failure:
-        """Return a row for `failures`."""
+        """Return a row for `failures`, and remember the first as the run's reason."""
+        self.reason = self.reason or reason
         return Failure(self.run_id, market_id, stage, reason)
 
     def is_new(self, market_id: str | None) -> bool:
@@ -1580,6 +1654,14 @@ def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def _by_reason(missing: Mapping[str, str]) -> str:
+    """Return in words why the sides of a market are missing, each reason once."""
+    sides: dict[str, list[str]] = {}
+    for side, why in missing.items():
+        sides.setdefault(why, []).append(side)
+    return "; ".join(f"{' and '.join(names)}: {why}" for why, names in sides.items())
 
 
 class AsyncCollector:
@@ -1696,9 +1778,10 @@ class AsyncCollector:
     def _api(self, session: aiohttp.ClientSession, traffic: Traffic) -> PolymarketApi:
         slots = asyncio.Semaphore(self.settings.workers)
 
-        def host(url: str, limiter: RateLimiter) -> HttpHost:
+        def host(url: str, proxy: URL | None, limiter: RateLimiter) -> HttpHost:
             return HttpHost(
                 url,
+                proxy,
                 limiter,
                 session=session,
                 slots=slots,
@@ -1708,9 +1791,10 @@ class AsyncCollector:
                 rng=self._rng,
             )
 
+        settings = self.settings
         return PolymarketApi(
-            gamma=host(self.settings.gamma_api, self.gamma_limiter),
-            clob=host(self.settings.clob_api, self.clob_limiter),
+            gamma=host(settings.gamma_api, settings.gamma_proxy, self.gamma_limiter),
+            clob=host(settings.clob_api, settings.clob_proxy, self.clob_limiter),
         )
 
     async def _wait_for_a_fresh_second(self, database: Database) -> None:
@@ -1728,6 +1812,7 @@ class AsyncCollector:
             await self._list_all(run)
         if run.filling:
             await run.batches.put(run.filling)
+        run.all_listed = True
         await run.batches.close()
 
     async def _list_top(self, run: Run) -> None:
@@ -1793,11 +1878,11 @@ class AsyncCollector:
                         return True
                     if not new and page.next_cursor is not None:
                         msg = "the listing repeats itself"
-                        raise MalformedResponseError(msg, url=MARKETS_PATH, status=200)
+                        raise MalformedResponseError(msg, self.settings.gamma_api + MARKETS_PATH)
         except ApiError as error:
             log.warning("a listing ended early: %s", error)
             run.listing_error = error
-            await run.rows.put(Batch(failures=[run.failure(None, "list", str(error))]))
+            await run.rows.put(Batch(run.run_id, failures=[run.failure(None, "list", str(error))]))
             return False
         return True
 
@@ -1809,7 +1894,7 @@ class AsyncCollector:
             log.warning("%d known markets could not be listed: %s", len(market_ids), error)
             run.listed += len(market_ids)
             failures = [run.failure(str(market_id), "list", str(error)) for market_id in market_ids]
-            await run.rows.put(Batch(failures=failures))
+            await run.rows.put(Batch(run.run_id, failures=failures))
         else:
             await self._take(run, page)
 
@@ -1821,7 +1906,9 @@ class AsyncCollector:
         run.listed += len(rejected) + len(wanted)
         run.filling += wanted
         if rejected:
-            await run.rows.put(Batch(failures=[run.failure(bad.id, "list", bad.reason) for bad in rejected]))
+            await run.rows.put(
+                Batch(run.run_id, failures=[run.failure(bad.id, "list", bad.reason) for bad in rejected])
+            )
         while len(run.filling) >= BATCH_MARKETS:
             batch, run.filling = run.filling[:BATCH_MARKETS], run.filling[BATCH_MARKETS:]
             await run.batches.put(batch)
@@ -1854,7 +1941,7 @@ class AsyncCollector:
             log.warning("no books for %d markets: %s", len(markets), error)
             otherwise = str(error)
         now = sql_time(self._clock.now())
-        batch = Batch()
+        batch = Batch(run.run_id)
         for market in markets:
             yes, no = (books.get(token) for token in market.tokens)
             batch.markets.append(Market.from_wire(market, seen_at=now))
@@ -1866,8 +1953,7 @@ class AsyncCollector:
             }
             if missing and market.has_book:
                 run.books_missing += 1
-                reason = "; ".join(f"{side}: {why}" for side, why in missing.items())
-                batch.failures.append(run.failure(market.market_id, "book", reason))
+                batch.failures.append(run.failure(market.market_id, "book", _by_reason(missing)))
         return batch
 
     async def _write(self, run: Run) -> None:
@@ -1877,7 +1963,7 @@ class AsyncCollector:
             run.snapshots += saved
             run.errors += len(batch.failures) + len(batch.snapshots) - saved
             if self._progress:
-                self._progress(Progress(run.listed, run.snapshots, run.errors))
+                self._progress(Progress(run.listed, run.snapshots, run.errors, run.all_listed))
 
     async def _finish(self, run: Run, started: float, status: str) -> None:
         """Write down what the run has come to."""
@@ -1917,6 +2003,7 @@ class AsyncCollector:
             run_id=run.run_id,
             status=run.status,
             books_missing=run.books_missing,
+            reason=run.reason,
             requests=run.traffic.requests,
             database=str(self.settings.db_path),
         )
@@ -1957,7 +2044,9 @@ class _OneByOne(AsyncCollector):
                 yes, no = [await run.api.fetch_book(token) for token in market.tokens]
                 now = sql_time(self._clock.now())
                 row = Snapshot.from_wire(market, yes, no, run_id=run.run_id, received_at=now)
-                run.snapshots += await run.database.save(Batch([Market.from_wire(market, seen_at=now)], [row]))
+                run.snapshots += await run.database.save(
+                    Batch(run.run_id, [Market.from_wire(market, seen_at=now)], [row])
+                )
         return self._result(run, self._clock.monotonic() - started)
 
     async def _sample(self, run: Run) -> AsyncIterator[GammaMarket]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import os
 import random
 import sqlite3
 from datetime import UTC, datetime, timedelta
@@ -19,6 +20,7 @@ from async_collector import AsyncCollector, Clock
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
+SETTINGS = {"POLYMARKET_DB", "GAMMA_API", "CLOB_API", "TWITTER_API", "GAMMA_RATE_LIMIT", "CLOB_RATE_LIMIT"}
 PROJECT = Path(__file__).parent.parent
 
 
@@ -77,6 +79,14 @@ class NoChance(random.Random):
 
     def random(self) -> float:
         return 0.0
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the caller's settings and proxies out of the tests."""
+    for name in list(os.environ):
+        if name in SETTINGS or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture

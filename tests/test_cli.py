@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import pty
 import re
+import shlex
 import signal
+import sqlite3
 import sys
 import termios
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,7 +18,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 from conftest import PROJECT, rows
 
+import async_collector as ac
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from fake_polymarket import FakePolymarket
@@ -54,6 +60,7 @@ async def test_in_a_pipe_there_are_plain_lines(exchange: FakePolymarket, databas
   duration         \d\.\d\d s
   markets          60 of 60
   snapshots        60
+  books missing    0
   markets per s    \d+
   errors           0
   retries          0
@@ -97,6 +104,7 @@ async def test_quiet_says_nothing_when_all_is_well(exchange: FakePolymarket, dat
 async def test_verbose_tells_every_step_and_keeps_results_apart(exchange: FakePolymarket, database: Path) -> None:
     exchange.fail_next("/books", status=503)
     done = await run(exchange, database, "--verbose", "--json")
+    assert f"DEBUG GET {exchange.url}/gamma/markets/keyset: 200, " in done.err
     assert "DEBUG attempt 1 failed, trying again" in done.err
     assert "INFO run 1 complete" in done.err
     assert json.loads(done.out)["status"] == "complete"
@@ -110,8 +118,20 @@ async def test_less_than_95_percent_is_75_also_when_quiet(exchange: FakePolymark
     assert done.code == 75
     assert done.out == ""
     assert done.err == (
-        "async-collector: only 56 of 60 markets were stored with their books; see the table failures, run 1\n"
+        "async-collector: 56 of 60 listed markets were stored with their books; first failure: "
+        "YES and NO: the exchange has no book (see the table failures, run 1)\n"
     )
+
+
+async def test_a_listing_that_breaks_off_is_75_and_says_so(exchange: FakePolymarket, database: Path) -> None:
+    for _ in range(60):
+        exchange.add_market(volume_24h=200_000.0)
+    pages = iter([{}, {"next_cursor": "nowhere"}])
+    exchange.fail_next("/markets/keyset", mutate=lambda page: page | next(pages))
+    exchange.fail_next("/markets/keyset", status=422, times=9)
+    done = await run(exchange, database, "--quiet")
+    assert done.code == 75
+    one_line(done, "100 of 100 listed markets", f"{exchange.url}/gamma/markets/keyset: HTTP 422")
 
 
 async def test_95_percent_is_enough(exchange: FakePolymarket, database: Path) -> None:
@@ -178,7 +198,7 @@ async def test_a_missing_folder_is_74(exchange: FakePolymarket, tmp_path: Path) 
 async def test_a_bad_variable_is_78(exchange: FakePolymarket, database: Path) -> None:
     done = await run(exchange, database, "--quiet", CLOB_RATE_LIMIT="many")
     assert done.code == 78
-    one_line(done, "CLOB_RATE_LIMIT='many': must be a whole number of at least 1")
+    one_line(done, "CLOB_RATE_LIMIT='many': must be a whole number from 1 to 1000")
     assert not database.exists()
     assert exchange.arrivals == []
 
@@ -227,9 +247,86 @@ async def test_an_interrupted_run_ends_at_once_and_is_marked(
     process.send_signal(number)
     _, err = await asyncio.wait_for(process.communicate(), 5)
     assert process.returncode == code
-    assert b"Traceback" not in err
+    assert err.endswith(b"async-collector: interrupted; 0 markets of this run are stored\n")
+    assert err.count(b"\n") == 2
     assert [row["status"] for row in rows(database, "SELECT status FROM runs")] == ["failed"]
     assert (await run(exchange, database, "--quiet")).code == 0
+
+
+async def test_a_second_signal_ends_at_once(exchange: FakePolymarket, database: Path) -> None:
+    """Also while another program keeps the file locked, which the end of a run waits for."""
+    exchange.fail_next("/books", hang=True)
+    process = await start(exchange, database)
+    await exchange.until_asked("/books")
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(process.wait(), 0.5)
+        process.send_signal(signal.SIGINT)
+        _, err = await asyncio.wait_for(process.communicate(), 5)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("closed", ["| true", ">/dev/full", ">&-", "2>&-", "2>/dev/full", ">&- 2>&- <&-"])
+async def test_what_is_collected_does_not_depend_on_who_listens(
+    exchange: FakePolymarket, database: Path, closed: str, unbuffered: str
+) -> None:
+    command = shlex.join([sys.executable, SCRIPT, "--db", str(database)])
+    process = await asyncio.create_subprocess_shell(
+        f"set -o pipefail; {command} {closed}",
+        executable="/bin/bash",
+        env=os.environ | exchange.environment | {"PYTHONUNBUFFERED": unbuffered},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 0
+    assert b"Traceback" not in err
+    assert b"Exception" not in err
+    assert b"Polymarket to" not in out
+    assert [row["status"] for row in rows(database, "SELECT status FROM runs")] == ["complete"]
+
+
+async def test_a_name_that_the_terminal_cannot_write_is_escaped(exchange: FakePolymarket, tmp_path: Path) -> None:
+    process = await start(exchange, tmp_path / "数据 'q'.db", PYTHONIOENCODING="ascii")
+    out, _ = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 0
+    assert out.endswith(b"\\u6570\\u636e 'q'.db\n")
+
+
+async def test_a_folder_that_may_not_be_searched_is_74(exchange: FakePolymarket, tmp_path: Path) -> None:
+    done = await run(exchange, tmp_path / ("x" * 300) / "file.db", "--quiet")
+    assert done.code == 74
+    one_line(done, "cannot open", "File name too long")
+    loop = tmp_path / "loop.db"
+    loop.symlink_to(loop)
+    done = await run(exchange, loop, "--quiet")
+    assert done.code == 74
+    one_line(done, "loop.db: cannot open")
+
+
+async def test_a_dead_proxy_is_named(exchange: FakePolymarket, database: Path) -> None:
+    done = await run(exchange, database, "--quiet", "--max-retries", "0", HTTP_PROXY="http://127.0.0.1:1", NO_PROXY="")
+    assert done.code == 69
+    one_line(done, exchange.url, "(through the proxy 127.0.0.1:1)")
+
+
+async def test_a_file_that_another_program_keeps_locked_is_75(
+    exchange: FakePolymarket,
+    make_collector: Callable[..., ac.AsyncCollector],
+    database: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ac, "BUSY_TIMEOUT_S", 0.1)
+    assert (await make_collector().collect_all())["status"] == "complete"
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(ac.DatabaseBusy, match="cannot start a run: database is locked"):
+            await make_collector().collect_all()
+    assert exchange.asked("/books")
 
 
 async def test_the_process_ends_by_itself_after_any_exception(exchange: FakePolymarket, database: Path) -> None:

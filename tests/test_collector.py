@@ -98,6 +98,7 @@ def true_market(market: FakeMarket) -> dict[str, Any]:
         "outcome_yes": market.outcomes[0],
         "outcome_no": market.outcomes[1],
         "tags": "[" + ",".join(f'"{tag}"' for tag in market.tags) + "]",
+        "first_seen": T0,
         "last_seen": T0,
     }
 
@@ -200,6 +201,7 @@ async def test_a_run_leaves_its_account(exchange: FakePolymarket, collector: ac.
         "run_id": 1,
         "status": "complete",
         "books_missing": 0,
+        "reason": None,
         "requests": 4,
         "database": str(database),
     }
@@ -242,7 +244,7 @@ async def test_a_market_without_books_keeps_gammas_fields_and_is_recorded(
     expected = [without_books(bare), *(true_snapshot(market) for market in others)]
     assert stored_snapshots(database) == sorted(expected, key=lambda row: str(row["market_id"]))
     assert [(row["market_id"], row["stage"], row["reason"]) for row in failures(database)] == [
-        (bare.id, "book", "YES: the exchange has no book; NO: the exchange has no book")
+        (bare.id, "book", "YES and NO: the exchange has no book")
     ]
     assert (result["books_missing"], result["status"]) == (1, "complete")
 
@@ -288,12 +290,9 @@ async def test_one_failed_batch_never_costs_the_run(
     assert bare == [without_books(truth[row["market_id"]]) for row in bare]
     full = [row for row in stored if row["book_time"] is not None]
     assert full == [true_snapshot(truth[row["market_id"]]) for row in full]
-    assert {row["reason"] for row in failures(database)} == {
-        (
-            f'YES: {exchange.url}/clob/books: HTTP 400: \'{{"error":"Invalid payload"}}\'; '
-            f'NO: {exchange.url}/clob/books: HTTP 400: \'{{"error":"Invalid payload"}}\''
-        )
-    }
+    reason = f'YES and NO: {exchange.url}/clob/books: HTTP 400: \'{{"error":"Invalid payload"}}\''
+    assert {row["reason"] for row in failures(database)} == {reason}
+    assert result["reason"] == reason
     assert [row["market_id"] for row in failures(database)] == [row["market_id"] for row in bare]
     assert (result["books_missing"], result["status"]) == (250, "partial")
 
@@ -386,7 +385,7 @@ async def test_progress_is_told_after_every_batch(
     told: list[ac.Progress] = []
     await make_collector(progress=told.append).collect_all()
     assert len(told) == 2
-    assert told[-1] == ac.Progress(listed=300, stored=300, errors=0)
+    assert told[-1] == ac.Progress(listed=300, stored=300, errors=0, all_listed=True)
 
 
 async def test_a_cancelled_run_is_marked_and_the_next_one_works(

@@ -57,6 +57,8 @@ def test_an_explicit_path_wins_over_the_environment(monkeypatch: pytest.MonkeyPa
         ("CLOB_API", "https://"),
         ("CLOB_API", "https://clob.polymarket.com/?key=1"),
         ("CLOB_API", "https://[clob"),
+        ("CLOB_API", "https://clob..polymarket.com"),
+        ("CLOB_API", "https://clob polymarket.com"),
         ("CLOB_API", "https://clob.polymarket.com:99999"),
         ("CLOB_API", "https://me:secret@clob.polymarket.com"),
     ],
@@ -73,6 +75,7 @@ def test_a_bad_variable_is_named_with_its_value(monkeypatch: pytest.MonkeyPatch,
     [
         {"workers": 0},
         {"workers": 1.5},
+        {"workers": 1_001},
         {"workers": True},
         {"max_retries": -1},
         {"timeout": 0},
@@ -92,3 +95,26 @@ def test_a_bad_argument_is_named_with_its_value(setting: dict[str, Any]) -> None
 def test_a_bad_value_is_a_value_error_for_programs_that_look_for_one() -> None:
     assert issubclass(ConfigError, ValueError)
     assert issubclass(ConfigError, CollectorError)
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "http://", "http://[::1", "http://a..b"])
+def test_a_proxy_that_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("https_proxy", proxy)
+    with pytest.raises(ConfigError) as caught:
+        AsyncCollector()
+    assert f"the proxy {proxy!r} for https://gamma-api.polymarket.com: must be" in str(caught.value)
+
+
+def test_a_proxy_without_a_scheme_is_http_as_curl_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "localhost:3128")
+    monkeypatch.setenv("no_proxy", "clob.polymarket.com")
+    settings = AsyncCollector().settings
+    assert (str(settings.gamma_proxy), settings.clob_proxy) == ("http://localhost:3128", None)
+
+
+def test_a_limit_of_nothing_is_refused_wherever_it_is_set() -> None:
+    with pytest.raises(ConfigError, match="max_requests=0"):
+        RateLimiter(0)
+    limiter = RateLimiter()
+    with pytest.raises(ConfigError, match="max_requests=-1"):
+        limiter.max_requests = -1

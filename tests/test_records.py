@@ -81,6 +81,7 @@ def test_a_market_row_has_the_exchanges_words() -> None:
         outcome_yes="Yes",
         outcome_no="No",
         tags='["Climate","Weather"]',
+        first_seen="2026-11-22 14:15:00",
         last_seen="2026-11-22 14:15:00",
     )
 
@@ -88,7 +89,13 @@ def test_a_market_row_has_the_exchanges_words() -> None:
 def test_what_is_absent_is_none() -> None:
     bare = gamma_market(**dict.fromkeys(GAMMA.keys() - {"id", "active", "clobTokenIds"}))
     row = Market.from_wire(bare, seen_at="now")
-    known = {"market_id": "538932", "token_id_yes": "339", "token_id_no": "105", "last_seen": "now"}
+    known = {
+        "market_id": "538932",
+        "token_id_yes": "339",
+        "token_id_no": "105",
+        "first_seen": "now",
+        "last_seen": "now",
+    }
     assert row._asdict() == dict.fromkeys(Market._fields) | known
     snapshot = Snapshot.from_wire(bare, None, None, run_id=7, received_at="now")
     known_then = {"market_id": "538932", "timestamp": "now", "run_id": 7}

@@ -62,7 +62,7 @@ def make_file(path: Path, script: str) -> None:
 
 def market(market_id: str, **values: object) -> Market:
     fields = dict.fromkeys(Market._fields) | {"market_id": market_id, "token_id_yes": "1", "token_id_no": "2"}
-    return Market(**(fields | {"last_seen": T0} | values))  # type: ignore[arg-type]
+    return Market(**(fields | {"first_seen": T0, "last_seen": T0} | values))  # type: ignore[arg-type]
 
 
 def snapshot(market_id: str, run_id: int, timestamp: str = T0, **values: object) -> Snapshot:
@@ -146,7 +146,7 @@ async def test_a_missing_folder_is_named_and_not_made(tmp_path: Path) -> None:
 
 
 async def test_a_folder_is_no_database(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="cannot open: unable to open database file"):
+    with pytest.raises(StorageError, match="is a folder"):
         await opened_once(tmp_path)
 
 
@@ -203,12 +203,12 @@ async def test_a_batch_is_stored_whole_or_not_at_all(tmp_path: Path) -> None:
     async with Database.open(path) as database:
         run_id = await database.start_run(started_at=T0, min_volume=0)
         orphan = Batch(
-            [market("1")], [snapshot("1", run_id), snapshot("2", run_id)], [Failure(run_id, "1", "book", "x")]
+            1, [market("1")], [snapshot("1", run_id), snapshot("2", run_id)], [Failure(run_id, "1", "book", "x")]
         )
         with pytest.raises(StorageError, match=r"cannot store a batch: FOREIGN KEY constraint failed"):
             await database.save(orphan)
         assert not database._connection.in_transaction
-        assert await database.save(Batch([market("2")], [snapshot("2", run_id)])) == 1
+        assert await database.save(Batch(1, [market("2")], [snapshot("2", run_id)])) == 1
     assert [row["market_id"] for row in rows(path, "SELECT market_id FROM snapshots")] == ["2"]
     assert [row["market_id"] for row in rows(path, "SELECT market_id FROM markets")] == ["2"]
     assert rows(path, "SELECT * FROM failures") == []
@@ -217,9 +217,9 @@ async def test_a_batch_is_stored_whole_or_not_at_all(tmp_path: Path) -> None:
 async def test_a_market_keeps_its_first_seen_and_what_is_absent_this_time(tmp_path: Path) -> None:
     path = tmp_path / "file.db"
     async with Database.open(path) as database:
-        await database.save(Batch([market("1", question="Old?", category="Sports")]))
+        await database.save(Batch(1, [market("1", question="Old?", category="Sports")]))
         await database._connection.execute("UPDATE markets SET first_seen = '2025-01-01 00:00:00', resolved = 1")
-        await database.save(Batch([market("1", question="New?", last_seen="2026-11-22 14:30:00")]))
+        await database.save(Batch(1, [market("1", question="New?", last_seen="2026-11-22 14:30:00")]))
     (row,) = rows(path, "SELECT question, category, first_seen, last_seen, resolved FROM markets")
     assert row == {
         "question": "New?",
@@ -235,7 +235,7 @@ async def test_a_second_snapshot_of_one_second_is_a_recorded_failure(tmp_path: P
     async with Database.open(path) as database:
         for price in (0.25, 0.75):
             run_id = await database.start_run(started_at=T0, min_volume=0)
-            saved = await database.save(Batch([market("1")], [snapshot("1", run_id, price_yes=price)]))
+            saved = await database.save(Batch(1, [market("1")], [snapshot("1", run_id, price_yes=price)]))
     assert saved == 0
     assert [row["price_yes"] for row in rows(path, "SELECT price_yes FROM snapshots")] == [0.25]
     (failure,) = rows(path, "SELECT * FROM failures")
@@ -247,7 +247,7 @@ async def test_latest_snapshots_has_one_row_per_market(tmp_path: Path) -> None:
     async with Database.open(path) as database:
         for hour in (16, 14, 15):
             prices = [snapshot(name, 1, f"2026-11-22 {hour}:00:00", price_yes=hour / 100) for name in ("1", "2")]
-            await database.save(Batch([market("1", question="One?"), market("2"), market("3")], prices))
+            await database.save(Batch(1, [market("1", question="One?"), market("2"), market("3")], prices))
     latest = rows(path, "SELECT market_id, question, price_yes FROM latest_snapshots ORDER BY market_id")
     assert latest == [
         {"market_id": "1", "question": "One?", "price_yes": 0.16},
@@ -262,7 +262,7 @@ async def test_a_cancelled_save_is_finished_first_and_leaves_no_lock(tmp_path: P
     names = [str(number) for number in range(300)]
     async with Database.open(path) as database:
         run_id = await database.start_run(started_at=T0, min_volume=0)
-        batch = Batch([market(name) for name in names], [snapshot(name, run_id) for name in names])
+        batch = Batch(1, [market(name) for name in names], [snapshot(name, run_id) for name in names])
         saving = asyncio.ensure_future(database.save(batch))
         for _ in range(wakeups):
             await asyncio.sleep(0.0005)
