@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import logging
 import multiprocessing
 import os
@@ -196,7 +197,7 @@ def finite_number(name: str, value: object, *, above: float | None = None) -> fl
 def base_url(name: str, value: str) -> str:
     """Return *value*, an http or https address, without a slash at its end, or raise a `ConfigError`."""
     url = _http_url(value)
-    if not url or url.user or url.query_string or url.fragment:
+    if not url or url.user or url.password or url.query_string or url.fragment:
         msg = f"{name}={value!r}: must be an address such as https://example.com"
         raise ConfigError(msg)
     return str(url).rstrip("/")
@@ -326,6 +327,8 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
     """
 
     market_id: MarketId = msgspec.field(name="id")
+    active: bool
+    closed: bool
     condition_id: str | None = None
     slug: str | None = None
     question: str | None = None
@@ -336,8 +339,6 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
     clob_token_ids: JsonStrings | None = None
     start_date: str | None = None
     end_date: str | None = None
-    active: bool = False
-    closed: bool = False
     accepting_orders: bool = True
     enable_order_book: bool = True
     volume_24h: Amount | None = msgspec.field(name="volume24hr", default=None)
@@ -404,7 +405,7 @@ class OrderBook(msgspec.Struct, gc=False):
         """The level of the highest bid, or None without bids."""
         best, price = None, -1.0
         for level in reversed(self.bids):  # the best one is usually last, but that is not relied on
-            if level.price > price:
+            if level.size and level.price > price:
                 best, price = level, level.price
         return best
 
@@ -413,14 +414,14 @@ class OrderBook(msgspec.Struct, gc=False):
         """The level of the lowest ask, or None without asks."""
         best, price = None, 2.0
         for level in reversed(self.asks):
-            if level.price < price:
+            if level.size and level.price < price:
                 best, price = level, level.price
         return best
 
     @property
     def traded_price(self) -> float | None:
         """The price of the market's last trade, or None before the first."""
-        return float(self.last_trade_price) if self.last_trade_price else None
+        return float(self.last_trade_price or 0) or None  # nothing trades at 0
 
 
 class _Page(msgspec.Struct):
@@ -437,11 +438,14 @@ class _RawPage(msgspec.Struct):
     next_cursor: str | None = None
 
 
-class _HasId(msgspec.Struct):
-    """What can be said of a market or a book that is otherwise not understood."""
+class _Remains(msgspec.Struct):
+    """What can be said of a market or a book that is otherwise not understood; nothing in it can be trusted."""
 
-    id: MarketId | None = None
-    asset_id: str | None = None
+    id: Any = None
+    asset_id: Any = None
+    active: Any = True
+    closed: Any = False
+    volume_24h: Any = msgspec.field(name="volume24hr", default=None)
 
 
 class Rejected(NamedTuple):
@@ -449,6 +453,8 @@ class Rejected(NamedTuple):
 
     id: str | None
     reason: str
+    is_open: bool = True  # as far as can be told
+    volume_24h: float | None = None
 
 
 _STRINGS: Final = msgspec.json.Decoder(tuple[str, ...])
@@ -477,7 +483,8 @@ _RAW_PAGE: Final = _decoder(_RawPage)
 _BOOK: Final = _decoder(OrderBook)
 _BOOKS: Final = _decoder(list[OrderBook])
 _RAW_BOOKS: Final = _decoder(list[msgspec.Raw])
-_ID: Final = _decoder(_HasId)
+_REMAINS: Final = _decoder(_Remains)
+FEW: Final = 10  # elements that say nothing about the shape of all others
 
 
 def _decode_each(elements: Sequence[msgspec.Raw], decoder: msgspec.json.Decoder[T]) -> tuple[list[T], list[Rejected]]:
@@ -492,19 +499,38 @@ def _decode_each(elements: Sequence[msgspec.Raw], decoder: msgspec.json.Decoder[
         try:
             good.append(decoder.decode(element))
         except msgspec.DecodeError as error:
-            rejected.append(Rejected(_id_of(element), str(error)))
-    if len(rejected) > len(good):
+            rejected.append(_rejected(element, str(error)))
+    if len(rejected) > max(len(good), FEW):
         msg = f"{len(rejected)} of {len(elements)} elements are not understood, the first: {rejected[0].reason}"
         raise msgspec.ValidationError(msg)
     return good, rejected
 
 
-def _id_of(element: msgspec.Raw) -> str | None:
+def _digits(value: object, *, at_most: int) -> str | None:
+    return value if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= at_most else None
+
+
+def _rejected(element: msgspec.Raw, reason: str) -> Rejected:
     try:
-        known = _ID.decode(element)
-    except msgspec.DecodeError:
-        return None
-    return known.id or known.asset_id
+        remains = _REMAINS.decode(element)
+    except msgspec.DecodeError:  # no object at all
+        return Rejected(None, reason)
+    return Rejected(
+        _digits(remains.id, at_most=18) or _digits(remains.asset_id, at_most=78),
+        reason,
+        is_open=remains.active is not False and remains.closed is not True,
+        volume_24h=remains.volume_24h if isinstance(remains.volume_24h, float) else None,
+    )
+
+
+def _repaired(body: bytes | bytearray) -> bytes:
+    """Return JSON with U+FFFD for lone surrogates and broken UTF-8, for one of them would cost the whole answer.
+
+    Raises:
+        ValueError: it is no JSON, or has numbers that are none.
+    """
+    text = json.dumps(json.loads(body.decode("utf-8", "replace")), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
 # --- Records ----------------------------------------------------------------------------------------------------------
@@ -532,9 +558,10 @@ def from_iso(text: str | None) -> str | None:
     """Return an ISO 8601 time of the exchange in the database's form, or None where it is none."""
     try:
         moment = datetime.fromisoformat(text or "")
-        return sql_time(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+        stored = sql_time(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
     except (ValueError, OverflowError):
         return None
+    return stored if stored >= "1900" else None  # the year 1 stands for no time at all
 
 
 def main_topic(labels: Sequence[str]) -> str | None:
@@ -574,9 +601,9 @@ class Market(NamedTuple):
         yes, no = market.outcomes or (None, None)
         return cls(
             market_id=market.market_id,
-            slug=market.slug,
-            question=market.question,
-            description=market.description,
+            slug=market.slug or None,
+            question=market.question or None,
+            description=market.description or None,
             category=(market.category or "").strip() or main_topic(labels),
             token_id_yes=market.tokens[0],
             token_id_no=market.tokens[1],
@@ -621,7 +648,8 @@ class Snapshot(NamedTuple):
         """Build the row of *market* with the books of its two tokens, as far as there are any.
 
         The price is the midpoint of the YES book, a missing bid counting 0 and a missing ask 1, which is how the
-        exchange itself forms `outcomePrices`; without that book it is Gamma's own, up to five minutes old.
+        exchange itself forms `outcomePrices` (on 88 of 88 recorded markets); without that book it is Gamma's own, up to
+        five minutes old.
         """
         bid_yes, ask_yes = _best(yes)
         bid_no, ask_no = _best(no)
@@ -640,7 +668,6 @@ class Snapshot(NamedTuple):
             best_ask_no=ask_no.price if ask_no else None,
             spread=_clean(ask_yes.price - bid_yes.price) if bid_yes and ask_yes else None,
             run_id=run_id,
-            # Gamma writes 0 for "never traded"; nothing trades at 0
             last_trade_price=book.traded_price if book else market.last_trade_price or None,
             book_time=sql_time_ms(book.timestamp) if book and book.timestamp is not None else None,
             bid_size_yes=bid_yes.size if bid_yes else None,
@@ -695,7 +722,8 @@ class RateLimiter:
 
     The guarantee holds for every window, wherever it begins, because the start of each request is remembered until
     it has left the window. Waiters start in the order in which they came; a cancelled one holds nobody up. The
-    attributes may be changed at any time and count from the next start on.
+    attributes may be changed at any time and count from the next start on; a longer window begins with the starts that
+    the shorter one remembers.
 
     Args:
         max_requests: starts per window.
@@ -762,9 +790,14 @@ class RateLimiter:
         if retry_after is not None:
             self._paused_until = max(self._paused_until, now + min(retry_after, LONGEST_WAIT_S))
 
-    def reset_backoff(self) -> None:
-        """Begin at 1 s again with the next burst, because a request succeeded; a pause in force runs to its end."""
-        self._backoff_s = 0.0
+    def reset_backoff(self, *, started: float | None = None) -> None:
+        """Begin at 1 s again with the next burst, because a request succeeded; a pause in force runs to its end.
+
+        Args:
+            started: when that request started; one from before the last step says nothing.
+        """
+        if started is None or started > self._backoff_at:
+            self._backoff_s = 0.0
 
     def _queue(self) -> asyncio.Lock:
         """Return the lock that lets one waiter at a time look at the window, first come, first served."""
@@ -784,8 +817,8 @@ class RateLimiter:
 
 
 def backoff_delay(attempt: int, rng: random.Random) -> float:
-    """Return the seconds to wait after failed *attempt* (0 is the first): 1, 2, 4, ..., less up to half by chance."""
-    return float(2**attempt) * (1 - rng.random() / 2)
+    """Return the seconds to wait after failed *attempt* (0 is the first): 1, 2, 4, ... 60, less up to half."""
+    return min(2.0 ** min(attempt, 10), LONGEST_WAIT_S) * (1 - rng.random() / 2)
 
 
 def parse_retry_after(value: str | None, now: datetime) -> float | None:
@@ -822,7 +855,7 @@ async def retry(
     Raises:
         ApiError: the last attempt's.
     """
-    for number in itertools.count():
+    for number in range(max_retries + 1):
         try:
             return await attempt()
         except ApiError as error:
@@ -832,7 +865,7 @@ async def retry(
             log.debug("attempt %d failed, trying again: %s", number + 1, error)
             traffic.retries += 1
             await clock.sleep(max(backoff_delay(number, rng), asked_s))
-    raise AssertionError
+    raise AssertionError  # the last attempt has returned or raised
 
 
 # --- APIs -------------------------------------------------------------------------------------------------------------
@@ -847,10 +880,10 @@ MAX_BODY_BYTES: Final = 64 * 2**20  # decoded; 500 books are about 2 MB, a page 
 def error_from(response: aiohttp.ClientResponse, body: bytearray, url: str, now: datetime) -> ApiError | None:
     """Return what *response* says has gone wrong, or None if it is a success."""
     status = response.status
-    if response.ok and status < HTTPStatus.MULTIPLE_CHOICES:
+    if status < HTTPStatus.MULTIPLE_CHOICES:
         return None
     server_time = response.headers.get("Date")
-    with suppress(ValueError, TypeError):
+    with suppress(ValueError, TypeError, OverflowError):
         now = parsedate_to_datetime(server_time or "")
     retry_after = parse_retry_after(response.headers.get("Retry-After"), now)
     kind: type[ApiError]
@@ -954,6 +987,7 @@ class HttpHost:
             # aiohttp repeats a GET by itself when a kept connection turns out closed: that is an attempt as well
             nonlocal attempts, started
             if attempts:
+                deadline.reschedule(None)
                 await self._limiter.acquire()
             attempts += 1
             self._traffic.requests += 1
@@ -991,16 +1025,20 @@ class HttpHost:
 
     async def _read(self, response: aiohttp.ClientResponse, url: str) -> bytearray:
         pieces = bytearray()
-        async for piece in response.content.iter_any():
-            pieces += piece
-            if len(pieces) > MAX_BODY_BYTES:
-                msg = f"the answer is longer than {MAX_BODY_BYTES} bytes"
-                raise MalformedResponseError(msg, url=url, status=response.status)
+        try:
+            async for piece in response.content.iter_any():
+                pieces += piece
+                if len(pieces) > MAX_BODY_BYTES:
+                    msg = f"the answer is longer than {MAX_BODY_BYTES} bytes"
+                    raise MalformedResponseError(msg, url=url, status=response.status)
+        except aiohttp.ClientPayloadError:
+            if response.ok:  # of an error, the status says enough
+                raise
         return pieces
 
     def _tell_limiter(self, error: ApiError | None, started: float) -> None:
         if error is None:
-            self._limiter.reset_backoff()
+            self._limiter.reset_backoff(started=started)
         elif isinstance(error, RateLimitedError):
             self._traffic.rate_limit_hits += 1
             self._limiter.apply_backoff(error.retry_after, started=started)
@@ -1008,9 +1046,9 @@ class HttpHost:
     def _understand(self, url: str, body: bytearray, decode: Callable[[bytes | bytearray], T]) -> T:
         try:
             return decode(body)
-        except msgspec.ValidationError as error:
+        except msgspec.ValidationError as error:  # a ValueError as well
             raise MalformedResponseError(str(error), url=url, status=200) from error
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             # not JSON at all: a body cut short or a page of some box in between, which may pass
             failure = MalformedResponseError(f"no JSON: {error}", url=url, status=200)
             failure.retryable = True
@@ -1034,9 +1072,11 @@ def decode_page(body: bytes | bytearray) -> MarketPage:
     """Decode a page of Gamma's listing; one bad market costs only itself."""
     try:
         page = _PAGE.decode(body)
-    except msgspec.DecodeError:
+    except msgspec.ValidationError:
         raw = _RAW_PAGE.decode(body)
         return MarketPage(*_decode_each(raw.markets, _MARKET), raw.next_cursor)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return decode_page(_repaired(body))
     return MarketPage(page.markets, [], page.next_cursor)
 
 
@@ -1044,8 +1084,10 @@ def decode_books(body: bytes | bytearray) -> tuple[list[OrderBook], list[Rejecte
     """Decode the CLOB's answer for many books; one bad book costs only itself."""
     try:
         return _BOOKS.decode(body), []
-    except msgspec.DecodeError:
+    except msgspec.ValidationError:
         return _decode_each(_RAW_BOOKS.decode(body), _BOOK)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return decode_books(_repaired(body))
 
 
 class PolymarketApi:
@@ -1118,10 +1160,17 @@ class PolymarketApi:
             if len(token_ids) == 1 or not _is_too_large(error):
                 raise
             middle = len(token_ids) // 2
-            books_a, rejected_a = await self.fetch_books(token_ids[:middle])
-            books_b, rejected_b = await self.fetch_books(token_ids[middle:])
+            books_a, rejected_a = await self._fetch_half(token_ids[:middle])
+            books_b, rejected_b = await self._fetch_half(token_ids[middle:])
             return books_a | books_b, rejected_a + rejected_b
         return {book.token_id: book for book in books}, rejected
+
+    async def _fetch_half(self, token_ids: Sequence[str]) -> tuple[dict[str, OrderBook], list[Rejected]]:
+        """Fetch the books of half a request; a failure costs the other half nothing."""
+        try:
+            return await self.fetch_books(token_ids)
+        except ApiError as error:
+            return {}, [Rejected(token_id, str(error)) for token_id in token_ids]
 
     async def fetch_book(self, token_id: str) -> OrderBook | None:
         """Fetch the current book of one token, or None if it has none.
@@ -1295,7 +1344,8 @@ LISTED_IDS: Final = "SELECT market_id FROM listed_ids ORDER BY market_id"
 FORGET_IDS: Final = "DELETE FROM listed_ids"
 SAVE_ID: Final = "INSERT OR IGNORE INTO listed_ids (market_id) VALUES (?)"
 END_DEAD_RUNS: Final = "UPDATE runs SET status = 'failed' WHERE status = 'running'"
-LAST_RUN_ENDED_AT: Final = "SELECT max(finished_at) FROM runs"
+# batches are stored in about the order in which they were received
+LAST_SNAPSHOT_AT: Final = "SELECT max(timestamp) FROM (SELECT timestamp FROM snapshots ORDER BY id DESC LIMIT 10000)"
 IS_OF_ANOTHER_PROGRAM: Final = """
     SELECT count(*) > 0 AND sum(name IN ('markets', 'snapshots')) < 2
     FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite~_%' ESCAPE '~'
@@ -1355,7 +1405,7 @@ def _held_alone(path: Path) -> Iterator[None]:
     except filelock.Timeout as error:
         holder = "another collector"
         with suppress(OSError):
-            holder = lock_path.read_text() or holder
+            holder = lock_path.read_text(errors="replace") or holder
         msg = f"{path}: in use by {holder}"
         raise DatabaseBusy(msg) from error
     try:
@@ -1412,11 +1462,11 @@ class Database:
                 await database._prepare()
             yield database
 
-    async def last_run_ended_at(self) -> str | None:
-        """Return when the newest finished run ended."""
+    async def last_snapshot_at(self) -> str | None:
+        """Return the timestamp of the newest snapshot."""
         with _naming(self._path, "read"):
-            ended_at: str | None = await self._value(LAST_RUN_ENDED_AT)
-        return ended_at
+            last_at: str | None = await self._value(LAST_SNAPSHOT_AT)
+        return last_at
 
     async def start_run(self, *, started_at: str, min_volume: float) -> int:
         """Open a run and return its id; runs that died unfinished are marked as failed."""
@@ -1483,7 +1533,7 @@ class Database:
         if version > len(MIGRATIONS):
             msg = f"{self._path}: has schema {version} of a newer collector; this one knows {len(MIGRATIONS)}"
             raise StorageError(msg)
-        if version == 0 and await self._value(IS_OF_ANOTHER_PROGRAM):
+        if await self._value(IS_OF_ANOTHER_PROGRAM):
             msg = f"{self._path}: is the database of another program"
             raise StorageError(msg)
         if await self._value("PRAGMA journal_mode = WAL") != "wal":
@@ -1522,6 +1572,7 @@ class Database:
 
 BATCH_MARKETS: Final = MAX_TOKENS // 2  # one request for books, one transaction
 HANDOVER_BATCHES: Final = 2  # that wait between two stages
+MOMENT: Final = timedelta(seconds=2)
 FULL_WALK_EVERY: Final = timedelta(days=1)  # because a closed market can reopen
 RATE_WINDOW_S: Final = 1.05  # a second and some room: we count starts, the exchange counts arrivals
 ENOUGH: Final = 0.95  # of the listed markets, stored with their books, make a run complete
@@ -1609,6 +1660,7 @@ class Run:
     seen: set[int] = field(default_factory=set)  # ids that this run has listed
     filling: list[GammaMarket] = field(default_factory=list)  # the next batch
     listed: int = 0
+    rejected: int = 0  # of them, because they were not understood
     all_listed: bool = False
     listing_error: ApiError | None = None
     reason: str | None = None
@@ -1798,9 +1850,13 @@ class AsyncCollector:
         )
 
     async def _wait_for_a_fresh_second(self, database: Database) -> None:
-        """Wait until no earlier run can have a snapshot of the same second: a market has one row per second."""
-        while sql_time(self._clock.now()) == await database.last_run_ended_at():
-            await self._clock.sleep(1 - self._clock.now().microsecond / 1e6)
+        """Wait until no earlier run has a snapshot of this second or a later one: a market has one row per second.
+
+        A clock that was set back by more than a moment is not waited for.
+        """
+        last_at = await database.last_snapshot_at()
+        while last_at and (now := self._clock.now()) and sql_time(now) <= last_at <= sql_time(now + MOMENT):
+            await self._clock.sleep(1 - now.microsecond / 1e6)
 
     async def _discover(self, run: Run) -> None:
         """List the markets and hand them on in batches."""
@@ -1813,6 +1869,9 @@ class AsyncCollector:
         if run.filling:
             await run.batches.put(run.filling)
         run.all_listed = True
+        if run.listed and run.listed == run.rejected:
+            msg = f"none of {run.listed} markets is understood, the first: {run.reason}"
+            run.listing_error = MalformedResponseError(msg, self.settings.gamma_api + MARKETS_PATH)
         await run.batches.close()
 
     async def _list_top(self, run: Run) -> None:
@@ -1822,8 +1881,13 @@ class AsyncCollector:
 
     def _is_below_threshold(self, page: MarketPage) -> bool:
         """Return whether a listing by volume has come to markets that are traded too little."""
-        volumes = (market.volume_24h for market in page.markets if market.volume_24h is not None)
-        return min(volumes, default=self.settings.min_volume_usd) < self.settings.min_volume_usd
+        volumes = [market.volume_24h for market in page.markets if market.volume_24h is not None]
+        if not page.markets:
+            return False
+        if not volumes or volumes[0] < volumes[-1]:
+            msg = "the listing is not in the order of volume24hr"
+            raise MalformedResponseError(msg, self.settings.gamma_api + MARKETS_PATH)
+        return volumes[-1] < self.settings.min_volume_usd
 
     async def _list_all(self, run: Run) -> None:
         """List every open market from both ends at once, until the walks meet.
@@ -1901,9 +1965,10 @@ class AsyncCollector:
     async def _take(self, run: Run, page: MarketPage) -> int:
         """Hand on the markets of *page* that are to be collected, and return how many ids on it are new."""
         before = len(run.seen)
-        rejected = [bad for bad in page.rejected if run.is_new(bad.id)]
+        rejected = [bad for bad in page.rejected if run.is_new(bad.id) and self._may_matter(bad)]
         wanted = [market for market in page.markets if run.is_new(market.market_id) and self._matters(market)]
         run.listed += len(rejected) + len(wanted)
+        run.rejected += len(rejected)
         run.filling += wanted
         if rejected:
             await run.rows.put(
@@ -1913,6 +1978,9 @@ class AsyncCollector:
             batch, run.filling = run.filling[:BATCH_MARKETS], run.filling[BATCH_MARKETS:]
             await run.batches.put(batch)
         return len(run.seen) - before
+
+    def _may_matter(self, bad: Rejected) -> bool:
+        return bad.is_open and (bad.volume_24h is None or bad.volume_24h >= self.settings.min_volume_usd)
 
     def _matters(self, market: GammaMarket) -> bool:
         return market.is_open and (market.volume_24h or 0) >= self.settings.min_volume_usd
@@ -1933,13 +2001,13 @@ class AsyncCollector:
         """Fetch the books of *markets* and build their rows; without a book a row has NULL in its place."""
         books: dict[str, OrderBook] = {}
         reasons: dict[str | None, str] = {}
-        otherwise = "the exchange has no book"
+        otherwise, failed = "the exchange has no book", False
         try:
             books, rejected = await run.api.fetch_books([token for market in markets for token in market.tokens])
-            reasons = dict(rejected)
+            reasons = {bad.id: bad.reason for bad in rejected}
         except ApiError as error:
             log.warning("no books for %d markets: %s", len(markets), error)
-            otherwise = str(error)
+            otherwise, failed = str(error), True
         now = sql_time(self._clock.now())
         batch = Batch(run.run_id)
         for market in markets:
@@ -1951,7 +2019,7 @@ class AsyncCollector:
                 for side, token in zip(("YES", "NO"), market.tokens, strict=True)
                 if token not in books
             }
-            if missing and market.has_book:
+            if missing and (failed or market.has_book):
                 run.books_missing += 1
                 batch.failures.append(run.failure(market.market_id, "book", _by_reason(missing)))
         return batch
@@ -1959,11 +2027,15 @@ class AsyncCollector:
     async def _write(self, run: Run) -> None:
         """Store the rows, a transaction per batch."""
         async for batch in run.rows:
-            saved = await run.database.save(batch)
-            run.snapshots += saved
-            run.errors += len(batch.failures) + len(batch.snapshots) - saved
+            await uninterrupted(self._store(batch, run))
             if self._progress:
                 self._progress(Progress(run.listed, run.snapshots, run.errors, run.all_listed))
+
+    async def _store(self, batch: Batch, run: Run) -> None:
+        """Store *batch* and count it, which belongs together."""
+        saved = await run.database.save(batch)
+        run.snapshots += saved
+        run.errors += len(batch.failures) + len(batch.snapshots) - saved
 
     async def _finish(self, run: Run, started: float, status: str) -> None:
         """Write down what the run has come to."""
@@ -2060,7 +2132,7 @@ class _OneByOne(AsyncCollector):
                     if self._matters(market):
                         run.listed += 1
                         yield market
-                if self._is_below_threshold(page):
+                if self.settings.min_volume_usd and self._is_below_threshold(page):
                     return
 
 

@@ -20,7 +20,7 @@ from async_collector import AsyncCollector, Clock
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
-SETTINGS = {"POLYMARKET_DB", "GAMMA_API", "CLOB_API", "TWITTER_API", "GAMMA_RATE_LIMIT", "CLOB_RATE_LIMIT"}
+SETTINGS = ("POLYMARKET_DB", "GAMMA_", "CLOB_", "TWITTER_", "COLLECTOR_", "NOTIFY_SOCKET", "JOURNAL_STREAM")
 PROJECT = Path(__file__).parent.parent
 
 
@@ -29,13 +29,14 @@ class JumpingClock(Clock):
 
     def __init__(self) -> None:
         self.elapsed_s = 0.0
+        self.set_forward_s = 0.0  # by whoever sets the wall clock
         self.slept: list[float] = []
 
     def monotonic(self) -> float:
         return 1_000.0 + self.elapsed_s
 
     def now(self) -> datetime:
-        return datetime(2026, 11, 22, 14, 15, tzinfo=UTC) + timedelta(seconds=self.elapsed_s)
+        return datetime(2026, 11, 22, 14, 15, tzinfo=UTC) + timedelta(seconds=self.elapsed_s + self.set_forward_s)
 
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
@@ -85,7 +86,7 @@ class NoChance(random.Random):
 def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the caller's settings and proxies out of the tests."""
     for name in list(os.environ):
-        if name in SETTINGS or name.lower().endswith("_proxy"):
+        if name.startswith(SETTINGS) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
 
 

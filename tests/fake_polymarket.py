@@ -26,6 +26,7 @@ import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
@@ -114,14 +115,33 @@ def mirrored(levels: Levels) -> Levels:
     return tuple((f"{1 - float(price):.3f}", size) for price, size in levels)
 
 
+@cache
+def shared_parts(seed: int) -> tuple[list[str], list[tuple[Levels, Levels]]]:
+    """Return texts and books (bids, asks) that markets share, so that 150,000 of them are made in seconds."""
+    rng = random.Random(seed)
+    texts = [" ".join(rng.choices(WORDS, k=60 + 2 * number)) + ".\n\nIt's “final”." for number in range(64)]
+    return texts, [made_book(rng, middle) for middle in range(1, 1000, 2)]
+
+
+def made_book(rng: random.Random, middle: int) -> tuple[Levels, Levels]:
+    """Return bids and asks around *middle* thousandths, the best level last as the exchange sends them."""
+    depth = rng.randrange(30, 60)
+    bids = range(middle - rng.randrange(1, 4), 0, -1)[:depth]
+    asks = range(middle + rng.randrange(3), 1000)[:depth]
+
+    def levels(prices: range) -> Levels:
+        return tuple((f"{p / 1000:.3f}", f"{rng.randrange(5, 10**7) / 100:g}") for p in reversed(prices))
+
+    return levels(bids), levels(asks)
+
+
 class Maker:
     """Makes markets from a seed."""
 
     def __init__(self, seed: int) -> None:
-        """Prepare what markets share, so that 150,000 of them are made in seconds."""
+        """Begin at the beginning of what *seed* gives."""
         self._rng = random.Random(seed)
-        self._texts = [self._text(60 + 2 * number) for number in range(64)]
-        self._books = [self._book(1 + number * 998 // 499) for number in range(500)]
+        self._texts, self._books = shared_parts(seed)
 
     def market(self, number: int) -> FakeMarket:
         """Return a market of id *number*, odd in one of the ways in which real ones are."""
@@ -157,22 +177,9 @@ class Maker:
             asks=asks,
         )
         bid, ask = market.best_bid, market.best_ask
-        market.gamma_price = round(((float(bid[0]) if bid else 0) + (float(ask[0]) if ask else 1)) / 2, 6)
+        price = ((float(bid[0]) if bid else 0) + (float(ask[0]) if ask else 1)) / 2
+        market.gamma_price = round(price if kind < 0.8 else price / 2, 6)  # Gamma's can be five minutes old
         return market
-
-    def _text(self, words: int) -> str:
-        return " ".join(self._rng.choice(WORDS) for _ in range(words)) + ".\n\nIt's “final”."
-
-    def _book(self, middle: int) -> tuple[Levels, Levels]:
-        """Return bids and asks around *middle* thousandths, the best level last as the exchange sends them."""
-        depth = self._rng.randrange(30, 60)
-        bids = range(middle - self._rng.randrange(1, 4), 0, -1)[:depth]
-        asks = range(middle + self._rng.randrange(3), 1000)[:depth]
-
-        def levels(prices: range) -> Levels:
-            return tuple((f"{p / 1000:.3f}", f"{self._rng.randrange(5, 10**7) / 100:g}") for p in reversed(prices))
-
-        return levels(bids), levels(asks)
 
 
 @dataclass(slots=True)

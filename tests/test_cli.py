@@ -48,7 +48,11 @@ async def start(exchange: FakePolymarket, database: Path, *args: str, **env: str
 
 async def run(exchange: FakePolymarket, database: Path, *args: str, **env: str) -> Done:
     process = await start(exchange, database, *args, **env)
-    out, err = await asyncio.wait_for(process.communicate(), 30)
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), 60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
     return Done(process.returncode or 0, out.decode(), err.decode())
 
 
@@ -86,6 +90,23 @@ async def test_on_a_terminal_there_is_a_bar_over_markets(exchange: FakePolymarke
     os.close(master)
     assert re.search(r"\r100%\|█+\| 60/60 \[00:0\d<00:00, +[\d.]+ markets/s, errors=0\]", screen)
     assert screen.rstrip().endswith(str(database))
+
+
+async def test_options_and_variables_reach_the_collector(
+    exchange: FakePolymarket, database: Path, tmp_path: Path
+) -> None:
+    over = sorted((market.volume_24h or 0 for market in exchange.markets.values()), reverse=True)[:10]
+    exchange.latency_s = 0.05
+    args = ("--workers", "1", "--min-volume", str(over[-1]), "--json")
+    explicit = json.loads((await run(exchange, database, *args, POLYMARKET_DB=str(tmp_path / "other.db"))).out)
+    assert (explicit["markets"], explicit["database"], exchange.most_in_flight) == (10, str(database), 1)
+    assert not (tmp_path / "other.db").exists()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, SCRIPT, "--quiet"),
+        env=os.environ | exchange.environment | {"POLYMARKET_DB": str(tmp_path / "other.db")},
+    )
+    assert await asyncio.wait_for(process.wait(), 30) == 0
+    assert (tmp_path / "other.db").exists()
 
 
 async def test_json_is_one_line_on_stdout(exchange: FakePolymarket, database: Path) -> None:

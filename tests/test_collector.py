@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sqlite3
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -420,6 +421,121 @@ async def test_a_second_collector_is_turned_away_while_the_first_one_works(
     assert exchange.url
     results = await asyncio.gather(*(make_collector().collect_all() for _ in range(3)), return_exceptions=True)
     assert sorted(type(result).__name__ for result in results) == ["DatabaseBusy", "DatabaseBusy", "dict"]
+
+
+async def test_neither_host_is_asked_faster_than_its_limit(
+    exchange: FakePolymarket, make_collector: Callable[..., ac.AsyncCollector]
+) -> None:
+    for _ in range(3_000):
+        exchange.add_market()
+    collector = make_collector(min_volume=0, workers=50)
+    collector.gamma_limiter = ac.RateLimiter(9, 0.5)
+    collector.clob_limiter = ac.RateLimiter(3, 0.5)
+    assert (await collector.collect_all())["status"] == "complete"
+    assert len(exchange.asked("/markets/keyset")) >= 31
+    assert len(exchange.asked("/books")) == 13
+    assert exchange.busiest("/markets/keyset", 0.45) == 9
+    assert exchange.busiest("/books", 0.45) == 3
+
+
+async def test_after_a_429_nobody_asks_that_host_until_the_pause_is_over(
+    exchange: FakePolymarket, database: Path
+) -> None:
+    for _ in range(1_940):
+        exchange.add_market()
+    exchange.fail_next("/books", status=429, retry_after=1)
+    collector = ac.AsyncCollector(database, min_volume=0, workers=2)
+    collector.gamma_limiter.max_requests = collector.clob_limiter.max_requests = 1_000
+    assert (await collector.collect_all())["status"] == "complete"
+    first, *later = [arrival.time for arrival in exchange.asked("/books")]
+    assert len(later) == 8
+    assert all(time < first + 0.2 or time >= first + 1 for time in later)
+    assert sum(time < first + 0.2 for time in later) <= 1, "only what was under way already"
+
+
+async def test_a_run_that_was_killed_in_this_second_costs_the_next_one_nothing(
+    exchange: FakePolymarket, collector: ac.AsyncCollector, database: Path
+) -> None:
+    await collector.collect_all()
+    connection = sqlite3.connect(database)
+    connection.execute("UPDATE runs SET status = 'running', finished_at = NULL")
+    connection.commit()
+    connection.close()
+    assert (await collector.collect_all())["snapshots"] == len(exchange.markets)
+    assert failures(database) == []
+
+
+async def test_a_cancelled_run_has_counted_what_it_stored(
+    exchange: FakePolymarket, make_collector: Callable[..., ac.AsyncCollector], database: Path
+) -> None:
+    for _ in range(940):
+        exchange.add_market()
+    told: list[ac.Progress] = []
+    running = asyncio.ensure_future(make_collector(min_volume=0, progress=told.append).collect_all())
+    for wakeups in range(100_000):
+        await asyncio.sleep(0)
+        if wakeups % 50 == 0 and database.exists() and rows(database, "PRAGMA user_version") != [{"user_version": 0}]:
+            stored = rows(database, "SELECT count(*) AS n FROM snapshots")[0]["n"]
+            if stored > (told[-1].stored if told else 0):  # committed, and not yet told
+                break
+    running.cancel()
+    await asyncio.wait([running])
+    (run,) = rows(database, "SELECT status, snapshots_saved, errors FROM runs")
+    (stored_rows,) = rows(database, "SELECT count(*) AS n FROM snapshots")
+    assert run == {"status": "partial", "snapshots_saved": stored_rows["n"], "errors": 0}
+
+
+@pytest.mark.parametrize(
+    ("odd", "complaint"),
+    [
+        ({"volume24hr": None}, "not in the order of volume24hr"),
+        ({"active": None}, "missing required field `active`"),
+        ({"id": "x"}, "matching regex"),
+    ],
+)
+async def test_a_key_that_has_gone_is_not_taken_for_an_empty_exchange(
+    exchange: FakePolymarket, collector: ac.AsyncCollector, odd: dict[str, object], complaint: str
+) -> None:
+    (key,) = odd
+    for market in exchange.markets.values():
+        exchange.change(market, **({"without": (key,)} if odd[key] is None else {"changes": odd}))
+    with pytest.raises(ac.MalformedResponseError, match=complaint):
+        await collector.collect_all()
+
+
+async def test_an_order_that_is_not_kept_is_noticed(exchange: FakePolymarket, collector: ac.AsyncCollector) -> None:
+    exchange.fail_next("/markets/keyset", mutate=lambda page: {"markets": page["markets"][::-1]})
+    result = await collector.collect_all()
+    assert (result["status"], result["markets"]) == ("partial", 60)
+    assert "not in the order of volume24hr" in (result["reason"] or "")
+
+
+async def test_bad_markets_that_do_not_matter_are_no_failures(
+    exchange: FakePolymarket, collector: ac.AsyncCollector, database: Path
+) -> None:
+    for number in range(5):
+        exchange.add_market(volume_24h=5.0 + number, changes={"clobTokenIds": "[1"})
+        exchange.add_market(volume_24h=9e9, active=False, changes={"clobTokenIds": "[1"})
+    result = await collector.collect_all()
+    assert (result["stats"]["markets_fetched"], result["status"], failures(database)) == (60, "complete", [])
+
+
+async def test_half_of_a_halved_request_may_fail_alone(exchange: FakePolymarket, collector: ac.AsyncCollector) -> None:
+    exchange.fail_next("/books", status=413)
+    exchange.fail_next("/books")
+    exchange.fail_next("/books", status=403)
+    result = await collector.collect_all()
+    assert (result["books_missing"], result["status"]) == (30, "partial")
+
+
+async def test_a_refused_request_for_books_is_a_failure_of_markets_that_take_no_orders_too(
+    exchange: FakePolymarket, collector: ac.AsyncCollector, database: Path
+) -> None:
+    for market in exchange.markets.values():
+        exchange.change(market, accepting_orders=False)
+    exchange.fail_next("/books", status=400)
+    result = await collector.collect_all()
+    assert (result["books_missing"], result["status"], len(failures(database))) == (60, "partial", 60)
 
 
 def test_the_limiters_can_be_replaced(make_collector: Callable[..., ac.AsyncCollector], clock: JumpingClock) -> None:

@@ -87,7 +87,7 @@ def test_a_market_row_has_the_exchanges_words() -> None:
 
 
 def test_what_is_absent_is_none() -> None:
-    bare = gamma_market(**dict.fromkeys(GAMMA.keys() - {"id", "active", "clobTokenIds"}))
+    bare = gamma_market(**dict.fromkeys(GAMMA.keys() - {"id", "active", "closed", "clobTokenIds"}))
     row = Market.from_wire(bare, seen_at="now")
     known = {
         "market_id": "538932",
@@ -155,6 +155,7 @@ def test_a_last_trade_of_zero_is_no_trade() -> None:
         ("2026-09-09 14:25:04+00", "2026-09-09 14:25:04"),
         ("2026-09-09", "2026-09-09 00:00:00"),
         ("0001-01-01T00:00:00+10:00", None),
+        ("0001-01-01T00:00:00Z", None),
         ("tomorrow", None),
         ("", None),
         (None, None),
@@ -203,6 +204,8 @@ def test_placeholders_and_closed_markets_are_not_open(odd: dict[str, object]) ->
 @pytest.mark.parametrize(
     ("odd", "reason"),
     [
+        ({"active": None}, "Expected `bool`, got `null` - at `$.active`"),
+        ({"closed": None}, "Expected `bool`, got `null` - at `$.closed`"),
         ({"id": 5}, "Expected `str`, got `int` - at `$.id`"),
         ({"id": ""}, "Expected `str` matching regex '^[0-9]{1,18}$' - at `$.id`"),
         ({"id": "9" * 10_000}, "Expected `str` matching regex"),
@@ -224,14 +227,14 @@ def test_one_bad_market_costs_only_itself_and_says_why(odd: dict[str, object], r
     page = decode_page(msgspec.json.encode({"markets": sent, "next_cursor": "c"}))
     assert [market.market_id for market in page.markets] == ["1", "2"]
     assert page.next_cursor == "c"
-    ((market_id, why),) = page.rejected
-    assert reason in why
-    assert market_id == (None if "id" in odd else GAMMA["id"])
+    (bad,) = page.rejected
+    assert reason in bad.reason
+    assert bad.id == (None if "id" in odd else GAMMA["id"])
 
 
 def test_a_page_of_which_most_is_not_understood_is_refused_whole() -> None:
-    sent = [GAMMA, GAMMA | {"question": 1}, GAMMA | {"question": 2}]
-    with pytest.raises(msgspec.ValidationError, match=r"2 of 3 elements are not understood.*question"):
+    sent = [GAMMA] * 20 + [GAMMA | {"question": 1}] * 21
+    with pytest.raises(msgspec.ValidationError, match=r"21 of 41 elements are not understood.*question"):
         decode_page(msgspec.json.encode({"markets": sent}))
 
 
@@ -243,7 +246,29 @@ def test_what_is_no_price_costs_its_book(price: str) -> None:
     sent = [json.dumps(good), json.dumps(good | {"asset_id": "2"}).replace('"0.5"', price)]
     found, rejected = decode_books(f"[{','.join(sent)}]".encode())
     assert [book.token_id for book in found] == ["1"]
-    assert [token_id for token_id, _ in rejected] == ["2"]
+    assert [bad.id for bad in rejected] == ["2"]
+
+
+@pytest.mark.parametrize(("sent", "stored"), [(b"\\ud83d", "\ufffd"), (b"\xff", "\ufffd"), (b"\\u0000", "\0")])
+def test_one_broken_letter_costs_no_page(sent: bytes, stored: str) -> None:
+    page = decode_page(msgspec.json.encode({"markets": [GAMMA, GAMMA | {"slug": "a-b"}]}).replace(b"a-b", b"a" + sent))
+    assert [market.slug for market in page.markets] == ["will-it-rain", "a" + stored]
+    assert page.rejected == []
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_what_is_no_number_is_refused(number: str) -> None:
+    body = json.dumps({"markets": [GAMMA, GAMMA]}).replace("14261311.7", number, 1).encode()
+    try:
+        page = decode_page(body)
+    except ValueError:
+        return
+    assert len(page.rejected) == 1
+
+
+def test_shares_of_nothing_are_no_offer() -> None:
+    book = OrderBook("1", [Level(0.2, 5), Level(0.4, 0)], [Level(0.3, 0), Level(0.6, 5)])
+    assert (book.best_bid, book.best_ask) == (Level(0.2, 5), Level(0.6, 5))
 
 
 def test_numbers_may_be_sent_as_numbers_or_as_strings() -> None:
