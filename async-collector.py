@@ -86,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser; the README has the same table."""
     parser = argparse.ArgumentParser(
         prog="async-collector",
-        description="Take one snapshot of Polymarket's open markets and store it in a SQLite file.",
+        description="Take snapshots of Polymarket's open markets and store them in a SQLite file.",
     )
     versions = (
         f"async-collector {ac.__version__} (Python {platform.python_version()}, "
@@ -110,6 +110,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--timeout", metavar="SECONDS", type=number_above_0, default=10, help="for one attempt, to its last byte (10)"
+    )
+    parser.add_argument(
+        "--continuous", action="store_true", help="collect now and at every multiple of the interval, until stopped"
+    )
+    parser.add_argument(
+        "--interval", metavar="MIN", type=number_above_0, default=15, help="minutes between two collections (15)"
+    )
+    parser.add_argument(
+        "--status", action="store_true", help="say how the collection is going; exit 1 if that is not well"
     )
     parser.add_argument(
         "--benchmark",
@@ -142,6 +151,25 @@ def comparison(result: ac.BenchmarkResult) -> str:
         sample=f"; one by one: a sample of {result['sample']}" if result["sample"] else "",
         same="yes" if result["same_markets"] else "no: the exchange has changed meanwhile",
     )
+
+
+def status_lines(status: ac.Status) -> str:
+    """Return what a *status* says to a person."""
+    age = (
+        "never" if status["age"] is None else f"{status['last_complete_at']} UTC, {status['age'] / 60:.0f} minutes ago"
+    )
+    lines = [
+        f"{status['database']} is {'well' if status['healthy'] else 'NOT WELL'}",
+        f"  last complete run  {age}",
+        f"  missed in a day    {status['missed_ticks']}",
+        f"  file and WAL       {status['file_bytes'] / 1e6:.1f} MB and {status['wal_bytes'] / 1e6:.1f} MB",
+        *(
+            f"  run {run['run_id']:<14} {run['started_at']} {run['status']}, {run['snapshots_saved']} markets of "
+            f"{run['markets_listed']}, {run['books_missing']} without books, {run['errors']} errors"
+            for run in status["runs"]
+        ),
+    ]
+    return "\n".join(lines)
 
 
 def complaint(result: ac.CollectionResult) -> str:
@@ -177,39 +205,87 @@ class Bar:
             self._bar.close()
 
 
-async def collect(collector: ac.AsyncCollector, caught: list[int]) -> ac.CollectionResult:
-    """Run *collector* once; the first SIGINT or SIGTERM cancels it, the second ends the process."""
-    task = asyncio.current_task()
+def on_signals(stop: Callable[[], object], caught: list[int]) -> None:
+    """Call *stop* at the first SIGINT or SIGTERM, and end the process at the second."""
 
-    def stop(number: int) -> None:
-        if caught or task is None:
+    def handle(number: int) -> None:
+        if caught:
             os._exit(INTERRUPTED + number)
         caught.append(number)
-        task.cancel()
+        stop()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
-            asyncio.get_running_loop().add_signal_handler(number, stop, number)
+            asyncio.get_running_loop().add_signal_handler(number, handle, number)
         except NotImplementedError:  # Windows has no signals on the loop; there Ctrl-C is a KeyboardInterrupt
             break
+
+
+async def collect(collector: ac.AsyncCollector, caught: list[int]) -> ac.CollectionResult:
+    """Run *collector* once, unless a signal is caught."""
+    task = asyncio.current_task()
+    if task:
+        on_signals(task.cancel, caught)
     return await collector.collect_all()
 
 
+async def keep_collecting(args: argparse.Namespace, chosen: dict[str, Any]) -> None:
+    """Collect at every tick until a signal is caught."""
+    stop = asyncio.Event()
+    on_signals(stop.set, [])
+
+    def tell(tick: ac.Tick) -> None:
+        if tick.result and args.json:
+            say(json.dumps(tick.result), sys.stdout)
+        if tick.result and tick.result["status"] != "complete":
+            say(complaint(tick.result), sys.stderr)
+        elif tick.result and not args.quiet:
+            stored, duration = tick.result["markets"], tick.result["duration"]
+            missed = f", {tick.missed} ticks missed so far" if tick.missed else ""
+            say(
+                f"run {tick.result['run_id']} is complete: {stored} markets in {duration:.2f} s; "
+                f"next run {tick.next_run:%H:%M:%S} UTC{missed}",
+                sys.stderr,
+            )
+        elif tick.error:
+            say(f"async-collector: {tick.error}; next run {tick.next_run:%H:%M:%S} UTC", sys.stderr)
+
+    await ac.continuous_collection(interval_minutes=args.interval, stop=stop, on_tick=tell, **chosen)
+
+
+def announce(settings: ac.Settings, cadence: str = "") -> None:
+    """Say what is about to be collected."""
+    volume = settings.min_volume_usd
+    what = f"markets over ${volume:,.15g} in 24 h" if volume else "all open markets"
+    say(f"Polymarket to {settings.db_path}: {what}, {settings.workers} workers{cadence}", sys.stderr)
+
+
 def run(args: argparse.Namespace) -> int:
-    """Collect as *args* say and return the exit code."""
+    """Do what *args* say and return the exit code."""
     chosen = {name: getattr(args, name) for name in ("workers", "max_retries", "timeout", "min_volume")}
+    path = ac.DEFAULT_DB_PATH if args.db is None else args.db
+    if args.status:
+        status = ac.read_status(path, args.interval)
+        say(json.dumps(status) if args.json else status_lines(status), sys.stdout)
+        return 0 if status["healthy"] else 1
     if args.benchmark:
         compared = ac.benchmark(**chosen)
         say(json.dumps(compared) if args.json else comparison(compared), sys.stdout)
         return 0
+    if args.continuous:
+        if not args.quiet:
+            announce(ac.AsyncCollector(path, **chosen).settings, f", every {args.interval:g} minutes")
+        asyncio.run(keep_collecting(args, chosen | {"db_path": path}))
+        return 0
+    return run_once(args, path, chosen)
+
+
+def run_once(args: argparse.Namespace, path: str, chosen: dict[str, Any]) -> int:
+    """Collect once and return the exit code."""
     bar = Bar(shown=sys.stderr.isatty() and not (args.quiet or args.verbose))
-    path = ac.DEFAULT_DB_PATH if args.db is None else args.db
     collector = ac.AsyncCollector(path, **chosen, progress=bar.show)
-    settings = collector.settings
     if not args.quiet:
-        volume = settings.min_volume_usd
-        what = f"markets over ${volume:,.15g} in 24 h" if volume else "all open markets"
-        say(f"Polymarket to {settings.db_path}: {what}, {settings.workers} workers", sys.stderr)
+        announce(collector.settings)
     caught: list[int] = []
     try:
         result = asyncio.run(collect(collector, caught))

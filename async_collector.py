@@ -20,6 +20,7 @@ import asyncio
 import itertools
 import json
 import logging
+import math
 import multiprocessing
 import os
 import random
@@ -76,8 +77,12 @@ __all__ = [
     "RateLimiter",
     "RequestRejectedError",
     "ServerError",
+    "Status",
     "StorageError",
+    "Tick",
     "benchmark",
+    "continuous_collection",
+    "read_status",
 ]
 
 __version__ = "0.1.0"
@@ -2079,6 +2084,214 @@ class AsyncCollector:
             requests=run.traffic.requests,
             database=str(self.settings.db_path),
         )
+
+
+# --- Schedule ---------------------------------------------------------------------------------------------------------
+
+LONGEST_NAP_S: Final = 30.0  # so that a wake-up from suspension or a clock that was set is noticed
+TOO_SOON: Final = 0.1  # of an interval: a run that began so shortly before a tick stands for it
+
+
+class Tick(NamedTuple):
+    """How a run of the schedule went, and what comes next."""
+
+    result: CollectionResult | None
+    error: Exception | None
+    next_run: datetime
+    missed: int  # ticks without a run, since the schedule began
+
+
+def next_tick(after_s: float, interval_s: float) -> float:
+    """Return the first multiple of *interval_s* after *after_s*, both in seconds of Unix time."""
+    return (math.floor(after_s / interval_s) + 1) * interval_s
+
+
+class Schedule:
+    """Aims at the multiples of an interval by the wall clock, and never catches up on what was missed.
+
+    The wall clock only says where the next tick is; waiting goes by a clock that does not jump, in short naps. A tick
+    that passes during a run, in suspension or when the clock is set forward is missed, and counted.
+    """
+
+    def __init__(self, interval_s: float, clock: Clock, on_nap: Callable[[], None]) -> None:
+        """Aim at multiples of *interval_s*; *on_nap* is called after each nap."""
+        self.missed = 0
+        self._interval_s = interval_s
+        self._clock = clock
+        self._on_nap = on_nap
+
+    def tick_after(self, started_s: float) -> float:
+        """Return the next tick for a run that began at *started_s* and has just ended."""
+        earliest = started_s + TOO_SOON * self._interval_s
+        tick = next_tick(max(self._now_s(), earliest), self._interval_s)
+        self.missed += round((tick - next_tick(earliest, self._interval_s)) / self._interval_s)
+        return tick
+
+    async def wait_for(self, tick: float, stop: asyncio.Event) -> None:
+        """Wait until *tick*, or until *stop* is set; a clock that is set back brings a nearer tick."""
+        while not stop.is_set() and (left_s := tick - self._now_s()) > 0:
+            if left_s > self._interval_s * (1 + TOO_SOON):
+                tick = next_tick(self._now_s(), self._interval_s)
+            else:
+                await unless_stopped(stop, self._clock.sleep(min(left_s, LONGEST_NAP_S)))
+                self._on_nap()
+        if not stop.is_set():
+            self.missed += int((self._now_s() - tick) // self._interval_s)
+
+    def _now_s(self) -> float:
+        return self._clock.now().timestamp()
+
+
+async def unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """Return what *work* returns; once *stop* is set, cancel it, let it end, and return None."""
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.wait({working})
+    return None if working.cancelled() else working.result()
+
+
+async def continuous_collection(  # noqa: PLR0913  a collector's settings and the schedule's
+    workers: int = 10,
+    interval_minutes: float = 15,
+    *,
+    stop: asyncio.Event | None = None,
+    on_tick: Callable[[Tick], None] | None = None,
+    heartbeat: Callable[[], None] | None = None,
+    clock: Clock | None = None,
+    **settings: Any,  # noqa: ANN401  those of AsyncCollector
+) -> None:
+    """Collect at once, and then at every multiple of the interval (UTC): at :00, :15, :30 and :45 by default.
+
+    A run that outlasts its interval makes the ticks that pass meanwhile be skipped. A run that fails is logged, and the
+    next tick comes all the same. Signal handlers are the caller's business.
+
+    Args:
+        workers: as in `AsyncCollector`.
+        interval_minutes: between two ticks; may be a fraction.
+        stop: ends everything soon after it is set; the run in progress is marked as what it is.
+        on_tick: called after each run.
+        heartbeat: called after each stored batch and each nap of 30 s at most, for a watchdog.
+        clock: for tests.
+        settings: further arguments of `AsyncCollector`.
+
+    Raises:
+        ConfigError: a value cannot work.
+    """
+    clock = clock or Clock()
+    stop = stop or asyncio.Event()
+    beat = heartbeat or (lambda: None)
+    tell = settings.pop("progress", None) or (lambda _: None)
+    interval_s = finite_number("interval_minutes", interval_minutes, above=0) * 60
+
+    def on_progress(progress: Progress) -> None:
+        beat()
+        tell(progress)
+
+    collector = AsyncCollector(workers=workers, clock=clock, progress=on_progress, **settings)
+    schedule = Schedule(interval_s, clock, beat)
+    while not stop.is_set():
+        started_s = clock.now().timestamp()
+        result, error = await _run_once(collector, stop)
+        tick = schedule.tick_after(started_s)
+        if on_tick:
+            on_tick(Tick(result, error, datetime.fromtimestamp(tick, UTC), schedule.missed))
+        await schedule.wait_for(tick, stop)
+
+
+async def _run_once(collector: AsyncCollector, stop: asyncio.Event) -> tuple[CollectionResult | None, Exception | None]:
+    """Return the result of one run, or the error that ended it, or neither if it was stopped."""
+    try:
+        return await unless_stopped(stop, collector.collect_all()), None
+    except CollectorError as error:
+        log.error("a run failed: %s", error)  # noqa: TRY400  the text says it all
+        return None, error
+    except Exception as error:  # a bug must not end months of collecting
+        log.exception("a run failed")
+        return None, error
+
+
+class RunSummary(TypedDict):
+    """A row of `runs`, for a person or a monitor."""
+
+    run_id: int
+    started_at: str
+    status: str
+    markets_listed: int
+    snapshots_saved: int
+    books_missing: int
+    errors: int
+    duration: float | None
+
+
+class Status(TypedDict):
+    """How a database is doing."""
+
+    healthy: bool  # the newest complete run is younger than two intervals
+    last_complete_at: str | None  # when it began
+    age: float | None  # seconds since then
+    missed_ticks: int  # of the last day, since its first run
+    runs: list[RunSummary]  # the newest first
+    file_bytes: int
+    wal_bytes: int
+    database: str
+
+
+RECENT_RUNS: Final = f"SELECT {', '.join(RunSummary.__annotations__)} FROM runs ORDER BY run_id DESC LIMIT 5"  # noqa: S608
+LAST_COMPLETE: Final = "SELECT max(started_at) FROM runs WHERE status = 'complete'"
+STARTS_SINCE: Final = "SELECT started_at FROM runs WHERE started_at > ? ORDER BY run_id"
+
+
+def read_status(
+    db_path: str | os.PathLike[str] = DEFAULT_DB_PATH, interval_minutes: float = 15, *, clock: Clock | None = None
+) -> Status:
+    """Return how the collection into *db_path* is going, without writing to it.
+
+    Raises:
+        ConfigError: *interval_minutes* is no number above 0.
+        StorageError: the database cannot be read.
+    """
+    path = Path(os.environ.get("POLYMARKET_DB") or db_path if isinstance(db_path, _Default) else db_path)
+    interval_s = finite_number("interval_minutes", interval_minutes, above=0) * 60
+    now = (clock or Clock()).now()
+    with _naming(path, "read"), closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+        connection.row_factory = sqlite3.Row
+        runs = [RunSummary(**row) for row in connection.execute(RECENT_RUNS)]  # type: ignore[typeddict-item]
+        last_complete_at: str | None = connection.execute(LAST_COMPLETE).fetchone()[0]
+        starts = [row[0] for row in connection.execute(STARTS_SINCE, (sql_time(now - timedelta(days=1)),))]
+        file_bytes, wal_bytes = (_size(path.with_name(path.name + suffix)) for suffix in ("", "-wal"))
+    age = None if last_complete_at is None else (now - _moment(last_complete_at)).total_seconds()
+    return Status(
+        healthy=age is not None and age < 2 * interval_s,
+        last_complete_at=last_complete_at,
+        age=age,
+        missed_ticks=missed_ticks([_moment(start).timestamp() for start in starts], now.timestamp(), interval_s),
+        runs=runs,
+        file_bytes=file_bytes,
+        wal_bytes=wal_bytes,
+        database=str(path),
+    )
+
+
+def missed_ticks(starts: Sequence[float], now: float, interval_s: float) -> int:
+    """Return how many ticks since the first of *starts* have passed without a run, all in seconds of Unix time."""
+    if not starts:
+        return 0
+    ran = {math.floor(start / interval_s + TOO_SOON) for start in starts}
+    passed = range(min(ran) + 1, math.floor(now / interval_s))  # the tick that may still run does not count
+    return sum(tick not in ran for tick in passed)
+
+
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 # --- Benchmark --------------------------------------------------------------------------------------------------------

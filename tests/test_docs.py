@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 README = (PROJECT / "README.md").read_text()
 MODULE = (PROJECT / "async_collector.py").read_text()
+SERVICE = (PROJECT / "collector-service.py").read_text()
 SCRIPT: dict[str, Any] = runpy.run_path(str(PROJECT / "async-collector.py"), run_name="script")
 
 
@@ -52,7 +53,8 @@ def test_every_option_is_in_the_readme_with_its_default() -> None:
 
 
 def test_every_variable_is_in_the_readme() -> None:
-    assert sorted(first_cells("Environment")) == sorted(set(re.findall(r'environment\.get\("(\w+)"\)', MODULE)))
+    read = re.findall(r'environment\.get\("(\w+)"\)', MODULE) + re.findall(r'[( ]value\("(\w+)"\)', SERVICE)
+    assert sorted(first_cells("Environment")) == sorted(set(read))
 
 
 async def test_every_column_is_in_the_readme(database: Path) -> None:

@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""Collect Polymarket's markets for months: the command `collector-service`, to be run by a service manager.
+
+All settings come from the environment. SIGTERM and SIGINT end it cleanly; a second one ends it at once. Under systemd
+it speaks the notify protocol: READY, STATUS with the last result and the next run, WATCHDOG from the progress of the
+work, and STOPPING.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import Any, Final
+
+import async_collector as ac
+
+BAD_CONFIGURATION: Final = 78
+LEVEL_PREFIXES: Final = {
+    logging.DEBUG: "<7>",
+    logging.INFO: "<6>",
+    logging.WARNING: "<4>",
+    logging.ERROR: "<3>",
+    logging.CRITICAL: "<2>",
+}
+
+log = logging.getLogger("collector-service")
+
+
+class JournalFormatter(logging.Formatter):
+    """Lines as journald reads them: the level in front, and no time, which the journal knows."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line, whatever the text has in it."""
+        return LEVEL_PREFIXES.get(record.levelno, "<5>") + super().format(record).replace("\n", " | ")
+
+
+def set_up_logging() -> None:
+    """Log to stderr, for the journal where stderr is the journal."""
+    handler = logging.StreamHandler()
+    status = os.fstat(sys.stderr.fileno())
+    if os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}":
+        handler.setFormatter(JournalFormatter("%(message)s"))
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def notify(*lines: str) -> None:
+    """Tell systemd, if it listens; see sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+            channel.connect("\0" + address[1:] if address.startswith("@") else address)
+            channel.sendall("\n".join(lines).encode())
+    except OSError as error:
+        log.warning("cannot notify %s: %s", address, error)
+
+
+def settings_from_environment() -> dict[str, Any]:
+    """Return the arguments of `continuous_collection`; the collector itself reads the other variables."""
+    value = os.environ.get
+    return {
+        "workers": ac.whole_number("COLLECTOR_WORKERS", value("COLLECTOR_WORKERS") or 10),
+        "interval_minutes": ac.finite_number(
+            "COLLECTOR_INTERVAL_MINUTES", value("COLLECTOR_INTERVAL_MINUTES") or 15, above=0
+        ),
+        "min_volume": ac.finite_number("COLLECTOR_MIN_VOLUME", value("COLLECTOR_MIN_VOLUME") or 100_000),
+    }
+
+
+def tell(tick: ac.Tick) -> None:
+    """Say how a run went and when the next one is."""
+    if tick.result:
+        result = tick.result
+        went = f"run {result['run_id']} {result['status']}: {result['markets']} markets in {result['duration']:.1f} s"
+        if result["reason"]:
+            went += f", {result['stats']['errors']} errors, the first: {result['reason']}"
+    else:
+        went = f"failed: {tick.error}" if tick.error else "stopped"
+    text = f"{went}; next run {tick.next_run:%H:%M:%S} UTC; {tick.missed} ticks missed"
+    (log.info if tick.result and tick.result["status"] == "complete" else log.warning)("%s", text)
+    notify("READY=1", f"STATUS={text}", "WATCHDOG=1")
+
+
+async def serve(settings: dict[str, Any]) -> None:
+    """Collect until a signal is caught."""
+    stop = asyncio.Event()
+
+    def handle(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        log.info("stopping")
+        notify("STOPPING=1")
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            asyncio.get_running_loop().add_signal_handler(number, handle, number)
+        except NotImplementedError:  # Windows has no signals on the loop; there Ctrl-C is a KeyboardInterrupt
+            break
+    await ac.continuous_collection(
+        stop=stop, on_tick=tell, heartbeat=lambda: notify("READY=1", "WATCHDOG=1"), **settings
+    )
+
+
+def main() -> int:
+    """Run the service and return its exit code."""
+    set_up_logging()
+    try:
+        asyncio.run(serve(settings_from_environment()))
+    except ac.ConfigError as error:
+        log.critical("%s", error)
+        return BAD_CONFIGURATION
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""The units are ones that systemd takes, and that leave the service little to do harm with."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import PROJECT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DEPLOY = PROJECT / "deploy"
+README = (PROJECT / "README.md").read_text()
+ANALYZE = shutil.which("systemd-analyze")
+needs_systemd = pytest.mark.skipif(ANALYZE is None, reason="systemd is not installed")
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """The units with a program that exists on this machine, as systemd looks for it."""
+    for unit in DEPLOY.glob("polymarket-*"):
+        text = re.sub(r"^ExecStart=\S+", f"ExecStart={shutil.which('true')}", unit.read_text(), flags=re.MULTILINE)
+        (tmp_path / unit.name).write_text(text)
+    return tmp_path
+
+
+def analyze(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(ANALYZE), *args], capture_output=True, text=True, timeout=60, check=False)
+
+
+@needs_systemd
+def test_systemd_takes_the_units(units: Path) -> None:
+    done = analyze("verify", *(str(unit) for unit in sorted(units.iterdir())))
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@needs_systemd
+@pytest.mark.parametrize("unit", ["polymarket-collector.service", "polymarket-collect.service"])
+def test_the_exposure_is_what_the_readme_says(units: Path, unit: str) -> None:
+    done = analyze("security", "--offline=true", "--threshold=20", str(units / unit))
+    found = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
+    stated = re.search(r"exposure level of ([\d.]+)", README)
+    assert found
+    assert stated
+    assert done.returncode == 0
+    assert float(found[1]) <= float(stated[1])
+
+
+def test_both_services_run_under_the_same_protection() -> None:
+    protections = [
+        (DEPLOY / unit).read_text().partition("# A static user")[2].partition("[Install]")[0].strip()
+        for unit in ("polymarket-collector.service", "polymarket-collect.service")
+    ]
+    assert protections[0] == protections[1] != ""
