@@ -112,6 +112,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--timeout", metavar="SECONDS", type=number_above_0, default=10, help="for one attempt, to its last byte (10)"
     )
     parser.add_argument(
+        "--no-follow", action="store_true", help="forget a market when its volume drops, and never learn its outcome"
+    )
+    parser.add_argument(
         "--continuous", action="store_true", help="collect now and at every multiple of the interval, until stopped"
     )
     parser.add_argument(
@@ -263,6 +266,7 @@ def announce(settings: ac.Settings, cadence: str = "") -> None:
 def run(args: argparse.Namespace) -> int:
     """Do what *args* say and return the exit code."""
     chosen = {name: getattr(args, name) for name in ("workers", "max_retries", "timeout", "min_volume")}
+    chosen["follow"] = not args.no_follow
     path = ac.DEFAULT_DB_PATH if args.db is None else args.db
     if args.status:
         status = ac.read_status(path, args.interval)

@@ -344,6 +344,7 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
     clob_token_ids: JsonStrings | None = None
     start_date: str | None = None
     end_date: str | None = None
+    closed_time: str | None = None
     accepting_orders: bool = True
     enable_order_book: bool = True
     volume_24h: Amount | None = msgspec.field(name="volume24hr", default=None)
@@ -384,6 +385,20 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
         if not all(self.tokens) or len(set(self.tokens)) == 1:
             msg = f"Expected 2 different clobTokenIds, got {self.tokens!r}"
             raise ValueError(msg)
+
+
+class ClobToken(msgspec.Struct, gc=False):
+    """One side of a market on the CLOB."""
+
+    token_id: str
+    winner: bool = False
+
+
+class ClobMarket(msgspec.Struct, gc=False):
+    """One market as the CLOB has it. Many closed ones of earlier years have no winner at all."""
+
+    tokens: list[ClobToken]
+    closed: bool
 
 
 class Level(msgspec.Struct, gc=False):
@@ -487,6 +502,7 @@ _PAGE: Final = _decoder(_Page)
 _RAW_PAGE: Final = _decoder(_RawPage)
 _BOOK: Final = _decoder(OrderBook)
 _BOOKS: Final = _decoder(list[OrderBook])
+_CLOB_MARKET: Final = _decoder(ClobMarket)
 _RAW_BOOKS: Final = _decoder(list[msgspec.Raw])
 _REMAINS: Final = _decoder(_Remains)
 FEW: Final = 10  # elements that say nothing about the shape of all others
@@ -690,12 +706,53 @@ def _midpoint(bid: Level | None, ask: Level | None) -> float:
     return _clean(((bid.price if bid else 0) + (ask.price if ask else 1)) / 2)
 
 
+SPLIT: Final = "split"
+
+
+def outcome_of(market: GammaMarket) -> str | None:
+    """Return the winning outcome's own word, or `SPLIT`, or None where Gamma leaves it open.
+
+    Only a closed market with prices of exactly 1 and 0, or of one half each, is decided. A price near 1, an end date in
+    the past and `umaResolutionStatus` decide nothing: 98 of 100 settled markets keep "proposed" for ever.
+    """
+    outcomes, prices = market.outcomes or (), market.outcome_prices or ()
+    if not market.closed or len(outcomes) != 2 or len(prices) != 2:  # noqa: PLR2004  an outcome and its opposite
+        return None
+    if sorted(prices) == [0, 1]:
+        return outcomes[prices.index(1)]
+    return SPLIT if set(prices) == {0.5} else None
+
+
+def winner_of(market: GammaMarket, on_clob: ClobMarket | None) -> str | None:
+    """Return the outcome that the CLOB says has won, in Gamma's word for it, or None where it does not say."""
+    if on_clob is None or not on_clob.closed or len(market.outcomes or ()) != len(market.clob_token_ids or ()):
+        return None
+    words = dict(zip(market.clob_token_ids or (), market.outcomes or (), strict=True))
+    winners = [words.get(token.token_id) for token in on_clob.tokens if token.winner]
+    return winners[0] if len(winners) == 1 else None
+
+
+class Resolution(NamedTuple):
+    """How a market has ended."""
+
+    outcome: str
+    closed_at: str | None
+    market_id: str
+
+
+class Undecided(NamedTuple):
+    """A market that is not open and whose outcome could not be had: it is asked for again later."""
+
+    asked_at: str
+    market_id: str
+
+
 class Failure(NamedTuple):
     """Something that a run should have stored and did not: one row of `failures`."""
 
     run_id: int
     market_id: str | None  # None where a whole page or answer failed
-    stage: str  # list, book or save
+    stage: str  # list, book, outcome or save
     reason: str
 
 
@@ -1129,19 +1186,33 @@ class PolymarketApi:
             page = await self._fetch_page([*params, ("after_cursor", cursor)])
             yield page
 
-    async def fetch_markets(self, market_ids: Sequence[int]) -> MarketPage:
-        """Fetch the markets of *market_ids* in one request; those that are closed are absent from the answer.
+    async def fetch_markets(self, market_ids: Sequence[int], *, closed: bool = False) -> MarketPage:
+        """Fetch those of *market_ids* that are open, or those that are closed, in one request.
 
         Args:
             market_ids: 1 to 100 ids.
+            closed: which of the two.
 
         Raises:
             ApiError: retries are used up, or a retry would not help.
         """
-        return await self._fetch_page([("id", str(market_id)) for market_id in market_ids])
+        return await self._fetch_page([("id", str(market_id)) for market_id in market_ids], closed=closed)
 
-    async def _fetch_page(self, params: Sequence[tuple[str, str]]) -> MarketPage:
-        always = [("limit", str(PAGE_SIZE)), ("closed", "false"), ("include_tag", "true")]
+    async def fetch_clob_market(self, condition_id: str) -> ClobMarket | None:
+        """Fetch what the CLOB knows of a market, or None if it does not know it.
+
+        Raises:
+            ApiError: retries are used up, or a retry would not help.
+        """
+        try:
+            return await self._clob.fetch("GET", f"/markets/{condition_id}", _CLOB_MARKET.decode)
+        except RequestRejectedError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+
+    async def _fetch_page(self, params: Sequence[tuple[str, str]], *, closed: bool = False) -> MarketPage:
+        always = [("limit", str(PAGE_SIZE)), ("closed", str(closed).lower()), ("include_tag", "true")]
         return await self._gamma.fetch("GET", MARKETS_PATH, decode_page, params=[*params, *always])
 
     async def fetch_books(self, token_ids: Sequence[str]) -> tuple[dict[str, OrderBook], list[Rejected]]:
@@ -1272,6 +1343,10 @@ MIGRATIONS: Final = (
     ALTER TABLE markets ADD COLUMN tags TEXT;               -- JSON array of labels
     ALTER TABLE markets ADD COLUMN last_seen TIMESTAMP;     -- when it was last listed as open
     ALTER TABLE markets ADD COLUMN closed_at TIMESTAMP;
+    ALTER TABLE markets ADD COLUMN outcome_asked INTEGER DEFAULT 0; -- how often the outcome was asked for in vain
+    ALTER TABLE markets ADD COLUMN outcome_ask_at TIMESTAMP;        -- not to be asked for again before
+    CREATE INDEX unresolved_markets ON markets(CAST(market_id AS INTEGER), outcome_ask_at)
+        WHERE resolved = 0 AND market_id NOT GLOB '*[^0-9]*';
     ALTER TABLE snapshots ADD COLUMN run_id INTEGER;
     ALTER TABLE snapshots ADD COLUMN last_trade_price REAL; -- USD, per market: the same for both tokens
     ALTER TABLE snapshots ADD COLUMN book_time TIMESTAMP;   -- when the book last changed, with milliseconds
@@ -1294,6 +1369,7 @@ MIGRATIONS: Final = (
         errors INTEGER NOT NULL DEFAULT 0,          -- rows in failures
         listing TEXT,                               -- top: by volume; full: both walks; known: the newest and by id
         full_walk_at TIMESTAMP,                     -- start of the last complete full walk, this run's included
+        follow INTEGER,                             -- 1: should have stored every market that was collected before
         duration REAL,                              -- seconds
         min_volume REAL,                            -- USD in 24 hours
         version TEXT                                -- of the collector
@@ -1301,7 +1377,7 @@ MIGRATIONS: Final = (
     CREATE TABLE failures (
         run_id INTEGER NOT NULL REFERENCES runs(run_id),
         market_id TEXT,                             -- NULL where a whole answer failed
-        stage TEXT NOT NULL,                        -- list, book or save
+        stage TEXT NOT NULL,                        -- list, book, outcome or save
         reason TEXT NOT NULL
     );
     CREATE TABLE listed_ids (                       -- by the last full walk and since, placeholders included
@@ -1314,6 +1390,26 @@ MIGRATIONS: Final = (
         JOIN snapshots AS s ON s.id = (
             SELECT id FROM snapshots WHERE market_id = m.market_id ORDER BY timestamp DESC LIMIT 1
         );
+    -- the intervals between two snapshots of a market in which runs should have stored it and did not
+    CREATE VIEW gaps AS
+        WITH steps AS (
+            SELECT market_id, lag(timestamp) OVER w AS since, timestamp AS until,
+                   lag(run_id) OVER w AS last_run, run_id AS next_run
+            FROM snapshots WHERE run_id IS NOT NULL
+            WINDOW w AS (PARTITION BY market_id ORDER BY run_id)
+        )
+        SELECT market_id, since, until,
+               (SELECT json_group_array(run_id) FROM (
+                    SELECT run_id FROM runs WHERE run_id > last_run AND run_id < next_run AND follow = 1 ORDER BY run_id
+               )) AS run_ids,
+               (SELECT json_group_array(reason) FROM (
+                    SELECT DISTINCT f.reason FROM failures AS f JOIN runs AS r USING (run_id)
+                    WHERE run_id > last_run AND run_id < next_run AND r.follow = 1
+                      AND (f.market_id = steps.market_id OR f.market_id IS NULL) ORDER BY f.reason
+               )) AS reasons
+        FROM steps
+        WHERE next_run > last_run + 1
+          AND EXISTS (SELECT 1 FROM runs WHERE run_id > last_run AND run_id < next_run AND follow = 1);
     """,
 )
 
@@ -1333,6 +1429,12 @@ SAVE_MARKET: Final = (
         if column not in {"market_id", "first_seen"}
     )
 )
+# a market that is listed as open has reopened, whatever was known of its end
+SAVE_REOPENED: Final = """
+    UPDATE markets SET
+        resolved = 0, resolution_outcome = NULL, closed_at = NULL, outcome_asked = 0, outcome_ask_at = NULL
+    WHERE market_id = ? AND (resolved = 1 OR outcome_asked > 0)
+"""
 SAVE_SNAPSHOT: Final = _insert("snapshots", Snapshot._fields) + " ON CONFLICT (market_id, timestamp) DO NOTHING"
 SAVE_FAILURE: Final = _insert("failures", Failure._fields)
 SAVE_CONFLICT: Final = """
@@ -1340,7 +1442,22 @@ SAVE_CONFLICT: Final = """
     SELECT ?, market_id, 'save', 'it has a snapshot of the same second: the clock was set back'
     FROM snapshots WHERE market_id = ? AND timestamp = ? AND run_id IS NOT ?
 """
-START_RUN: Final = "INSERT INTO runs (started_at, status, min_volume, version) VALUES (?, 'running', ?, ?)"
+START_RUN: Final = "INSERT INTO runs (started_at, status, min_volume, follow, version) VALUES (?, 'running', ?, ?, ?)"
+SAVE_RESOLUTION: Final = """
+    UPDATE markets SET resolved = 1, resolution_outcome = ?, closed_at = ?, outcome_ask_at = NULL WHERE market_id = ?
+"""
+# asked again after 15 minutes, then after four times as long each time, up to a week
+SAVE_UNDECIDED: Final = """
+    UPDATE markets SET
+        outcome_ask_at = datetime(?, (15 * min(1 << (2 * min(outcome_asked, 10)), 672)) || ' minutes'),
+        outcome_asked = outcome_asked + 1
+    WHERE market_id = ?
+"""
+UNRESOLVED: Final = """
+    SELECT CAST(market_id AS INTEGER) FROM markets
+    WHERE resolved = 0 AND market_id NOT GLOB '*[^0-9]*' AND (outcome_ask_at IS NULL OR outcome_ask_at <= ?)
+    ORDER BY CAST(market_id AS INTEGER)
+"""
 SAVE_PROGRESS: Final = """
     UPDATE runs SET snapshots_saved = snapshots_saved + ?, errors = errors + ? WHERE run_id = ?
 """
@@ -1365,6 +1482,8 @@ class Batch:
     markets: list[Market] = field(default_factory=list)
     snapshots: list[Snapshot] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    resolutions: list[Resolution] = field(default_factory=list)
+    undecided: list[Undecided] = field(default_factory=list)
 
 
 async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
@@ -1473,9 +1592,9 @@ class Database:
             last_at: str | None = await self._value(LAST_SNAPSHOT_AT)
         return last_at
 
-    async def start_run(self, *, started_at: str, min_volume: float) -> int:
+    async def start_run(self, *, started_at: str, min_volume: float, follow: bool = True) -> int:
         """Open a run and return its id; runs that died unfinished are marked as failed."""
-        return await uninterrupted(self._start_run(started_at, min_volume))
+        return await uninterrupted(self._start_run(started_at, min_volume, follow=follow))
 
     async def save(self, batch: Batch) -> int:
         """Store *batch* whole or not at all, and return how many of its snapshots were new."""
@@ -1489,9 +1608,11 @@ class Database:
 
     async def listed_ids(self) -> array[int]:
         """Return the ids that the last full walk and the runs since have come across, in ascending order."""
-        with _naming(self._path, "read"):
-            async with self._connection.execute(LISTED_IDS) as cursor:
-                return array("q", [row[0] async for row in cursor])
+        return await self._numbers(LISTED_IDS)
+
+    async def unresolved_ids(self, now: str) -> array[int]:
+        """Return the ids of the markets to be followed at *now*, in ascending order."""
+        return await self._numbers(UNRESOLVED, now)
 
     async def save_ids(self, market_ids: Iterable[int], *, instead: bool) -> None:
         """Add *market_ids* to the listed ids, or put them in their place."""
@@ -1501,17 +1622,20 @@ class Database:
         """Write *columns* into the row of run *run_id*."""
         await uninterrupted(self._finish_run(run_id, columns))
 
-    async def _start_run(self, started_at: str, min_volume: float) -> int:
+    async def _start_run(self, started_at: str, min_volume: float, *, follow: bool) -> int:
         async with self._transaction("start a run"):
             await self._connection.execute(END_DEAD_RUNS)
-            cursor = await self._connection.execute(START_RUN, (started_at, min_volume, __version__))
+            cursor = await self._connection.execute(START_RUN, (started_at, min_volume, follow, __version__))
         return cursor.lastrowid or 0
 
     async def _save(self, batch: Batch) -> int:
         async with self._transaction("store a batch"):
             await self._connection.executemany(SAVE_MARKET, batch.markets)  # before the snapshots that refer to them
+            await self._connection.executemany(SAVE_REOPENED, [(market.market_id,) for market in batch.markets])
             saved = await self._connection.executemany(SAVE_SNAPSHOT, batch.snapshots)
             await self._connection.executemany(SAVE_FAILURE, batch.failures)
+            await self._connection.executemany(SAVE_RESOLUTION, batch.resolutions)
+            await self._connection.executemany(SAVE_UNDECIDED, batch.undecided)
             new = max(saved.rowcount, 0)
             if new < len(batch.snapshots):
                 keys = [(row.run_id, row.market_id, row.timestamp, row.run_id) for row in batch.snapshots]
@@ -1556,6 +1680,11 @@ class Database:
             for kind, save in ((Market, SAVE_MARKET), (Snapshot, SAVE_SNAPSHOT)):  # are all columns there?
                 await self._connection.execute(f"EXPLAIN {save}", [None] * len(kind._fields))
             await self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    async def _numbers(self, query: str, *values: str) -> array[int]:
+        with _naming(self._path, "read"):
+            async with self._connection.execute(query, values) as cursor:
+                return array("q", [row[0] async for row in cursor])
 
     async def _value(self, statement: str) -> Any:  # noqa: ANN401  whatever SQLite has there
         rows = list(await self._connection.execute_fetchall(statement))
@@ -1647,6 +1776,12 @@ class Progress(NamedTuple):
     all_listed: bool  # from now on `listed` does not grow
 
 
+def is_in(numbers: Sequence[int], number: int) -> bool:
+    """Return whether *number* is among *numbers*, which ascend."""
+    place = bisect_left(numbers, number)
+    return place < len(numbers) and numbers[place] == number
+
+
 @dataclass(slots=True)
 class Run:
     """One collection: its hand-overs between the stages, and what has happened so far."""
@@ -1659,6 +1794,7 @@ class Run:
     rows: Handover[Batch]  # discover, fetch -> write
     started_at: str  # the database's form
     known: Sequence[int] = ()  # ids that earlier runs have listed, ascending
+    followed: Sequence[int] = ()  # ids of unresolved markets that earlier runs have collected, ascending
     last_full_walk_at: str | None = None
     walked_all: bool = False
     listing: str = "top"
@@ -1677,6 +1813,10 @@ class Run:
         """Return a row for `failures`, and remember the first as the run's reason."""
         self.reason = self.reason or reason
         return Failure(self.run_id, market_id, stage, reason)
+
+    def follows(self, market_id: str | None) -> bool:
+        """Return whether *market_id* is a market that stays collected until it resolves."""
+        return market_id is not None and is_in(self.followed, int(market_id))
 
     def is_new(self, market_id: str | None) -> bool:
         """Return whether *market_id* has not been listed before in this run; from now on it has."""
@@ -1697,12 +1837,6 @@ class Run:
 def chunked(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """Yield *items* in order, *size* at a time."""
     return (items[first : first + size] for first in range(0, len(items), size))
-
-
-def is_in(numbers: Sequence[int], number: int) -> bool:
-    """Return whether *number* is among *numbers*, which ascend."""
-    place = bisect_left(numbers, number)
-    return place < len(numbers) and numbers[place] == number
 
 
 def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -1730,6 +1864,8 @@ class AsyncCollector:
         max_retries: further attempts for a request that failed.
         timeout: seconds for one attempt, to the last byte of its answer.
         min_volume: USD traded in the last 24 hours, below which a market is left out; 0 takes every open market.
+        follow: keep collecting every market that was collected before, whatever its volume, until it resolves, and
+            store its outcome.
         progress: called after each stored batch.
         clock: for tests.
         rng: for tests.
@@ -1750,6 +1886,7 @@ class AsyncCollector:
         timeout: float = 10,
         *,
         min_volume: float = 100_000,
+        follow: bool = True,
         progress: Callable[[Progress], None] | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
@@ -1765,6 +1902,7 @@ class AsyncCollector:
         )
         self._clock = clock or Clock()
         self._rng = rng or random.Random()  # noqa: S311  spreads retries, keeps no secret
+        self._follows = follow
         self._progress = progress
         self.gamma_limiter = RateLimiter(self.settings.gamma_rate_limit, RATE_WINDOW_S, clock=self._clock)
         self.clob_limiter = RateLimiter(self.settings.clob_rate_limit, RATE_WINDOW_S, clock=self._clock)
@@ -1800,7 +1938,11 @@ class AsyncCollector:
             traffic = Traffic()
             started_at = sql_time(self._clock.now())
             run = Run(
-                run_id=await database.start_run(started_at=started_at, min_volume=settings.min_volume_usd),
+                run_id=await database.start_run(
+                    started_at=started_at,
+                    min_volume=settings.min_volume_usd,
+                    follow=self._follows or settings.min_volume_usd == 0,
+                ),
                 started_at=started_at,
                 database=database,
                 api=self._api(session, traffic),
@@ -1808,8 +1950,7 @@ class AsyncCollector:
                 batches=Handover(HANDOVER_BATCHES),
                 rows=Handover(HANDOVER_BATCHES),
             )
-            if settings.min_volume_usd == 0:
-                await self._recall(run)
+            await self._recall(run)
             try:
                 yield run
             except BaseException:
@@ -1819,7 +1960,11 @@ class AsyncCollector:
             await self._finish(run, started, run.status)
 
     async def _recall(self, run: Run) -> None:
-        """Recall what earlier runs have listed, unless it is time for another full walk."""
+        """Recall what earlier runs have collected, and what they have listed unless it is time for a full walk."""
+        if self._follows:
+            run.followed = await run.database.unresolved_ids(run.started_at)
+        if self.settings.min_volume_usd:
+            return
         run.last_full_walk_at = await run.database.last_full_walk_at()
         if (run.last_full_walk_at or "") > sql_time(self._clock.now() - FULL_WALK_EVERY):
             run.known = await run.database.listed_ids()
@@ -1871,6 +2016,8 @@ class AsyncCollector:
             await self._list_known(run)
         else:
             await self._list_all(run)
+        if self._follows and run.listing_error is None:
+            await self._follow(run)
         if run.filling:
             await run.batches.put(run.filling)
         run.all_listed = True
@@ -1923,7 +2070,8 @@ class AsyncCollector:
         chunks = iter(chunked(run.known, PAGE_SIZE))
 
         def known_ground(page: MarketPage) -> bool:
-            return all(number < run.known[-1] and is_in(run.known, number) for number in page.numbers)
+            numbers = page.numbers
+            return bool(numbers) and all(number < run.known[-1] and is_in(run.known, number) for number in numbers)
 
         async def ask() -> None:
             for market_ids in chunks:
@@ -1962,6 +2110,7 @@ class AsyncCollector:
         except ApiError as error:
             log.warning("%d known markets could not be listed: %s", len(market_ids), error)
             run.listed += len(market_ids)
+            run.seen.update(market_ids)
             failures = [run.failure(str(market_id), "list", str(error)) for market_id in market_ids]
             await run.rows.put(Batch(run.run_id, failures=failures))
         else:
@@ -1970,8 +2119,8 @@ class AsyncCollector:
     async def _take(self, run: Run, page: MarketPage) -> int:
         """Hand on the markets of *page* that are to be collected, and return how many ids on it are new."""
         before = len(run.seen)
-        rejected = [bad for bad in page.rejected if run.is_new(bad.id) and self._may_matter(bad)]
-        wanted = [market for market in page.markets if run.is_new(market.market_id) and self._matters(market)]
+        rejected = [bad for bad in page.rejected if run.is_new(bad.id) and self._may_matter(bad, run)]
+        wanted = [market for market in page.markets if run.is_new(market.market_id) and self._matters(market, run)]
         run.listed += len(rejected) + len(wanted)
         run.rejected += len(rejected)
         run.filling += wanted
@@ -1984,11 +2133,62 @@ class AsyncCollector:
             await run.batches.put(batch)
         return len(run.seen) - before
 
-    def _may_matter(self, bad: Rejected) -> bool:
-        return bad.is_open and (bad.volume_24h is None or bad.volume_24h >= self.settings.min_volume_usd)
+    def _matters(self, market: GammaMarket, run: Run) -> bool:
+        traded_enough = (market.volume_24h or 0) >= self.settings.min_volume_usd
+        return market.is_open and (traded_enough or run.follows(market.market_id))
 
-    def _matters(self, market: GammaMarket) -> bool:
-        return market.is_open and (market.volume_24h or 0) >= self.settings.min_volume_usd
+    def _may_matter(self, bad: Rejected, run: Run) -> bool:
+        traded_enough = bad.volume_24h is None or bad.volume_24h >= self.settings.min_volume_usd
+        return bad.is_open and (traded_enough or run.follows(bad.id))
+
+    async def _follow(self, run: Run) -> None:
+        """Take the markets of earlier runs that are still open and not listed this time; find out how others ended."""
+        unlisted = array("q", (market_id for market_id in run.followed if market_id not in run.seen))
+        chunks = iter(chunked(unlisted, PAGE_SIZE))
+
+        async def ask() -> None:
+            for market_ids in chunks:
+                if self.settings.min_volume_usd:  # else what is not listed is not open
+                    await self._take_known(run, market_ids)
+                closed = [market_id for market_id in market_ids if market_id not in run.seen]
+                if closed:
+                    await self._settle(run, closed)
+
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(self.settings.workers):
+                tasks.create_task(ask(), name=f"follow {number}")
+
+    async def _settle(self, run: Run, market_ids: Sequence[int]) -> None:
+        """Find out how the markets *market_ids*, which are not open, have ended."""
+        now = sql_time(self._clock.now())
+        batch = Batch(run.run_id)
+        ended: dict[str, GammaMarket] = {}
+        try:
+            page = await run.api.fetch_markets(market_ids, closed=True)
+            ended = {market.market_id: market for market in page.markets}
+            batch.failures += [run.failure(bad.id, "outcome", bad.reason) for bad in page.rejected]
+        except ApiError as error:
+            batch.failures += [run.failure(str(market_id), "outcome", str(error)) for market_id in market_ids]
+            await run.rows.put(batch)
+            return
+        for market_id in map(str, market_ids):
+            market = ended.get(market_id)
+            outcome = None if market is None else outcome_of(market) or await self._second_opinion(run, market, batch)
+            if market and outcome:
+                batch.resolutions.append(Resolution(outcome, from_iso(market.closed_time), market_id))
+            else:
+                batch.undecided.append(Undecided(now, market_id))
+        await run.rows.put(batch)
+
+    async def _second_opinion(self, run: Run, market: GammaMarket, batch: Batch) -> str | None:
+        """Return what the CLOB says of a market that Gamma leaves undecided."""
+        if not market.closed or not market.condition_id:
+            return None
+        try:
+            return winner_of(market, await run.api.fetch_clob_market(market.condition_id))
+        except ApiError as error:
+            batch.failures.append(run.failure(market.market_id, "outcome", str(error)))
+            return None
 
     async def _fetch_books(self, run: Run) -> None:
         """Turn batches of markets into rows, several at a time."""
@@ -2342,7 +2542,7 @@ class _OneByOne(AsyncCollector):
                 for market in page.markets:
                     if run.listed == SAMPLE_MARKETS:
                         return
-                    if self._matters(market):
+                    if self._matters(market, run):
                         run.listed += 1
                         yield market
                 if self.settings.min_volume_usd and self._is_below_threshold(page):

@@ -91,6 +91,9 @@ class FakeMarket:
     closed: bool = False
     accepting_orders: bool = True
     gamma_price: float | None = 0.5  # outcomePrices[0]; None leaves the key out
+    closed_time: str | None = None
+    on_clob: bool = True  # whether the CLOB knows it
+    winner: int | None = None  # the side that the CLOB says has won
     changes: dict[str, Any] = field(default_factory=dict)  # keys to overwrite in Gamma's answer
     without: tuple[str, ...] = ()  # keys to leave out of Gamma's answer
 
@@ -268,6 +271,16 @@ class FakePolymarket:
             self._by_token[token] = (market, side)
         return market
 
+    def close(self, market: FakeMarket, *prices: str, **changes: Any) -> None:  # noqa: ANN401
+        """Close *market* with *prices* as Gamma writes them."""
+        changes["changes"] = market.changes | {"outcomePrices": json.dumps(prices)}
+        self.change(market, closed=True, closed_time="2026-11-22 14:20:04+00", **changes)
+
+    def remove(self, market: FakeMarket) -> None:
+        """Let *market* disappear without a trace."""
+        del self.markets[market.id]
+        self.change(market)
+
     def change(self, market: FakeMarket, **changes: Any) -> None:  # noqa: ANN401
         """Set attributes of *market*, and forget what was rendered."""
         for name, value in changes.items():
@@ -307,6 +320,7 @@ class FakePolymarket:
         app = web.Application(middlewares=[self._middleware], client_max_size=2**20)
         app.router.add_get("/gamma/markets/keyset", self._keyset)
         app.router.add_get("/clob/book", self._book)
+        app.router.add_get("/clob/markets/{condition_id}", self._clob_market)
         app.router.add_post("/clob/books", self._books)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -490,6 +504,7 @@ class FakePolymarket:
             "marketMakerAddress": "",
             "createdAt": market.start_date,
             "updatedAt": market.start_date,
+            "closedTime": market.closed_time,
             "new": False,
             "featured": False,
             "archived": False,
@@ -561,6 +576,17 @@ class FakePolymarket:
         if book is None:
             return problem(404, {"error": "No orderbook exists for the requested token id"})
         return compressed(book)
+
+    async def _clob_market(self, request: web.Request) -> web.Response:
+        wanted = request.match_info["condition_id"]
+        market = next((market for market in self.markets.values() if market.condition_id == wanted), None)
+        if market is None or not market.on_clob:
+            return problem(404, {"error": "market not found"})
+        tokens = [
+            {"token_id": token, "outcome": outcome, "price": 0.5, "winner": market.winner == side}
+            for side, (token, outcome) in enumerate(zip(market.tokens, market.outcomes, strict=True))
+        ]
+        return web.json_response({"condition_id": wanted, "closed": market.closed, "active": True, "tokens": tokens})
 
     async def _books(self, request: web.Request) -> web.Response:
         try:

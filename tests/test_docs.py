@@ -28,9 +28,8 @@ SCRIPT: dict[str, Any] = runpy.run_path(str(PROJECT / "async-collector.py"), run
 
 def section(heading: str) -> str:
     """Return what stands under *heading* up to the next heading."""
-    found = re.search(
-        rf"^(?:## |\*\*`){re.escape(heading)}(?:`\*\*)?\n(.*?)(?=^## |^\*\*`|\Z)", README, re.MULTILINE | re.DOTALL
-    )
+    title, following = rf"^(?:## |\*\*`){re.escape(heading)}(?:`\*\*(?:, a view)?)?\n", r"^## |^\*\*`|\Z"
+    found = re.search(f"{title}(.*?)(?={following})", README, re.MULTILINE | re.DOTALL)
     assert found, heading
     return found[1]
 
@@ -60,9 +59,17 @@ def test_every_variable_is_in_the_readme() -> None:
 async def test_every_column_is_in_the_readme(database: Path) -> None:
     async with Database.open(database):
         pass
-    for table in ("snapshots", "markets", "runs", "failures"):
+    for table in ("snapshots", "markets", "runs", "failures", "gaps"):
         columns = [row["name"] for row in rows(database, f"PRAGMA table_info({table})")]
         assert sorted(first_cells(table)) == sorted(columns), table
+
+
+async def test_every_query_in_the_readme_runs(database: Path) -> None:
+    async with Database.open(database):
+        pass
+    queries = re.findall(r"```sql\n(.*?)```", README, re.DOTALL)
+    assert len(queries) == 3
+    assert [rows(database, query) for query in queries] == [[]] * 3
 
 
 def test_every_exit_code_is_in_the_readme() -> None:

@@ -219,7 +219,7 @@ async def test_a_market_keeps_its_first_seen_and_what_is_absent_this_time(tmp_pa
     path = tmp_path / "file.db"
     async with Database.open(path) as database:
         await database.save(Batch(1, [market("1", question="Old?", category="Sports")]))
-        await database._connection.execute("UPDATE markets SET first_seen = '2025-01-01 00:00:00', resolved = 1")
+        await database._connection.execute("UPDATE markets SET first_seen = '2025-01-01 00:00:00'")
         await database.save(Batch(1, [market("1", question="New?", last_seen="2026-11-22 14:30:00")]))
     (row,) = rows(path, "SELECT question, category, first_seen, last_seen, resolved FROM markets")
     assert row == {
@@ -227,7 +227,7 @@ async def test_a_market_keeps_its_first_seen_and_what_is_absent_this_time(tmp_pa
         "category": "Sports",
         "first_seen": "2025-01-01 00:00:00",
         "last_seen": "2026-11-22 14:30:00",
-        "resolved": 1,
+        "resolved": 0,
     }
 
 
