@@ -2053,7 +2053,8 @@ class AsyncCollector:
             furthest = max if ascending else min
 
             def met(page: MarketPage) -> bool:
-                reached[ascending] = furthest(page.numbers, default=reached[ascending])
+                numbers = self._ordered_numbers(page, ascending=ascending)
+                reached[ascending] = furthest(numbers, default=reached[ascending])
                 return reached[True] >= reached[False]
 
             return await self._walk(run, order="id", ascending=ascending, enough=met)
@@ -2070,7 +2071,7 @@ class AsyncCollector:
         chunks = iter(chunked(run.known, PAGE_SIZE))
 
         def known_ground(page: MarketPage) -> bool:
-            numbers = page.numbers
+            numbers = self._ordered_numbers(page, ascending=False)
             return bool(numbers) and all(number < run.known[-1] and is_in(run.known, number) for number in numbers)
 
         async def ask() -> None:
@@ -2083,6 +2084,14 @@ class AsyncCollector:
             tasks.create_task(newest, name="walk")
             for number in range(self.settings.workers):
                 tasks.create_task(ask(), name=f"ask {number}")
+
+    def _ordered_numbers(self, page: MarketPage, *, ascending: bool) -> list[int]:
+        """Return the ids of *page*, which must be in order: how far a walk has come is read off them."""
+        numbers = page.numbers
+        if numbers != sorted(numbers, reverse=not ascending):
+            msg = "the listing is not in the order of id"
+            raise MalformedResponseError(msg, self.settings.gamma_api + MARKETS_PATH)
+        return numbers
 
     async def _walk(self, run: Run, *, order: str, ascending: bool, enough: Callable[[MarketPage], bool]) -> bool:
         """Take the pages of a listing until its end, or until *enough* says so; return whether that was reached."""

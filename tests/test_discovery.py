@@ -118,6 +118,15 @@ async def test_a_first_page_for_ever_is_not_taken_for_everything(
     assert walks(database) == [("full", "partial")] * 2, "an unfinished walk is no ground for a shorter one"
 
 
+async def test_an_order_that_is_not_kept_is_not_taken_for_everything(
+    exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path
+) -> None:
+    exchange.fail_next(KEYSET, times=math.inf, mutate=lambda page: page | {"markets": page["markets"][::-1]})
+    result = await everything.collect_all()
+    assert result["status"] == "partial"
+    assert all("the listing is not in the order of id" in reason for reason in reasons(database))
+
+
 async def test_a_later_run_walks_the_newest_and_asks_for_the_known_by_id(
     exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path
 ) -> None:
