@@ -228,7 +228,7 @@ async def killed(exchange: FakePolymarket, database: Path, times: int) -> None:
 
 
 async def test_a_killed_run_leaves_whole_batches_and_no_lock(exchange: FakePolymarket, database: Path) -> None:
-    await killed(exchange, database, 5)
+    await killed(exchange, database, 3)
 
 
 @pytest.mark.slow
