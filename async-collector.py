@@ -238,20 +238,19 @@ async def keep_collecting(args: argparse.Namespace, chosen: dict[str, Any]) -> N
     on_signals(stop.set, [])
 
     def tell(tick: ac.Tick) -> None:
-        if tick.result and args.json:
-            say(json.dumps(tick.result), sys.stdout)
-        if tick.result and tick.result["status"] != "complete":
-            say(complaint(tick.result), sys.stderr)
-        elif tick.result and not args.quiet:
-            stored, duration = tick.result["markets"], tick.result["duration"]
-            missed = f", {tick.missed} ticks missed so far" if tick.missed else ""
-            say(
-                f"run {tick.result['run_id']} is complete: {stored} markets in {duration:.2f} s; "
-                f"next run {tick.next_run:%H:%M:%S} UTC{missed}",
-                sys.stderr,
-            )
-        elif tick.error:
-            say(f"async-collector: {tick.error}; next run {tick.next_run:%H:%M:%S} UTC", sys.stderr)
+        result = tick.result
+        if result and args.json:
+            say(json.dumps(result), sys.stdout)
+        coming = f"next run {tick.next_run:%H:%M:%S} UTC"
+        if tick.missed:
+            coming += f", {tick.missed} ticks missed so far"
+        if tick.error:
+            say(f"async-collector: {tick.error}; {coming}", sys.stderr)
+        elif result and result["status"] != "complete":
+            say(f"{complaint(result)}; {coming}", sys.stderr)
+        elif result and not args.quiet:
+            went = f"run {result['run_id']} is complete: {result['markets']} markets in {result['duration']:.2f} s"
+            say(f"{went}; {coming}", sys.stderr)
 
     await ac.continuous_collection(interval_minutes=args.interval, stop=stop, on_tick=tell, **chosen)
 

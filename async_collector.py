@@ -744,6 +744,7 @@ class Undecided(NamedTuple):
     """A market that is not open and whose outcome could not be had: it is asked for again later."""
 
     asked_at: str
+    longest_minutes: int  # until it is asked for again
     market_id: str
 
 
@@ -1446,10 +1447,10 @@ START_RUN: Final = "INSERT INTO runs (started_at, status, min_volume, follow, ve
 SAVE_RESOLUTION: Final = """
     UPDATE markets SET resolved = 1, resolution_outcome = ?, closed_at = ?, outcome_ask_at = NULL WHERE market_id = ?
 """
-# asked again after 15 minutes, then after four times as long each time, up to a week
+# asked again after 15 minutes, then after four times as long each time
 SAVE_UNDECIDED: Final = """
     UPDATE markets SET
-        outcome_ask_at = datetime(?, (15 * min(1 << (2 * min(outcome_asked, 10)), 672)) || ' minutes'),
+        outcome_ask_at = datetime(?, min(15 * (1 << (2 * min(outcome_asked, 10))), ?) || ' minutes'),
         outcome_asked = outcome_asked + 1
     WHERE market_id = ?
 """
@@ -1461,7 +1462,7 @@ UNRESOLVED: Final = """
 SAVE_PROGRESS: Final = """
     UPDATE runs SET snapshots_saved = snapshots_saved + ?, errors = errors + ? WHERE run_id = ?
 """
-LAST_FULL_WALK: Final = "SELECT max(full_walk_at) FROM runs"
+LAST_FULL_WALK: Final = "SELECT full_walk_at FROM runs WHERE full_walk_at IS NOT NULL ORDER BY run_id DESC LIMIT 1"
 LISTED_IDS: Final = "SELECT market_id FROM listed_ids ORDER BY market_id"
 FORGET_IDS: Final = "DELETE FROM listed_ids"
 SAVE_ID: Final = "INSERT OR IGNORE INTO listed_ids (market_id) VALUES (?)"
@@ -1603,8 +1604,8 @@ class Database:
     async def last_full_walk_at(self) -> str | None:
         """Return when the last complete walk over all open markets began."""
         with _naming(self._path, "read"):
-            began_at: str | None = await self._value(LAST_FULL_WALK)
-        return began_at
+            rows = list(await self._connection.execute_fetchall(LAST_FULL_WALK))
+        return rows[0][0] if rows else None
 
     async def listed_ids(self) -> array[int]:
         """Return the ids that the last full walk and the runs since have come across, in ascending order."""
@@ -1705,6 +1706,9 @@ class Database:
 # --- Collector --------------------------------------------------------------------------------------------------------
 
 BATCH_MARKETS: Final = MAX_TOKENS // 2  # one request for books, one transaction
+LONGEST_ASK_MINUTES: Final = 7 * 24 * 60  # between two questions for the outcome of a closed market
+LONGEST_SEARCH_MINUTES: Final = 60  # and for a market that is neither open nor closed: it may be a fault of the listing
+FEWEST_KNOWN: Final = 0.5  # of the known markets must still be listed: a tenth or two close within a day
 HANDOVER_BATCHES: Final = 2  # that wait between two stages
 MOMENT: Final = timedelta(seconds=2)
 FULL_WALK_EVERY: Final = timedelta(days=1)  # because a closed market can reopen
@@ -1796,7 +1800,8 @@ class Run:
     known: Sequence[int] = ()  # ids that earlier runs have listed, ascending
     followed: Sequence[int] = ()  # ids of unresolved markets that earlier runs have collected, ascending
     last_full_walk_at: str | None = None
-    walked_all: bool = False
+    walked_all: bool = False  # from both ends
+    walked_newest: bool = False  # down to known ground: only then are the new ids known without a hole
     listing: str = "top"
     seen: set[int] = field(default_factory=set)  # ids that this run has listed
     filling: list[GammaMarket] = field(default_factory=list)  # the next batch
@@ -1950,8 +1955,8 @@ class AsyncCollector:
                 batches=Handover(HANDOVER_BATCHES),
                 rows=Handover(HANDOVER_BATCHES),
             )
-            await self._recall(run)
             try:
+                await self._recall(run)
                 yield run
             except BaseException:
                 with suppress(StorageError):  # the first error says it
@@ -1966,7 +1971,8 @@ class AsyncCollector:
         if self.settings.min_volume_usd:
             return
         run.last_full_walk_at = await run.database.last_full_walk_at()
-        if (run.last_full_walk_at or "") > sql_time(self._clock.now() - FULL_WALK_EVERY):
+        now = self._clock.now()
+        if sql_time(now - FULL_WALK_EVERY) < (run.last_full_walk_at or "") <= sql_time(now):
             run.known = await run.database.listed_ids()
 
     def _session(self) -> aiohttp.ClientSession:
@@ -2016,7 +2022,7 @@ class AsyncCollector:
             await self._list_known(run)
         else:
             await self._list_all(run)
-        if self._follows and run.listing_error is None:
+        if self._follows and self._can_follow(run):
             await self._follow(run)
         if run.filling:
             await run.batches.put(run.filling)
@@ -2028,15 +2034,22 @@ class AsyncCollector:
 
     async def _list_top(self, run: Run) -> None:
         """List the most traded markets down to the threshold."""
-        run.listing = "top"
-        await self._walk(run, order="volume24hr", ascending=False, enough=self._is_below_threshold)
 
-    def _is_below_threshold(self, page: MarketPage) -> bool:
-        """Return whether a listing by volume has come to markets that are traded too little."""
+        def below_threshold(page: MarketPage) -> bool:
+            return self._is_below_threshold(page, first=not run.seen)
+
+        run.listing = "top"
+        await self._walk(run, order="volume24hr", ascending=False, enough=below_threshold)
+
+    def _is_below_threshold(self, page: MarketPage, *, first: bool) -> bool:
+        """Return whether a listing by volume has come to markets that are traded too little, or not at all."""
         volumes = [market.volume_24h for market in page.markets if market.volume_24h is not None]
-        if not page.markets:
-            return False
-        if not volumes or volumes[0] < volumes[-1]:
+        if not volumes:
+            if first and page.markets:
+                msg = "the listing has no volume24hr"
+                raise MalformedResponseError(msg, self.settings.gamma_api + MARKETS_PATH)
+            return True
+        if volumes[0] < volumes[-1]:
             msg = "the listing is not in the order of volume24hr"
             raise MalformedResponseError(msg, self.settings.gamma_api + MARKETS_PATH)
         return volumes[-1] < self.settings.min_volume_usd
@@ -2081,9 +2094,14 @@ class AsyncCollector:
         run.listing = "known"
         async with asyncio.TaskGroup() as tasks:
             newest = self._walk(run, order="id", ascending=False, enough=known_ground)
-            tasks.create_task(newest, name="walk")
+            walk = tasks.create_task(newest, name="walk")
             for number in range(self.settings.workers):
                 tasks.create_task(ask(), name=f"ask {number}")
+        run.walked_newest = walk.result()
+        if len(run.seen) < FEWEST_KNOWN * len(run.known):
+            msg = f"lists only {len(run.seen)} markets, of {len(run.known)} that are known"
+            run.listing_error = MalformedResponseError(msg, self.settings.gamma_api + MARKETS_PATH)
+            await run.rows.put(Batch(run.run_id, failures=[run.failure(None, "list", msg)]))
 
     def _ordered_numbers(self, page: MarketPage, *, ascending: bool) -> list[int]:
         """Return the ids of *page*, which must be in order: how far a walk has come is read off them."""
@@ -2096,15 +2114,18 @@ class AsyncCollector:
     async def _walk(self, run: Run, *, order: str, ascending: bool, enough: Callable[[MarketPage], bool]) -> bool:
         """Take the pages of a listing until its end, or until *enough* says so; return whether that was reached."""
         pages = run.api.iter_market_pages(order=order, ascending=ascending)
+        before: set[int] = set()
         try:
             async with aclosing(pages):
                 async for page in pages:
-                    new = await self._take(run, page)
-                    if enough(page):
-                        return True
-                    if not new and page.next_cursor is not None:
+                    last = enough(page)  # first of all, for it refuses a page that is not in order
+                    if before and before.issuperset(page.numbers) and page.next_cursor is not None:
                         msg = "the listing repeats itself"
                         raise MalformedResponseError(msg, self.settings.gamma_api + MARKETS_PATH)
+                    before = set(page.numbers)
+                    await self._take(run, page)
+                    if last:
+                        return True
         except ApiError as error:
             log.warning("a listing ended early: %s", error)
             run.listing_error = error
@@ -2125,11 +2146,16 @@ class AsyncCollector:
         else:
             await self._take(run, page)
 
-    async def _take(self, run: Run, page: MarketPage) -> int:
-        """Hand on the markets of *page* that are to be collected, and return how many ids on it are new."""
-        before = len(run.seen)
+    async def _take(self, run: Run, page: MarketPage) -> None:
+        """Hand on the markets of *page* that are to be collected."""
         rejected = [bad for bad in page.rejected if run.is_new(bad.id) and self._may_matter(bad, run)]
-        wanted = [market for market in page.markets if run.is_new(market.market_id) and self._matters(market, run)]
+        wanted = [
+            market
+            for market in page.markets
+            if (market.is_open or not run.follows(market.market_id))  # what is followed and not open is settled later
+            and run.is_new(market.market_id)
+            and self._matters(market, run)
+        ]
         run.listed += len(rejected) + len(wanted)
         run.rejected += len(rejected)
         run.filling += wanted
@@ -2140,7 +2166,6 @@ class AsyncCollector:
         while len(run.filling) >= BATCH_MARKETS:
             batch, run.filling = run.filling[:BATCH_MARKETS], run.filling[BATCH_MARKETS:]
             await run.batches.put(batch)
-        return len(run.seen) - before
 
     def _matters(self, market: GammaMarket, run: Run) -> bool:
         traded_enough = (market.volume_24h or 0) >= self.settings.min_volume_usd
@@ -2149,6 +2174,12 @@ class AsyncCollector:
     def _may_matter(self, bad: Rejected, run: Run) -> bool:
         traded_enough = bad.volume_24h is None or bad.volume_24h >= self.settings.min_volume_usd
         return bad.is_open and (traded_enough or run.follows(bad.id))
+
+    def _can_follow(self, run: Run) -> bool:
+        """Return whether a listing that broke off allows to follow markets that are not in it."""
+        if run.listing_error is None:
+            return True
+        return self.settings.min_volume_usd > 0 and not run.listing_error.retryable
 
     async def _follow(self, run: Run) -> None:
         """Take the markets of earlier runs that are still open and not listed this time; find out how others ended."""
@@ -2169,7 +2200,6 @@ class AsyncCollector:
 
     async def _settle(self, run: Run, market_ids: Sequence[int]) -> None:
         """Find out how the markets *market_ids*, which are not open, have ended."""
-        now = sql_time(self._clock.now())
         batch = Batch(run.run_id)
         ended: dict[str, GammaMarket] = {}
         try:
@@ -2182,22 +2212,27 @@ class AsyncCollector:
             return
         for market_id in map(str, market_ids):
             market = ended.get(market_id)
-            outcome = None if market is None else outcome_of(market) or await self._second_opinion(run, market, batch)
+            outcome = None if market is None else await self._outcome(run, market, batch)
             if market and outcome:
                 batch.resolutions.append(Resolution(outcome, from_iso(market.closed_time), market_id))
             else:
-                batch.undecided.append(Undecided(now, market_id))
+                longest = LONGEST_ASK_MINUTES if market else LONGEST_SEARCH_MINUTES
+                batch.undecided.append(Undecided(run.started_at, longest, market_id))
+            if market is None:
+                reason = "it is neither among the open markets nor among the closed ones"
+                batch.failures.append(run.failure(market_id, "outcome", reason))
         await run.rows.put(batch)
 
-    async def _second_opinion(self, run: Run, market: GammaMarket, batch: Batch) -> str | None:
-        """Return what the CLOB says of a market that Gamma leaves undecided."""
-        if not market.closed or not market.condition_id:
-            return None
+    async def _outcome(self, run: Run, market: GammaMarket, batch: Batch) -> str | None:
+        """Return how *market* has ended: Gamma names a winner, or the CLOB does, or it is a split, or nobody knows."""
+        outcome = outcome_of(market)
+        if outcome not in {None, SPLIT} or not market.closed or not market.condition_id:
+            return outcome
         try:
-            return winner_of(market, await run.api.fetch_clob_market(market.condition_id))
+            return winner_of(market, await run.api.fetch_clob_market(market.condition_id)) or outcome
         except ApiError as error:
             batch.failures.append(run.failure(market.market_id, "outcome", str(error)))
-            return None
+            return outcome
 
     async def _fetch_books(self, run: Run) -> None:
         """Turn batches of markets into rows, several at a time."""
@@ -2252,8 +2287,11 @@ class AsyncCollector:
         run.errors += len(batch.failures) + len(batch.snapshots) - saved
 
     async def _finish(self, run: Run, started: float, status: str) -> None:
-        """Write down what the run has come to."""
-        if run.listing != "top":
+        """Write down what the run has come to, to the end and whatever happens meanwhile."""
+        await uninterrupted(self._write_down(run, started, status))
+
+    async def _write_down(self, run: Run, started: float, status: str) -> None:
+        if run.walked_all or run.walked_newest:
             await run.database.save_ids(run.seen, instead=run.walked_all)
         columns = {
             "finished_at": sql_time(self._clock.now()),
@@ -2345,7 +2383,7 @@ class Schedule:
                 await unless_stopped(stop, self._clock.sleep(min(left_s, LONGEST_NAP_S)))
                 self._on_nap()
         if not stop.is_set():
-            self.missed += int((self._now_s() - tick) // self._interval_s)
+            self.missed += math.floor((self._now_s() - tick) / self._interval_s + TOO_SOON)
 
     def _now_s(self) -> float:
         return self._clock.now().timestamp()
@@ -2443,7 +2481,7 @@ class Status(TypedDict):
     healthy: bool  # the newest complete run is younger than two intervals
     last_complete_at: str | None  # when it began
     age: float | None  # seconds since then
-    missed_ticks: int  # of the last day, since its first run
+    missed_ticks: int  # of the last day, or since the very first run
     runs: list[RunSummary]  # the newest first
     file_bytes: int
     wal_bytes: int
@@ -2451,8 +2489,9 @@ class Status(TypedDict):
 
 
 RECENT_RUNS: Final = f"SELECT {', '.join(RunSummary.__annotations__)} FROM runs ORDER BY run_id DESC LIMIT 5"  # noqa: S608
-LAST_COMPLETE: Final = "SELECT max(started_at) FROM runs WHERE status = 'complete'"
+LAST_COMPLETE: Final = "SELECT started_at FROM runs WHERE status = 'complete' ORDER BY run_id DESC LIMIT 1"
 STARTS_SINCE: Final = "SELECT started_at FROM runs WHERE started_at > ? ORDER BY run_id"
+FIRST_START: Final = "SELECT min(started_at) FROM runs"
 
 
 def read_status(
@@ -2470,15 +2509,19 @@ def read_status(
     with _naming(path, "read"), closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
         connection.row_factory = sqlite3.Row
         runs = [RunSummary(**row) for row in connection.execute(RECENT_RUNS)]  # type: ignore[typeddict-item]
-        last_complete_at: str | None = connection.execute(LAST_COMPLETE).fetchone()[0]
-        starts = [row[0] for row in connection.execute(STARTS_SINCE, (sql_time(now - timedelta(days=1)),))]
+        (last_complete_at,) = connection.execute(LAST_COMPLETE).fetchone() or (None,)
+        (first_start,) = connection.execute(FIRST_START).fetchone()
+        since = max(sql_time(now - timedelta(days=1)), first_start or sql_time(now))
+        starts = [row[0] for row in connection.execute(STARTS_SINCE, (since,))]
         file_bytes, wal_bytes = (_size(path.with_name(path.name + suffix)) for suffix in ("", "-wal"))
     age = None if last_complete_at is None else (now - _moment(last_complete_at)).total_seconds()
     return Status(
-        healthy=age is not None and age < 2 * interval_s,
+        healthy=age is not None and -MOMENT.total_seconds() <= age < 2 * interval_s,
         last_complete_at=last_complete_at,
         age=age,
-        missed_ticks=missed_ticks([_moment(start).timestamp() for start in starts], now.timestamp(), interval_s),
+        missed_ticks=missed_ticks(
+            [_moment(start).timestamp() for start in starts], _moment(since).timestamp(), now.timestamp(), interval_s
+        ),
         runs=runs,
         file_bytes=file_bytes,
         wal_bytes=wal_bytes,
@@ -2486,13 +2529,11 @@ def read_status(
     )
 
 
-def missed_ticks(starts: Sequence[float], now: float, interval_s: float) -> int:
-    """Return how many ticks since the first of *starts* have passed without a run, all in seconds of Unix time."""
-    if not starts:
-        return 0
+def missed_ticks(starts: Sequence[float], since: float, now: float, interval_s: float) -> int:
+    """Return how many ticks after *since* have passed without one of *starts*, all in seconds of Unix time."""
     ran = {math.floor(start / interval_s + TOO_SOON) for start in starts}
-    passed = range(min(ran) + 1, math.floor(now / interval_s))  # the tick that may still run does not count
-    return sum(tick not in ran for tick in passed)
+    first = math.floor(since / interval_s + TOO_SOON) + 1
+    return sum(tick not in ran for tick in range(first, math.floor(now / interval_s)))  # the newest may still come
 
 
 def _moment(text: str) -> datetime:
@@ -2554,7 +2595,7 @@ class _OneByOne(AsyncCollector):
                     if self._matters(market, run):
                         run.listed += 1
                         yield market
-                if self.settings.min_volume_usd and self._is_below_threshold(page):
+                if self.settings.min_volume_usd and self._is_below_threshold(page, first=not run.listed):
                     return
 
 
@@ -2564,7 +2605,7 @@ def _measure(kind: type[AsyncCollector], settings: Mapping[str, Any]) -> Measure
     return Measurement(
         duration=result["duration"],
         markets=result["markets"],
-        markets_per_second=result["markets"] / result["duration"],
+        markets_per_second=result["markets"] / max(result["duration"], 1e-9),
         requests=result["requests"],
         peak_memory_mb=_peak_memory_mb(),
     )
@@ -2604,6 +2645,9 @@ def benchmark(**settings: Any) -> BenchmarkResult:  # noqa: ANN401  those of Asy
                 measurements.append(process.submit(_measure, kind, settings | {"db_path": path}).result())
             stored.append(_stored_ids(path))
     old, new = measurements
+    if not (old["markets"] and new["markets"]):
+        msg = f"{settings}: there is no market to measure"
+        raise ConfigError(msg)
     sampled = old["markets"] < new["markets"]
     return BenchmarkResult(
         one_by_one=old,

@@ -93,6 +93,12 @@ async def test_an_exchange_that_is_down_ends_the_benchmark_as_it_ends_a_run(
     assert err.count(b"\n") == 1
 
 
+async def test_a_benchmark_of_nothing_is_refused(exchange: FakePolymarket) -> None:
+    assert exchange.url
+    with pytest.raises(ac.ConfigError, match="there is no market to measure"):
+        await measured(min_volume=1e12)
+
+
 def test_errors_survive_the_way_between_processes() -> None:
     error = ac.NetworkError("gone", "https://example.com/books", None, 3.0)
     error.retryable = False

@@ -490,7 +490,7 @@ async def test_a_cancelled_run_has_counted_what_it_stored(
 @pytest.mark.parametrize(
     ("odd", "complaint"),
     [
-        ({"volume24hr": None}, "not in the order of volume24hr"),
+        ({"volume24hr": None}, "the listing has no volume24hr"),
         ({"active": None}, "missing required field `active`"),
         ({"id": "x"}, "matching regex"),
     ],
@@ -507,9 +507,35 @@ async def test_a_key_that_has_gone_is_not_taken_for_an_empty_exchange(
 
 async def test_an_order_that_is_not_kept_is_noticed(exchange: FakePolymarket, collector: ac.AsyncCollector) -> None:
     exchange.fail_next("/markets/keyset", mutate=lambda page: {"markets": page["markets"][::-1]})
+    with pytest.raises(ac.MalformedResponseError, match="not in the order of volume24hr"):
+        await collector.collect_all()
+
+
+async def test_markets_without_a_volume_come_after_the_others(
+    exchange: FakePolymarket, collector: ac.AsyncCollector
+) -> None:
+    for _ in range(40):
+        exchange.add_market(volume_24h=200_000.0)
+    for _ in range(150):
+        exchange.add_market(volume_24h=None)
     result = await collector.collect_all()
-    assert (result["status"], result["markets"]) == ("partial", 60)
-    assert "not in the order of volume24hr" in (result["reason"] or "")
+    assert (result["markets"], result["status"]) == (100, "complete")
+
+
+async def test_a_run_that_is_stopped_at_its_very_end_is_marked_as_what_it_is(
+    exchange: FakePolymarket, make_collector: Callable[..., ac.AsyncCollector], database: Path
+) -> None:
+    def stop(progress: ac.Progress) -> None:
+        if progress.all_listed and progress.stored == 60:
+            asyncio.get_running_loop().call_later(0.001, running.cancel)
+
+    assert exchange.url
+    running = asyncio.ensure_future(make_collector(min_volume=0, progress=stop).collect_all())
+    await asyncio.wait([running])
+    (run,) = rows(database, "SELECT status, snapshots_saved, markets_listed, finished_at IS NULL AS open FROM runs")
+    assert run["snapshots_saved"] == run["markets_listed"] == 60
+    assert run["status"] in {"complete", "partial"}
+    assert not run["open"]
 
 
 async def test_bad_markets_that_do_not_matter_are_no_failures(

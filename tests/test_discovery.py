@@ -122,9 +122,9 @@ async def test_an_order_that_is_not_kept_is_not_taken_for_everything(
     exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path
 ) -> None:
     exchange.fail_next(KEYSET, times=math.inf, mutate=lambda page: page | {"markets": page["markets"][::-1]})
-    result = await everything.collect_all()
-    assert result["status"] == "partial"
-    assert all("the listing is not in the order of id" in reason for reason in reasons(database))
+    with pytest.raises(ac.MalformedResponseError, match="the listing is not in the order of id"):
+        await everything.collect_all()
+    assert stored_ids(database, 1) == []
 
 
 async def test_a_later_run_walks_the_newest_and_asks_for_the_known_by_id(
@@ -141,6 +141,64 @@ async def test_a_later_run_walks_the_newest_and_asks_for_the_known_by_id(
     by_id = [arrival for arrival in asked if arrival.query.startswith("id=")]
     assert (len(by_id), len(asked) - len(by_id)) == (10, 3)
     assert result["requests"] == 13 + math.ceil(1_150 / 250)
+
+
+async def test_a_walk_over_the_newest_that_breaks_off_leaves_no_hole(
+    exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path
+) -> None:
+    """What it has seen of the newest must not be taken for known ground: behind it there are more."""
+    await everything.collect_all()
+    for _ in range(600):
+        exchange.add_market()
+    pages = 0
+
+    def break_fourth(page: dict[str, Any]) -> dict[str, Any]:
+        nonlocal pages
+        pages += "next_cursor" in page and page["markets"][0]["id"] > page["markets"][-1]["id"]
+        return page if pages < 4 else {"error": "broken"}
+
+    exchange.fail_next(KEYSET, times=math.inf, mutate=break_fourth)
+    assert (await everything.collect_all())["status"] == "partial"
+    exchange.heal()
+    assert (await everything.collect_all())["status"] == "complete"
+    assert stored_ids(database, 3) == open_ids(exchange)
+
+
+async def test_known_markets_that_are_all_gone_at_once_are_not_believed(
+    exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path
+) -> None:
+    await everything.collect_all()
+
+    def only_listings(page: dict[str, Any]) -> dict[str, Any]:
+        return (
+            page if "next_cursor" in page and page["markets"][0]["id"] > page["markets"][-1]["id"] else {"markets": []}
+        )
+
+    exchange.fail_next(KEYSET, times=math.inf, mutate=only_listings)
+    result = await everything.collect_all()
+    assert result["status"] == "partial"
+    assert "of 1000 that are known" in (result["reason"] or "")
+    asked_in_vain = rows(database, "SELECT count(*) AS n FROM markets WHERE outcome_asked > 0")
+    assert asked_in_vain == [{"n": 0}], "nothing is concluded from absence"
+
+
+async def test_known_ground_may_be_reached_after_all_known_markets_are_listed(
+    exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path
+) -> None:
+    await everything.collect_all()
+    exchange.fail_next(KEYSET, delay_s=0.3)  # the first page of the walk; the others overtake it
+    assert (await everything.collect_all())["status"] == "complete"
+    assert reasons(database) == []
+
+
+async def test_a_full_walk_dated_in_the_future_is_no_reason_to_make_none(
+    everything: ac.AsyncCollector, database: Path, clock: JumpingClock
+) -> None:
+    clock.set_forward_s = 30 * DAY_S
+    await everything.collect_all()
+    clock.set_forward_s = 0
+    await everything.collect_all()
+    assert [listing for listing, _ in walks(database)] == ["full", "full"]
 
 
 async def test_known_markets_are_asked_for_in_parallel(exchange: FakePolymarket, everything: ac.AsyncCollector) -> None:

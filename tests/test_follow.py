@@ -103,7 +103,8 @@ async def test_without_follow_it_is_forgotten(
         (("1", "0"), None, "Lakers"),
         (("0", "1"), None, "Celtics"),
         (("1.0", "0.0"), None, "Lakers"),
-        (("0.5", "0.5"), None, "split"),
+        (("0.5", "0.5"), -1, "split"),
+        (("0.5", "0.5"), 0, "Lakers"),
         (("0", "0"), 1, "Celtics"),
         (("0.9995", "0.0005"), 0, "Lakers"),
         (("0", "0"), -1, None),
@@ -176,6 +177,47 @@ async def test_a_market_that_has_disappeared_is_undecided(
     exchange.remove(market)
     result = await next_run()
     assert (outcome(database, market), result["status"]) == (open_still(), "complete")
+    assert "neither among the open markets nor among the closed" in result["reason"]
+
+
+async def test_a_market_that_was_absent_for_a_while_is_collected_again_within_an_hour(
+    exchange: FakePolymarket, next_run: Callable[[], Any], database: Path
+) -> None:
+    market = first(exchange)
+    await next_run()
+    exchange.remove(market)
+    for _ in range(20):
+        await next_run()
+    exchange.markets[market.id] = market
+    exchange.change(market, volume_24h=5.0)
+    for _ in range(150):
+        exchange.add_market(volume_24h=500.0)
+    for _ in range(4):
+        await next_run()
+    assert len(runs_of(database, market)) >= 2
+
+
+async def test_a_market_that_is_listed_and_not_active_is_not_lost_silently(
+    exchange: FakePolymarket, next_run: Callable[[], Any], database: Path
+) -> None:
+    market = first(exchange)
+    await next_run()
+    exchange.change(market, active=False)
+    result = await next_run()
+    assert result["stats"]["errors"] == 1
+    exchange.change(market, active=True)
+    await next_run()
+    assert len(runs_of(database, market)) == 2
+
+
+async def test_a_listing_that_breaks_off_costs_the_followed_nothing(
+    exchange: FakePolymarket, next_run: Callable[[], Any]
+) -> None:
+    await next_run()
+    exchange.change(first(exchange), volume_24h=5.0)
+    exchange.fail_next("/markets/keyset", status=404)
+    result = await next_run()
+    assert (result["markets"], result["status"]) == (60, "partial")
 
 
 async def test_a_market_that_reopens_is_collected_again(

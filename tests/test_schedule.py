@@ -220,14 +220,13 @@ async def test_a_hundred_runs_leave_nothing_behind(
     later=st.integers(0, 5_000),
 )
 def test_missed_ticks_are_those_without_a_run(starts: list[int], interval: int, later: int) -> None:
-    now = (starts[-1] if starts else 0) + later
+    since, now = (starts[0] if starts else 0), (starts[-1] if starts else 0) + later
     missed = 0
-    if starts:
-        tick = ((starts[0] + interval // 10) // interval + 1) * interval
-        while tick + interval <= now:
-            missed += not any(tick <= start + interval // 10 < tick + interval for start in starts)
-            tick += interval
-    assert ac.missed_ticks([float(start) for start in starts], float(now), float(interval)) == missed
+    tick = ((since + interval // 10) // interval + 1) * interval
+    while tick + interval <= now:
+        missed += not any(tick <= start + interval // 10 < tick + interval for start in starts)
+        tick += interval
+    assert ac.missed_ticks([float(start) for start in starts], float(since), float(now), float(interval)) == missed
 
 
 @given(after=st.floats(0, 4e9), interval=st.sampled_from((0.5, 15, 900, 86_400)))
@@ -270,6 +269,26 @@ async def test_a_collection_that_has_stood_still_is_not_well(
     status = ac.read_status(database, clock=plan.clock)
     assert (status["healthy"], status["missed_ticks"]) == (False, 3)
     assert ac.read_status(database, 60, clock=plan.clock)["healthy"]
+
+
+async def test_an_outage_is_counted_while_it_lasts_and_after_it(
+    schedule: Callable[[str], Schedule], database: Path
+) -> None:
+    plan = schedule("14:15:00")
+    await plan.run(1)
+    plan.clock.elapsed_s += 72 * HOUR
+    assert ac.read_status(database, clock=plan.clock)["missed_ticks"] == 95
+    plan.stop.clear()
+    await plan.run(2)
+    assert ac.read_status(database, clock=plan.clock)["missed_ticks"] == 95
+
+
+async def test_a_run_in_the_future_is_no_sign_of_health(schedule: Callable[[str], Schedule], database: Path) -> None:
+    plan = schedule("14:15:00")
+    plan.clock.set_forward_s += 30 * 24 * HOUR
+    await plan.run(1)
+    plan.clock.set_forward_s -= 30 * 24 * HOUR
+    assert not ac.read_status(database, clock=plan.clock)["healthy"]
 
 
 async def test_a_status_writes_nothing(schedule: Callable[[str], Schedule], database: Path) -> None:
