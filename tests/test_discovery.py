@@ -259,7 +259,7 @@ def change_something(exchange: FakePolymarket, chance: random.Random) -> None:
         exchange.add_market(active=chance.random() < 0.8)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 async def test_both_kinds_of_run_store_the_same_rows(
     exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path, tmp_path: Path, seed: int
 ) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from fake_polymarket import FakeMarket, FakePolymarket
 
-MINUTE = 60.0
+MINUTE, DAY = 60.0, 86_400.0
 Outcome = dict[str, Any]
 
 
@@ -139,20 +139,24 @@ async def test_a_resolved_market_is_never_asked_for_again(
 
 
 async def test_what_stays_undecided_is_asked_for_at_growing_distances(
-    exchange: FakePolymarket, next_run: Callable[[], Any], database: Path
+    exchange: FakePolymarket, next_run: Callable[[], Any], database: Path, clock: JumpingClock
 ) -> None:
     market = first(exchange)
     await next_run()
     exchange.close(market, "0", "0")
     asked = []
-    for number in range(100):
+    for number in range(30):
         await next_run()
         if exchange.asked(f"/markets/{market.condition_id}"):
             asked.append(number)
-    assert asked == [0, 1, 5, 21, 85]
-    exchange.close(market, "0", "1")
-    for _ in range(260):
+    assert asked == [0, 1, 5, 21]
+    for days in (0.7, 2.7, 7, 7):  # 16 and 64 hours, and from then on a week
+        clock.elapsed_s += days * DAY - 15 * MINUTE
         await next_run()
+        assert exchange.asked(f"/markets/{market.condition_id}")
+    exchange.close(market, "0", "1")
+    clock.elapsed_s += 7 * DAY
+    await next_run()
     assert outcome(database, market) == ended(market.outcomes[1])
 
 

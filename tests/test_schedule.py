@@ -192,6 +192,7 @@ async def test_the_heartbeat_comes_from_batches_and_naps(schedule: Callable[[str
     assert max(later - earlier for earlier, later in itertools.pairwise(beats)) <= 30
 
 
+@pytest.mark.slow
 async def test_a_hundred_runs_leave_nothing_behind(
     exchange: FakePolymarket, make_collector: Callable[..., ac.AsyncCollector]
 ) -> None:
