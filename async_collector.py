@@ -1499,6 +1499,8 @@ async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
         while not task.done():
             with suppress(asyncio.CancelledError):
                 await asyncio.wait([task])
+        if error := None if task.cancelled() else task.exception():
+            log.warning("failed while being cancelled: %s", error)
         raise
 
 

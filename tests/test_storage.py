@@ -256,6 +256,18 @@ async def test_latest_snapshots_has_one_row_per_market(tmp_path: Path) -> None:
     ]
 
 
+async def test_an_error_of_a_cancelled_save_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with Database.open(tmp_path / "file.db") as database:
+        run_id = await database.start_run(started_at=T0, min_volume=0)
+        saving = asyncio.ensure_future(database.save(Batch(run_id, [], [snapshot("no such market", run_id)])))
+        await asyncio.sleep(0)
+        saving.cancel()
+        await asyncio.wait([saving])
+    assert saving.cancelled()
+    assert "failed while being cancelled" in caplog.text
+    assert "FOREIGN KEY constraint failed" in caplog.text
+
+
 async def test_a_cancelled_save_is_finished_first_and_leaves_no_lock(tmp_path: Path) -> None:
     """The SQL of a cancelled call still runs: a transaction that nobody ends would lock every other writer out."""
     path = tmp_path / "file.db"
