@@ -35,10 +35,11 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, c
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import wraps
 from http import HTTPStatus
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, NamedTuple, Self, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, NamedTuple, ParamSpec, Self, TypedDict, TypeVar
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -90,6 +91,7 @@ __version__ = "0.1.0"
 log = logging.getLogger("async_collector")
 log.addHandler(logging.NullHandler())  # a library says nothing until its program asks for it
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -173,6 +175,11 @@ class _Default(str):
 
 
 DEFAULT_DB_PATH: Final = _Default("polymarket_data.db")
+
+
+def database_path(db_path: str | os.PathLike[str], environment: Mapping[str, str]) -> Path:
+    """Return where the database is: the explicit path, else that of POLYMARKET_DB, else the default."""
+    return Path(environment.get("POLYMARKET_DB") or db_path if isinstance(db_path, _Default) else db_path)
 
 
 def whole_number(name: str, value: object, *, at_least: int = 1, at_most: int = 1_000) -> int:
@@ -271,11 +278,10 @@ class Settings:
         Raises:
             ConfigError: a value cannot work.
         """
-        from_environment = isinstance(db_path, _Default)
         gamma_api = base_url("GAMMA_API", environment.get("GAMMA_API") or "https://gamma-api.polymarket.com")
         clob_api = base_url("CLOB_API", environment.get("CLOB_API") or "https://clob.polymarket.com")
         return cls(
-            db_path=Path(environment.get("POLYMARKET_DB") or db_path if from_environment else db_path),
+            db_path=database_path(db_path, environment),
             workers=whole_number("workers", workers),
             max_retries=whole_number("max_retries", max_retries, at_least=0),
             timeout_s=finite_number("timeout", timeout, above=0),
@@ -1205,8 +1211,14 @@ class PolymarketApi:
         Raises:
             ApiError: retries are used up, or a retry would not help.
         """
+        return await self._fetch_if_there(f"/markets/{condition_id}", _CLOB_MARKET.decode)
+
+    async def _fetch_if_there(
+        self, path: str, decode: Callable[[bytes | bytearray], T], params: Sequence[tuple[str, str]] = ()
+    ) -> T | None:
+        """Return what the CLOB has at *path*, or None where it says that there is nothing."""
         try:
-            return await self._clob.fetch("GET", f"/markets/{condition_id}", _CLOB_MARKET.decode)
+            return await self._clob.fetch("GET", path, decode, params=params)
         except RequestRejectedError as error:
             if error.status == HTTPStatus.NOT_FOUND:
                 return None
@@ -1255,12 +1267,7 @@ class PolymarketApi:
         Raises:
             ApiError: retries are used up, or a retry would not help.
         """
-        try:
-            return await self._clob.fetch("GET", "/book", _BOOK.decode, params=[("token_id", token_id)])
-        except RequestRejectedError as error:
-            if error.status == HTTPStatus.NOT_FOUND:
-                return None
-            raise
+        return await self._fetch_if_there("/book", _BOOK.decode, [("token_id", token_id)])
 
 
 def _is_too_large(error: RequestRejectedError) -> bool:
@@ -1462,7 +1469,9 @@ UNRESOLVED: Final = """
 SAVE_PROGRESS: Final = """
     UPDATE runs SET snapshots_saved = snapshots_saved + ?, errors = errors + ? WHERE run_id = ?
 """
-LAST_FULL_WALK: Final = "SELECT full_walk_at FROM runs WHERE full_walk_at IS NOT NULL ORDER BY run_id DESC LIMIT 1"
+LAST_FULL_WALK: Final = """
+    SELECT (SELECT full_walk_at FROM runs WHERE full_walk_at IS NOT NULL ORDER BY run_id DESC LIMIT 1)
+"""
 LISTED_IDS: Final = "SELECT market_id FROM listed_ids ORDER BY market_id"
 FORGET_IDS: Final = "DELETE FROM listed_ids"
 SAVE_ID: Final = "INSERT OR IGNORE INTO listed_ids (market_id) VALUES (?)"
@@ -1473,6 +1482,26 @@ IS_OF_ANOTHER_PROGRAM: Final = """
     SELECT count(*) > 0 AND sum(name IN ('markets', 'snapshots')) < 2
     FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite~_%' ESCAPE '~'
 """
+
+
+class RunSummary(TypedDict):
+    """A row of `runs`, for a person or a monitor."""
+
+    run_id: int
+    started_at: str
+    status: str
+    markets_listed: int
+    snapshots_saved: int
+    books_missing: int
+    errors: int
+    duration: float | None
+
+
+RECENT_RUNS: Final = f"SELECT {', '.join(RunSummary.__annotations__)} FROM runs ORDER BY run_id DESC LIMIT 5"  # noqa: S608
+LAST_COMPLETE: Final = "SELECT started_at FROM runs WHERE status = 'complete' ORDER BY run_id DESC LIMIT 1"
+STARTS_SINCE: Final = "SELECT started_at FROM runs WHERE started_at > ? ORDER BY run_id"
+FIRST_START: Final = "SELECT min(started_at) FROM runs"
+STORED_IDS: Final = "SELECT market_id FROM snapshots"
 
 
 @dataclass(slots=True)
@@ -1487,21 +1516,26 @@ class Batch:
     undecided: list[Undecided] = field(default_factory=list)
 
 
-async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
-    """Run *work* to its end, also when the caller is cancelled meanwhile; the cancellation follows afterwards.
+def uninterrupted(work: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Let *work* run to its end, also when the caller is cancelled meanwhile; the cancellation follows afterwards.
 
     A cancelled aiosqlite call still runs, so a transaction that stops in its middle would stay open.
     """
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait([task])
-        if error := None if task.cancelled() else task.exception():
-            log.warning("failed while being cancelled: %s", error)
-        raise
+
+    @wraps(work)
+    async def to_its_end(*args: P.args, **kwargs: P.kwargs) -> T:
+        task = asyncio.ensure_future(work(*args, **kwargs))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            while not task.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([task])
+            if error := None if task.cancelled() else task.exception():
+                log.warning("failed while being cancelled: %s", error)
+            raise
+
+    return to_its_end
 
 
 @contextmanager
@@ -1513,6 +1547,13 @@ def _naming(path: Path, doing: str) -> Iterator[None]:
         busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
         msg = f"{path}: cannot {doing}: {error}"
         raise (DatabaseBusy if busy else StorageError)(msg) from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open the database at *path* for reading only, beside whoever writes to it."""
+    with _naming(path, "read"), closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+        yield connection
 
 
 @contextmanager
@@ -1591,23 +1632,11 @@ class Database:
 
     async def last_snapshot_at(self) -> str | None:
         """Return the timestamp of the newest snapshot."""
-        with _naming(self._path, "read"):
-            last_at: str | None = await self._value(LAST_SNAPSHOT_AT)
-        return last_at
-
-    async def start_run(self, *, started_at: str, min_volume: float, follow: bool = True) -> int:
-        """Open a run and return its id; runs that died unfinished are marked as failed."""
-        return await uninterrupted(self._start_run(started_at, min_volume, follow=follow))
-
-    async def save(self, batch: Batch) -> int:
-        """Store *batch* whole or not at all, and return how many of its snapshots were new."""
-        return await uninterrupted(self._save(batch))
+        return await self._text(LAST_SNAPSHOT_AT)
 
     async def last_full_walk_at(self) -> str | None:
         """Return when the last complete walk over all open markets began."""
-        with _naming(self._path, "read"):
-            rows = list(await self._connection.execute_fetchall(LAST_FULL_WALK))
-        return rows[0][0] if rows else None
+        return await self._text(LAST_FULL_WALK)
 
     async def listed_ids(self) -> array[int]:
         """Return the ids that the last full walk and the runs since have come across, in ascending order."""
@@ -1617,21 +1646,17 @@ class Database:
         """Return the ids of the markets to be followed at *now*, in ascending order."""
         return await self._numbers(UNRESOLVED, now)
 
-    async def save_ids(self, market_ids: Iterable[int], *, instead: bool) -> None:
-        """Add *market_ids* to the listed ids, or put them in their place."""
-        await uninterrupted(self._save_ids(market_ids, instead=instead))
-
-    async def finish_run(self, run_id: int, columns: Mapping[str, object]) -> None:
-        """Write *columns* into the row of run *run_id*."""
-        await uninterrupted(self._finish_run(run_id, columns))
-
-    async def _start_run(self, started_at: str, min_volume: float, *, follow: bool) -> int:
+    @uninterrupted
+    async def start_run(self, *, started_at: str, min_volume: float, follow: bool = True) -> int:
+        """Open a run and return its id; runs that died unfinished are marked as failed."""
         async with self._transaction("start a run"):
             await self._connection.execute(END_DEAD_RUNS)
             cursor = await self._connection.execute(START_RUN, (started_at, min_volume, follow, __version__))
         return cursor.lastrowid or 0
 
-    async def _save(self, batch: Batch) -> int:
+    @uninterrupted
+    async def save(self, batch: Batch) -> int:
+        """Store *batch* whole or not at all, and return how many of its snapshots were new."""
         async with self._transaction("store a batch"):
             await self._connection.executemany(SAVE_MARKET, batch.markets)  # before the snapshots that refer to them
             await self._connection.executemany(SAVE_REOPENED, [(market.market_id,) for market in batch.markets])
@@ -1647,13 +1672,17 @@ class Database:
             await self._connection.execute(SAVE_PROGRESS, (new, errors, batch.run_id))
         return new
 
-    async def _save_ids(self, market_ids: Iterable[int], *, instead: bool) -> None:
+    @uninterrupted
+    async def save_ids(self, market_ids: Iterable[int], *, instead: bool) -> None:
+        """Add *market_ids* to the listed ids, or put them in their place."""
         async with self._transaction("store the listed ids"):
             if instead:
                 await self._connection.execute(FORGET_IDS)
             await self._connection.executemany(SAVE_ID, ((market_id,) for market_id in market_ids))
 
-    async def _finish_run(self, run_id: int, columns: Mapping[str, object]) -> None:
+    @uninterrupted
+    async def finish_run(self, run_id: int, columns: Mapping[str, object]) -> None:
+        """Write *columns* into the row of run *run_id*."""
         assignments = ", ".join(f"{column} = ?" for column in columns)
         async with self._transaction("finish the run"):
             statement = f"UPDATE runs SET {assignments} WHERE run_id = ?"  # noqa: S608  the names are ours
@@ -1674,8 +1703,9 @@ class Database:
         for pragma in ("synchronous = FULL", f"journal_size_limit = {WAL_LIMIT_BYTES}", "foreign_keys = ON"):
             await self._connection.execute(f"PRAGMA {pragma}")
         if version < len(MIGRATIONS):
-            await uninterrupted(self._migrate(version))
+            await self._migrate(version)
 
+    @uninterrupted
     async def _migrate(self, version: int) -> None:
         async with self._transaction("upgrade"):
             for statement in itertools.chain.from_iterable(map(_statements, MIGRATIONS[version:])):
@@ -1683,6 +1713,11 @@ class Database:
             for kind, save in ((Market, SAVE_MARKET), (Snapshot, SAVE_SNAPSHOT)):  # are all columns there?
                 await self._connection.execute(f"EXPLAIN {save}", [None] * len(kind._fields))
             await self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    async def _text(self, query: str) -> str | None:
+        with _naming(self._path, "read"):
+            text: str | None = await self._value(query)
+        return text
 
     async def _numbers(self, query: str, *values: str) -> array[int]:
         with _naming(self._path, "read"):
@@ -1811,6 +1846,7 @@ class Run:
     rejected: int = 0  # of them, because they were not understood
     all_listed: bool = False
     listing_error: ApiError | None = None
+    broken_off: bool = False  # by an error or a cancellation
     reason: str | None = None
     snapshots: int = 0
     books_missing: int = 0
@@ -1820,6 +1856,11 @@ class Run:
         """Return a row for `failures`, and remember the first as the run's reason."""
         self.reason = self.reason or reason
         return Failure(self.run_id, market_id, stage, reason)
+
+    async def record(self, market_ids: Iterable[str | None], stage: str, reason: str) -> None:
+        """Have one and the same failure of all *market_ids* stored; None stands for a whole answer."""
+        failures = [self.failure(market_id, stage, reason) for market_id in market_ids]
+        await self.rows.put(Batch(self.run_id, failures=failures))
 
     def follows(self, market_id: str | None) -> bool:
         """Return whether *market_id* is a market that stays collected until it resolves."""
@@ -1836,7 +1877,7 @@ class Run:
     def status(self) -> str:
         """What the run comes to if it ends now."""
         with_books = self.snapshots - self.books_missing
-        if self.listing_error is None and with_books >= ENOUGH * self.listed:
+        if not self.broken_off and self.listing_error is None and with_books >= ENOUGH * self.listed:
             return "complete"
         return "partial" if self.snapshots else "failed"
 
@@ -1961,10 +2002,11 @@ class AsyncCollector:
                 await self._recall(run)
                 yield run
             except BaseException:
+                run.broken_off = True
                 with suppress(StorageError):  # the first error says it
-                    await self._finish(run, started, "partial" if run.snapshots else "failed")
+                    await self._finish(run, started)
                 raise
-            await self._finish(run, started, run.status)
+            await self._finish(run, started)
 
     async def _recall(self, run: Run) -> None:
         """Recall what earlier runs have collected, and what they have listed unless it is time for a full walk."""
@@ -2030,9 +2072,12 @@ class AsyncCollector:
             await run.batches.put(run.filling)
         run.all_listed = True
         if run.listed and run.listed == run.rejected:
-            msg = f"none of {run.listed} markets is understood, the first: {run.reason}"
-            run.listing_error = MalformedResponseError(msg, self.settings.gamma_api + MARKETS_PATH)
+            what = f"none of {run.listed} markets is understood, the first: {run.reason}"
+            run.listing_error = self._bad_listing(what)
         await run.batches.close()
+
+    def _bad_listing(self, what: str) -> MalformedResponseError:
+        return MalformedResponseError(what, self.settings.gamma_api + MARKETS_PATH)
 
     async def _list_top(self, run: Run) -> None:
         """List the most traded markets down to the threshold."""
@@ -2049,11 +2094,11 @@ class AsyncCollector:
         if not volumes:
             if first and page.markets:
                 msg = "the listing has no volume24hr"
-                raise MalformedResponseError(msg, self.settings.gamma_api + MARKETS_PATH)
+                raise self._bad_listing(msg)
             return True
         if volumes[0] < volumes[-1]:
             msg = "the listing is not in the order of volume24hr"
-            raise MalformedResponseError(msg, self.settings.gamma_api + MARKETS_PATH)
+            raise self._bad_listing(msg)
         return volumes[-1] < self.settings.min_volume_usd
 
     async def _list_all(self, run: Run) -> None:
@@ -2083,34 +2128,28 @@ class AsyncCollector:
 
     async def _list_known(self, run: Run) -> None:
         """List every open market: new ones from the newest down to known ground, known ones by id, in parallel."""
-        chunks = iter(chunked(run.known, PAGE_SIZE))
 
         def known_ground(page: MarketPage) -> bool:
             numbers = self._ordered_numbers(page, ascending=False)
             return bool(numbers) and all(number < run.known[-1] and is_in(run.known, number) for number in numbers)
 
-        async def ask() -> None:
-            for market_ids in chunks:
-                await self._take_known(run, market_ids)
-
         run.listing = "known"
         async with asyncio.TaskGroup() as tasks:
             newest = self._walk(run, order="id", ascending=False, enough=known_ground)
             walk = tasks.create_task(newest, name="walk")
-            for number in range(self.settings.workers):
-                tasks.create_task(ask(), name=f"ask {number}")
+            tasks.create_task(self._in_parallel(self._take_known, run, run.known), name="ask")
         run.walked_newest = walk.result()
         if len(run.seen) < FEWEST_KNOWN * len(run.known):
-            msg = f"lists only {len(run.seen)} markets, of {len(run.known)} that are known"
-            run.listing_error = MalformedResponseError(msg, self.settings.gamma_api + MARKETS_PATH)
-            await run.rows.put(Batch(run.run_id, failures=[run.failure(None, "list", msg)]))
+            what = f"lists only {len(run.seen)} markets, of {len(run.known)} that are known"
+            run.listing_error = self._bad_listing(what)
+            await run.record([None], "list", what)
 
     def _ordered_numbers(self, page: MarketPage, *, ascending: bool) -> list[int]:
         """Return the ids of *page*, which must be in order: how far a walk has come is read off them."""
         numbers = page.numbers
         if numbers != sorted(numbers, reverse=not ascending):
             msg = "the listing is not in the order of id"
-            raise MalformedResponseError(msg, self.settings.gamma_api + MARKETS_PATH)
+            raise self._bad_listing(msg)
         return numbers
 
     async def _walk(self, run: Run, *, order: str, ascending: bool, enough: Callable[[MarketPage], bool]) -> bool:
@@ -2121,19 +2160,34 @@ class AsyncCollector:
             async with aclosing(pages):
                 async for page in pages:
                     last = enough(page)  # first of all, for it refuses a page that is not in order
-                    if before and before.issuperset(page.numbers) and page.next_cursor is not None:
+                    numbers = set(page.numbers)
+                    if before and before >= numbers and page.next_cursor is not None:
                         msg = "the listing repeats itself"
-                        raise MalformedResponseError(msg, self.settings.gamma_api + MARKETS_PATH)
-                    before = set(page.numbers)
+                        raise self._bad_listing(msg)
+                    before = numbers
                     await self._take(run, page)
                     if last:
                         return True
         except ApiError as error:
             log.warning("a listing ended early: %s", error)
             run.listing_error = error
-            await run.rows.put(Batch(run.run_id, failures=[run.failure(None, "list", str(error))]))
+            await run.record([None], "list", str(error))
             return False
         return True
+
+    async def _in_parallel(
+        self, ask: Callable[[Run, Sequence[int]], Awaitable[None]], run: Run, market_ids: Sequence[int]
+    ) -> None:
+        """Let *ask* see to *market_ids*, 100 to a request and several requests at a time."""
+        chunks = iter(chunked(market_ids, PAGE_SIZE))
+
+        async def work() -> None:
+            for chunk in chunks:
+                await ask(run, chunk)
+
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(self.settings.workers):
+                tasks.create_task(work(), name=f"ask {number}")
 
     async def _take_known(self, run: Run, market_ids: Sequence[int]) -> None:
         """Take those of *market_ids* that are open."""
@@ -2143,8 +2197,7 @@ class AsyncCollector:
             log.warning("%d known markets could not be listed: %s", len(market_ids), error)
             run.listed += len(market_ids)
             run.seen.update(market_ids)
-            failures = [run.failure(str(market_id), "list", str(error)) for market_id in market_ids]
-            await run.rows.put(Batch(run.run_id, failures=failures))
+            await run.record(map(str, market_ids), "list", str(error))
         else:
             await self._take(run, page)
 
@@ -2186,32 +2239,25 @@ class AsyncCollector:
     async def _follow(self, run: Run) -> None:
         """Take the markets of earlier runs that are still open and not listed this time; find out how others ended."""
         unlisted = array("q", (market_id for market_id in run.followed if market_id not in run.seen))
-        chunks = iter(chunked(unlisted, PAGE_SIZE))
+        await self._in_parallel(self._take_or_settle, run, unlisted)
 
-        async def ask() -> None:
-            for market_ids in chunks:
-                if self.settings.min_volume_usd:  # else what is not listed is not open
-                    await self._take_known(run, market_ids)
-                closed = [market_id for market_id in market_ids if market_id not in run.seen]
-                if closed:
-                    await self._settle(run, closed)
-
-        async with asyncio.TaskGroup() as tasks:
-            for number in range(self.settings.workers):
-                tasks.create_task(ask(), name=f"follow {number}")
+    async def _take_or_settle(self, run: Run, market_ids: Sequence[int]) -> None:
+        """Take those of *market_ids* that are open, and find out how the others have ended."""
+        if self.settings.min_volume_usd:  # else what is not listed is not open
+            await self._take_known(run, market_ids)
+        closed = [market_id for market_id in market_ids if market_id not in run.seen]
+        if closed:
+            await self._settle(run, closed)
 
     async def _settle(self, run: Run, market_ids: Sequence[int]) -> None:
         """Find out how the markets *market_ids*, which are not open, have ended."""
-        batch = Batch(run.run_id)
-        ended: dict[str, GammaMarket] = {}
         try:
             page = await run.api.fetch_markets(market_ids, closed=True)
-            ended = {market.market_id: market for market in page.markets}
-            batch.failures += [run.failure(bad.id, "outcome", bad.reason) for bad in page.rejected]
         except ApiError as error:
-            batch.failures += [run.failure(str(market_id), "outcome", str(error)) for market_id in market_ids]
-            await run.rows.put(batch)
+            await run.record(map(str, market_ids), "outcome", str(error))
             return
+        ended = {market.market_id: market for market in page.markets}
+        batch = Batch(run.run_id, failures=[run.failure(bad.id, "outcome", bad.reason) for bad in page.rejected])
         for market_id in map(str, market_ids):
             market = ended.get(market_id)
             outcome = None if market is None else await self._outcome(run, market, batch)
@@ -2278,39 +2324,36 @@ class AsyncCollector:
     async def _write(self, run: Run) -> None:
         """Store the rows, a transaction per batch."""
         async for batch in run.rows:
-            await uninterrupted(self._store(batch, run))
+            await self._store(batch, run)
             if self._progress:
                 self._progress(Progress(run.listed, run.snapshots, run.errors, run.all_listed))
 
+    @uninterrupted
     async def _store(self, batch: Batch, run: Run) -> None:
         """Store *batch* and count it, which belongs together."""
         saved = await run.database.save(batch)
         run.snapshots += saved
         run.errors += len(batch.failures) + len(batch.snapshots) - saved
 
-    async def _finish(self, run: Run, started: float, status: str) -> None:
-        """Write down what the run has come to, to the end and whatever happens meanwhile."""
-        await uninterrupted(self._write_down(run, started, status))
-
-    async def _write_down(self, run: Run, started: float, status: str) -> None:
+    @uninterrupted
+    async def _finish(self, run: Run, started: float) -> None:
+        """Write down what the run has come to; snapshots and errors are in its row since they were stored."""
         if run.walked_all or run.walked_newest:
             await run.database.save_ids(run.seen, instead=run.walked_all)
         columns = {
             "finished_at": sql_time(self._clock.now()),
-            "status": status,
+            "status": run.status,
             "markets_listed": run.listed,
-            "snapshots_saved": run.snapshots,
             "books_missing": run.books_missing,
             "requests": run.traffic.requests,
             "retries": run.traffic.retries,
             "rate_limit_hits": run.traffic.rate_limit_hits,
-            "errors": run.errors,
             "listing": run.listing,
             "full_walk_at": run.started_at if run.walked_all else run.last_full_walk_at,
             "duration": self._clock.monotonic() - started,
         }
         await run.database.finish_run(run.run_id, columns)
-        log.info("run %d %s: %s", run.run_id, status, columns)
+        log.info("run %d %s: %d snapshots, %d errors, %s", run.run_id, run.status, run.snapshots, run.errors, columns)
 
     def _result(self, run: Run, duration: float) -> CollectionResult:
         return CollectionResult(
@@ -2464,19 +2507,6 @@ async def _run_once(collector: AsyncCollector, stop: asyncio.Event) -> tuple[Col
         return None, error
 
 
-class RunSummary(TypedDict):
-    """A row of `runs`, for a person or a monitor."""
-
-    run_id: int
-    started_at: str
-    status: str
-    markets_listed: int
-    snapshots_saved: int
-    books_missing: int
-    errors: int
-    duration: float | None
-
-
 class Status(TypedDict):
     """How a database is doing."""
 
@@ -2490,12 +2520,6 @@ class Status(TypedDict):
     database: str
 
 
-RECENT_RUNS: Final = f"SELECT {', '.join(RunSummary.__annotations__)} FROM runs ORDER BY run_id DESC LIMIT 5"  # noqa: S608
-LAST_COMPLETE: Final = "SELECT started_at FROM runs WHERE status = 'complete' ORDER BY run_id DESC LIMIT 1"
-STARTS_SINCE: Final = "SELECT started_at FROM runs WHERE started_at > ? ORDER BY run_id"
-FIRST_START: Final = "SELECT min(started_at) FROM runs"
-
-
 def read_status(
     db_path: str | os.PathLike[str] = DEFAULT_DB_PATH, interval_minutes: float = 15, *, clock: Clock | None = None
 ) -> Status:
@@ -2505,10 +2529,10 @@ def read_status(
         ConfigError: *interval_minutes* is no number above 0.
         StorageError: the database cannot be read.
     """
-    path = Path(os.environ.get("POLYMARKET_DB") or db_path if isinstance(db_path, _Default) else db_path)
+    path = database_path(db_path, os.environ)
     interval_s = finite_number("interval_minutes", interval_minutes, above=0) * 60
     now = (clock or Clock()).now()
-    with _naming(path, "read"), closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+    with reading(path) as connection:
         connection.row_factory = sqlite3.Row
         runs = [RunSummary(**row) for row in connection.execute(RECENT_RUNS)]  # type: ignore[typeddict-item]
         (last_complete_at,) = connection.execute(LAST_COMPLETE).fetchone() or (None,)
@@ -2623,8 +2647,8 @@ def _peak_memory_mb() -> float | None:
 
 
 def _stored_ids(path: Path) -> set[str]:
-    with closing(sqlite3.connect(path)) as connection:
-        return {row[0] for row in connection.execute("SELECT market_id FROM snapshots")}
+    with reading(path) as connection:
+        return {row[0] for row in connection.execute(STORED_IDS)}
 
 
 def benchmark(**settings: Any) -> BenchmarkResult:  # noqa: ANN401  those of AsyncCollector
