@@ -48,6 +48,7 @@ Run {run_id} is {status}
   errors           {errors}
   retries          {retries}
   rate limit hits  {rate_limit_hits}
+  posts            {tweets}
   database         {database}"""
 
 BENCHMARK: Final = """\
@@ -241,6 +242,8 @@ async def keep_collecting(args: argparse.Namespace, chosen: dict[str, Any]) -> N
         result = tick.result
         if result and args.json:
             say(json.dumps(result), sys.stdout)
+        if result and result["tweets_reason"]:
+            say(f"async-collector: posts: {result['tweets_reason']}", sys.stderr)
         coming = f"next run {tick.next_run:%H:%M:%S} UTC"
         if tick.missed:
             coming += f", {tick.missed} ticks missed so far"
@@ -300,6 +303,8 @@ def run_once(args: argparse.Namespace, path: str, chosen: dict[str, Any]) -> int
         bar.close()
     if args.json or not args.quiet:
         say(json.dumps(result) if args.json else summary(result), sys.stdout)
+    if result["tweets_reason"]:
+        say(f"async-collector: posts: {result['tweets_reason']}", sys.stderr)
     if result["status"] != "complete":
         say(complaint(result), sys.stderr)
         return PARTIAL

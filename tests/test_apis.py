@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 async def api(collector: ac.AsyncCollector) -> AsyncIterator[ac.PolymarketApi]:
     """The API as a run of `collector` uses it."""
     async with collector._session() as session:
-        yield collector._api(session, ac.Traffic())
+        yield collector._apis(session, ac.Traffic())[0]
 
 
 async def listed(api: ac.PolymarketApi, *, order: str = "id", ascending: bool = True) -> list[str]:
@@ -132,11 +132,12 @@ async def test_a_429_counts_also_when_its_body_is_cut(
     server = await asyncio.start_server(refuse, "127.0.0.1", 0)
     collector = make_collector(max_retries=1)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    collector.settings = dataclasses.replace(collector.settings, clob_api=url)
+    clob = dataclasses.replace(collector.settings.clob, url=url)
+    collector.settings = dataclasses.replace(collector.settings, clob=clob)
     traffic = ac.Traffic()
     async with server, collector._session() as session:
         with pytest.raises(ac.RateLimitedError):
-            await collector._api(session, traffic).fetch_books(["1"])
+            await collector._apis(session, traffic)[0].fetch_books(["1"])
     assert (traffic.rate_limit_hits, clock.slept) == (2, [30.0])
     assert exchange.url
 
@@ -182,7 +183,7 @@ async def test_a_server_that_hangs_is_left_after_the_timeout(
     collector = make_collector(timeout=0.2, max_retries=0)
     async with collector._session() as session:
         with pytest.raises(ac.NetworkError, match=r"no complete answer within 0.2 s"):
-            await collector._api(session, ac.Traffic()).fetch_books(["1"])
+            await collector._apis(session, ac.Traffic())[0].fetch_books(["1"])
 
 
 async def test_waiting_for_the_limiter_is_no_part_of_the_timeout(
@@ -192,7 +193,7 @@ async def test_waiting_for_the_limiter_is_no_part_of_the_timeout(
     collector.clob_limiter = ac.RateLimiter(1, 0.5)
     assert exchange.url
     async with collector._session() as session:
-        api = collector._api(session, ac.Traffic())
+        api = collector._apis(session, ac.Traffic())[0]
         await asyncio.gather(*(api.fetch_books(["1"]) for _ in range(3)))
 
 
@@ -203,7 +204,7 @@ async def test_a_nameless_host_is_a_network_error(
     collector = make_collector(max_retries=0)
     async with collector._session() as session:
         with pytest.raises(ac.NetworkError, match=r"http://127.0.0.1:1/books: Cannot connect to host"):
-            await collector._api(session, ac.Traffic()).fetch_books(["1"])
+            await collector._apis(session, ac.Traffic())[0].fetch_books(["1"])
 
 
 class ClosingServer:
@@ -235,7 +236,7 @@ async def test_an_attempt_that_aiohttp_repeats_by_itself_passes_the_limiter_too(
     collector = make_collector()
     traffic = ac.Traffic()
     async with server, collector._session() as session:
-        api = collector._api(session, traffic)
+        api = collector._apis(session, traffic)[0]
         for _ in range(3):
             assert await listed(api) == ["1"]
     assert traffic.requests == closing.requests == 5
@@ -259,7 +260,7 @@ async def test_a_proxy_from_the_environment_is_used(
     monkeypatch.setenv("CLOB_API", "http://clob.invalid")
     collector = make_collector()
     async with server, collector._session() as session:
-        await collector._api(session, ac.Traffic()).fetch_books(["1"])
+        await collector._apis(session, ac.Traffic())[0].fetch_books(["1"])
     assert asked == [b"POST http://clob.invalid/books HTTP/1.1\r\n"]
 
 

@@ -70,9 +70,19 @@ async def test_in_a_pipe_there_are_plain_lines(exchange: FakePolymarket, databas
   errors           0
   retries          0
   rate limit hits  0
+  posts            0
   database         .*polymarket_data.db
 """
     assert re.fullmatch(expected, done.out)
+
+
+async def test_a_failing_x_is_said_and_changes_no_exit_code(exchange: FakePolymarket, database: Path) -> None:
+    exchange.fail_next("/search/recent", status=402, body=b'{"title":"CreditsDepleted"}')
+    done = await run(exchange, database, "--quiet", TWITTER_BEARER_TOKEN=exchange.token)
+    assert (done.code, done.out) == (0, "")
+    assert re.fullmatch(
+        r"async-collector: posts: http://.*/search/recent: HTTP 402: '.*'; the credits are used up: .*\n", done.err
+    )
 
 
 async def test_on_a_terminal_there_is_a_bar_over_markets(exchange: FakePolymarket, database: Path) -> None:

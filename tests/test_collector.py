@@ -186,6 +186,8 @@ async def test_a_run_leaves_its_account(exchange: FakePolymarket, collector: ac.
         "duration": 2.0,
         "min_volume": 100_000.0,
         "version": ac.__version__,
+        "newest_tweet_id": None,
+        "tweets_complete": None,
     }
     assert result == {
         "markets": 60,
@@ -204,6 +206,7 @@ async def test_a_run_leaves_its_account(exchange: FakePolymarket, collector: ac.
         "status": "complete",
         "books_missing": 0,
         "reason": None,
+        "tweets_reason": None,
         "requests": 4,
         "database": str(database),
     }

@@ -28,16 +28,21 @@ def test_the_environment_is_read_when_a_collector_is_made(monkeypatch: pytest.Mo
         "CLOB_API": "http://127.0.0.1:2",
         "GAMMA_RATE_LIMIT": "30",
         "CLOB_RATE_LIMIT": "50",
+        "TWITTER_RATE_LIMIT": "7",
+        "TWITTER_MAX_POSTS": "30",
     }.items():
         monkeypatch.setenv(name, value)
     after = AsyncCollector()
     assert before.settings.db_path == Path("polymarket_data.db")
-    assert before.settings.gamma_api == "https://gamma-api.polymarket.com"
-    assert before.settings.clob_api == "https://clob.polymarket.com"
+    assert before.settings.gamma.url == "https://gamma-api.polymarket.com"
+    assert before.settings.clob.url == "https://clob.polymarket.com"
     assert (before.gamma_limiter.max_requests, before.clob_limiter.max_requests) == (10, 20)
     assert after.settings.db_path == Path("elsewhere.db")
-    assert (after.settings.gamma_api, after.settings.clob_api) == ("http://127.0.0.1:1/gamma", "http://127.0.0.1:2")
+    assert (after.settings.gamma.url, after.settings.clob.url) == ("http://127.0.0.1:1/gamma", "http://127.0.0.1:2")
     assert (after.gamma_limiter.max_requests, after.clob_limiter.max_requests) == (30, 50)
+    assert (before.settings.twitter.url, before.twitter_limiter.max_requests) == ("https://api.x.com", 5)
+    assert (after.twitter_limiter.max_requests, before.settings.max_posts, after.settings.max_posts) == (7, 100, 30)
+    assert AsyncCollector(twitter_max_posts=20).settings.max_posts == 20
 
 
 def test_an_explicit_path_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +65,13 @@ def test_an_explicit_path_wins_over_the_environment(monkeypatch: pytest.MonkeyPa
         ("CLOB_API", "https://clob..polymarket.com"),
         ("CLOB_API", "https://clob polymarket.com"),
         ("CLOB_API", "https://clob.polymarket.com:99999"),
-        ("CLOB_API", "https://me:secret@clob.polymarket.com"),
+        ("TWITTER_API", "http://api.x.com"),
+        ("TWITTER_API", "http://localhost.x.com"),
+        ("TWITTER_API", "api.x.com"),
+        ("TWITTER_RATE_LIMIT", "0"),
+        ("TWITTER_MAX_POSTS", "9"),
+        ("TWITTER_MAX_POSTS", "10001"),
+        ("TWITTER_USERNAMES", "yes"),
     ],
 )
 def test_a_bad_variable_is_named_with_its_value(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -68,6 +79,39 @@ def test_a_bad_variable_is_named_with_its_value(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(ConfigError) as caught:
         AsyncCollector()
     assert f"{name}={value!r}: must be" in str(caught.value)
+
+
+def test_a_password_in_an_address_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLOB_API", "https://me:secret@clob.polymarket.com")
+    with pytest.raises(ConfigError, match=r"CLOB_API='https://\*\*\*@clob.polymarket.com': must be"):
+        AsyncCollector()
+    monkeypatch.delenv("CLOB_API")
+    monkeypatch.setenv("https_proxy", "socks5://me:secret@proxy")
+    with pytest.raises(ConfigError, match=r"the proxy 'socks5://\*\*\*@proxy' for") as caught:
+        AsyncCollector()
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["two words", "line\nline", "t\u00f6ken", "\x00", " "])
+def test_a_token_that_cannot_be_one_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    environment = {"TWITTER_BEARER_TOKEN": token}
+    monkeypatch.setattr("os.environ", environment)
+    with pytest.raises(ConfigError, match="TWITTER_BEARER_TOKEN: must be a token") as caught:
+        AsyncCollector()
+    assert token.strip() == "" or token not in str(caught.value)
+
+
+def test_a_token_is_stripped_and_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWITTER_BEARER_TOKEN", " AAAA%2Fbb=\n")
+    settings = AsyncCollector().settings
+    assert [settings.twitter.token] == ["AAAA%2Fbb="]
+    assert "AAAA" not in f"{settings!r} {settings} {settings.twitter!r}"
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8080/x", "http://[::1]:1", "http://localhost", "https://x.test"])
+def test_the_token_may_travel_over_https_or_loopback(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("TWITTER_API", address)
+    assert AsyncCollector().settings.twitter.url == address
 
 
 @pytest.mark.parametrize(
@@ -83,6 +127,7 @@ def test_a_bad_variable_is_named_with_its_value(monkeypatch: pytest.MonkeyPatch,
         {"timeout": float("inf")},
         {"min_volume": -1},
         {"min_volume": "much"},
+        {"twitter_max_posts": 9},
     ],
 )
 def test_a_bad_argument_is_named_with_its_value(setting: dict[str, Any]) -> None:
@@ -109,7 +154,7 @@ def test_a_proxy_without_a_scheme_is_http_as_curl_has_it(monkeypatch: pytest.Mon
     monkeypatch.setenv("https_proxy", "localhost:3128")
     monkeypatch.setenv("no_proxy", "clob.polymarket.com")
     settings = AsyncCollector().settings
-    assert (str(settings.gamma_proxy), settings.clob_proxy) == ("http://localhost:3128", None)
+    assert (str(settings.gamma.proxy), settings.clob.proxy) == ("http://localhost:3128", None)
 
 
 def test_a_limit_of_nothing_is_refused_wherever_it_is_set() -> None:

@@ -59,7 +59,7 @@ def test_every_variable_is_in_the_readme() -> None:
 async def test_every_column_is_in_the_readme(database: Path) -> None:
     async with Database.open(database):
         pass
-    for table in ("snapshots", "markets", "runs", "failures", "gaps"):
+    for table in ("snapshots", "markets", "runs", "failures", "gaps", "tweets", "hype_signals"):
         columns = [row["name"] for row in rows(database, f"PRAGMA table_info({table})")]
         assert sorted(first_cells(table)) == sorted(columns), table
 
@@ -68,8 +68,8 @@ async def test_every_query_in_the_readme_runs(database: Path) -> None:
     async with Database.open(database):
         pass
     queries = re.findall(r"```sql\n(.*?)```", README, re.DOTALL)
-    assert len(queries) == 3
-    assert [rows(database, query) for query in queries] == [[]] * 3
+    assert len(queries) == 4
+    assert [rows(database, query) for query in queries] == [[]] * 4
 
 
 def test_every_exit_code_is_in_the_readme() -> None:

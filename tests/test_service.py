@@ -170,8 +170,8 @@ async def test_the_journal_gets_levels_and_no_time(exchange: FakePolymarket, dat
     await process.wait()
     with os.fdopen(read_end) as lines:
         journal = lines.read().splitlines()
-    assert [line[:3] for line in journal] == ["<4>", "<6>", "<4>", "<6>"]
-    assert re.match(r"<4>run 1 partial: 60 markets in .* errors, the first: YES and NO: http.*HTTP 400", journal[2])
+    assert [line[:3] for line in journal] == ["<6>", "<4>", "<6>", "<4>", "<6>"]
+    assert re.match(r"<4>run 1 partial: 60 markets in .* errors, the first: YES and NO: http.*HTTP 400", journal[3])
 
 
 async def test_settings_of_the_service_come_from_the_environment(exchange: FakePolymarket, database: Path) -> None:

@@ -90,6 +90,19 @@ async def test_a_new_file_and_an_upgraded_old_one_have_the_same_shape(tmp_path: 
     assert rows(old, "PRAGMA user_version") == rows(new, "PRAGMA user_version") == [{"user_version": len(MIGRATIONS)}]
 
 
+@pytest.mark.parametrize("version", range(1, len(MIGRATIONS)))
+async def test_a_file_of_every_released_schema_is_upgraded(tmp_path: Path, version: int) -> None:
+    new, old = tmp_path / "new.db", tmp_path / "old.db"
+    post = "INSERT INTO tweets (tweet_id, text) VALUES ('1', 'kalshi');"
+    make_file(old, f"{''.join(MIGRATIONS[:version])} {post} PRAGMA user_version = {version};")
+    await opened_once(new)
+    await opened_once(old)
+    assert shape(old) == shape(new)
+    assert rows(old, "SELECT tweet_id, text, run_id FROM tweets") == [
+        {"tweet_id": "1", "text": "kalshi", "run_id": None}
+    ]
+
+
 async def test_an_upgrade_keeps_every_row_and_what_the_user_added(tmp_path: Path) -> None:
     path = tmp_path / "old.db"
     make_file(path, OLD_FILE)
@@ -209,7 +222,7 @@ async def test_a_batch_is_stored_whole_or_not_at_all(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match=r"cannot store a batch: FOREIGN KEY constraint failed"):
             await database.save(orphan)
         assert not database._connection.in_transaction
-        assert await database.save(Batch(1, [market("2")], [snapshot("2", run_id)])) == 1
+        assert await database.save(Batch(1, [market("2")], [snapshot("2", run_id)])) == (1, 0)
     assert [row["market_id"] for row in rows(path, "SELECT market_id FROM snapshots")] == ["2"]
     assert [row["market_id"] for row in rows(path, "SELECT market_id FROM markets")] == ["2"]
     assert rows(path, "SELECT * FROM failures") == []
@@ -237,7 +250,7 @@ async def test_a_second_snapshot_of_one_second_is_a_recorded_failure(tmp_path: P
         for price in (0.25, 0.75):
             run_id = await database.start_run(started_at=T0, min_volume=0)
             saved = await database.save(Batch(1, [market("1")], [snapshot("1", run_id, price_yes=price)]))
-    assert saved == 0
+    assert saved.snapshots == 0
     assert [row["price_yes"] for row in rows(path, "SELECT price_yes FROM snapshots")] == [0.25]
     (failure,) = rows(path, "SELECT * FROM failures")
     assert (failure["run_id"], failure["market_id"], failure["stage"]) == (2, "1", "save")
