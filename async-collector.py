@@ -31,10 +31,12 @@ EXIT_CODES: Final[tuple[tuple[type[Exception], int], ...]] = (
     (ac.DatabaseBusy, 75),
     (ac.StorageError, 74),
     (ac.MalformedResponseError, 65),
+    (ac.AccessDeniedError, 69),
     (ac.RequestRejectedError, 65),
     (ac.RateLimitedError, 75),
     (ac.ApiError, 69),
 )
+DRIFT: Final = 65
 PARTIAL: Final = 75
 INTERRUPTED: Final = 128  # and the number of the signal
 
@@ -113,6 +115,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--timeout", metavar="SECONDS", type=number_above_0, default=10, help="for one attempt, to its last byte (10)"
     )
     parser.add_argument(
+        "--run-timeout",
+        metavar="SECONDS",
+        type=number_above_0,
+        default=600,
+        help="for a whole run, which ends with what it has then (600, or the interval if that is shorter)",
+    )
+    parser.add_argument(
         "--no-follow", action="store_true", help="forget a market when its volume drops, and never learn its outcome"
     )
     parser.add_argument(
@@ -179,9 +188,14 @@ def status_lines(status: ac.Status) -> str:
 def complaint(result: ac.CollectionResult) -> str:
     """Return why a run that is not complete is not."""
     good = result["markets"] - result["books_missing"]
+    why = (
+        f"the exchange's answers have changed: {result['drift']}"
+        if result["drift"]
+        else f"first failure: {result['reason']}"
+    )
     return (
         f"async-collector: {good} of {result['stats']['markets_fetched']} listed markets were stored with their books; "
-        f"first failure: {result['reason']} (see the table failures, run {result['run_id']})"
+        f"{why} (see the table failures, run {result['run_id']})"
     )
 
 
@@ -267,7 +281,7 @@ def announce(settings: ac.Settings, cadence: str = "") -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what *args* say and return the exit code."""
-    chosen = {name: getattr(args, name) for name in ("workers", "max_retries", "timeout", "min_volume")}
+    chosen = {name: getattr(args, name) for name in ("workers", "max_retries", "timeout", "run_timeout", "min_volume")}
     chosen["follow"] = not args.no_follow
     path = ac.DEFAULT_DB_PATH if args.db is None else args.db
     if args.status:
@@ -279,6 +293,7 @@ def run(args: argparse.Namespace) -> int:
         say(json.dumps(compared) if args.json else comparison(compared), sys.stdout)
         return 0
     if args.continuous:
+        chosen["run_timeout"] = min(args.run_timeout, args.interval * 60)
         if not args.quiet:
             announce(ac.AsyncCollector(path, **chosen).settings, f", every {args.interval:g} minutes")
         asyncio.run(keep_collecting(args, chosen | {"db_path": path}))
@@ -299,15 +314,18 @@ def run_once(args: argparse.Namespace, path: str, chosen: dict[str, Any]) -> int
         bar.close()
         say(f"async-collector: interrupted; {bar.stored} markets of this run are stored", sys.stderr)
         return INTERRUPTED + (caught[0] if caught else signal.SIGINT)
+    except ac.StorageError as error:
+        msg = f"{error}; {bar.stored} markets of this run are stored" if bar.stored else str(error)
+        raise type(error)(msg) from error
     finally:
         bar.close()
     if args.json or not args.quiet:
         say(json.dumps(result) if args.json else summary(result), sys.stdout)
     if result["tweets_reason"]:
         say(f"async-collector: posts: {result['tweets_reason']}", sys.stderr)
-    if result["status"] != "complete":
+    if result["status"] != "complete" or result["drift"]:
         say(complaint(result), sys.stderr)
-        return PARTIAL
+        return DRIFT if result["drift"] else PARTIAL
     return 0
 
 

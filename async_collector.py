@@ -34,7 +34,7 @@ import time
 import unicodedata
 from array import array
 from bisect import bisect_left
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -51,6 +51,7 @@ import aiohttp
 import aiosqlite
 import filelock
 import msgspec
+from multidict import CIMultiDict
 from yarl import URL
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AccessDeniedError",
+    "AnswerTooLongError",
     "ApiError",
     "AsyncCollector",
     "BenchmarkResult",
@@ -125,8 +128,17 @@ class DatabaseBusy(StorageError):  # noqa: N818  a state of the file, not a defe
     """Another collector holds the database, which the text names, or another program does not stop writing to it."""
 
 
+LONGEST_TEXT: Final = 500  # of what others send, in an error
+
+
+def printable(text: str) -> str:
+    """Return *text* for a terminal or a log: on one line, without control characters, and not endless."""
+    shown = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}... ({len(text)} characters)"
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in shown)
+
+
 class ApiError(CollectorError):
-    """A request to the exchange failed.
+    """A request to the exchange failed. Its text can be shown: what others have sent is escaped and cut off.
 
     Attributes:
         url: what was asked, without the query.
@@ -140,7 +152,7 @@ class ApiError(CollectorError):
     def __init__(self, message: str, url: str, status: int | None = None, retry_after: float | None = None) -> None:
         """Say *message* of *url*."""
         super().__init__(message, url, status, retry_after)  # so that it survives a pickle
-        self.message = message
+        self.message = printable(message)
         self.url = url
         self.status = status
         self.retry_after = retry_after
@@ -151,9 +163,14 @@ class ApiError(CollectorError):
 
 
 class NetworkError(ApiError):
-    """No complete answer: not resolved, not connected, cut short, or too slow."""
+    """No complete answer: not resolved, not connected, cut short, or too slow.
+
+    Attributes:
+        sent: whether the request may have reached the host.
+    """
 
     retryable = True
+    sent: bool = True
 
 
 class RateLimitedError(ApiError):
@@ -172,8 +189,16 @@ class RequestRejectedError(ApiError):
     """Another 3xx or 4xx: asking again will not help."""
 
 
+class AccessDeniedError(RequestRejectedError):
+    """401, 403, 451 or a bot check: the host does not want us, and is left alone."""
+
+
 class MalformedResponseError(ApiError):
     """2xx, but not the documented shape; the text has the path of the first difference."""
+
+
+class AnswerTooLongError(MalformedResponseError):
+    """2xx, but longer than any true answer; it has not been read to its end."""
 
 
 # --- Configuration ----------------------------------------------------------------------------------------------------
@@ -186,6 +211,7 @@ class _Default(str):
 
 
 DEFAULT_DB_PATH: Final = _Default("polymarket_data.db")
+RUN_TIMEOUT_S: Final = 600.0
 FEWEST_POSTS: Final = 10  # X sends no smaller page
 MOST_POSTS: Final = 10_000
 
@@ -264,7 +290,7 @@ def proxy_for(url: str) -> URL | None:
 
 
 class Secret(str):
-    """A text that no log, traceback or repr shows."""
+    """A text whose repr, and so every traceback and log of the objects that hold it, shows stars."""
 
     __slots__ = ()
 
@@ -304,7 +330,10 @@ class Endpoint:
         """
         url = base_url(f"{name}_API", url)
         return cls(
-            url=url, proxy=proxy_for(url), rate_limit=whole_number(f"{name}_RATE_LIMIT", rate_limit), token=token
+            url=url,
+            proxy=None if token and url.startswith("http:") else proxy_for(url),  # a token is no proxy's business
+            rate_limit=whole_number(f"{name}_RATE_LIMIT", rate_limit),
+            token=token,
         )
 
 
@@ -324,6 +353,7 @@ class Settings:
     workers: int  # requests in flight, over all hosts
     max_retries: int  # repeated attempts after the first
     timeout_s: float  # for one attempt, from its start to the last byte of the answer
+    run_timeout_s: float  # after it a run asks nothing more
     min_volume_usd: float  # of the last 24 hours; 0 takes every open market
     max_posts: int  # read on X per run, for each costs money
     with_usernames: bool  # of authors on X, for each costs twice as much as a post
@@ -339,6 +369,7 @@ class Settings:
         workers: int,
         max_retries: int,
         timeout: float,
+        run_timeout: float,
         min_volume: float,
         max_posts: int | None,
         environment: Mapping[str, str],
@@ -348,8 +379,8 @@ class Settings:
         Raises:
             ConfigError: a value cannot work.
         """
-        twitter_api = environment.get("TWITTER_API") or "https://api.x.com"
-        if twitter_api.startswith("http:") and not _is_loopback(base_url("TWITTER_API", twitter_api)):
+        twitter_api = base_url("TWITTER_API", environment.get("TWITTER_API") or "https://api.x.com")
+        if twitter_api.startswith("http:") and not _is_loopback(twitter_api):
             msg = f"TWITTER_API={twitter_api!r}: must be an https address, for the token travels in the open otherwise"
             raise ConfigError(msg)
         posts: tuple[str, object] = ("twitter_max_posts", max_posts)
@@ -360,6 +391,7 @@ class Settings:
             workers=whole_number("workers", workers),
             max_retries=whole_number("max_retries", max_retries, at_least=0),
             timeout_s=finite_number("timeout", timeout, above=0),
+            run_timeout_s=finite_number("run_timeout", run_timeout, above=0),
             min_volume_usd=finite_number("min_volume", min_volume),
             max_posts=whole_number(*posts, at_least=FEWEST_POSTS, at_most=MOST_POSTS),
             with_usernames=whole_number(
@@ -389,8 +421,11 @@ class Settings:
 # Unknown keys are skipped, absent keys are None, and a wrong type is an error that names its path. Numbers may come
 # as JSON numbers or as decimal strings (strict=False); NaN and Infinity fail the bounds.
 
+Text = Annotated[str, msgspec.Meta(max_length=100_000)]
+ConditionId = Annotated[str, msgspec.Meta(max_length=100)]
 MarketId = Annotated[str, msgspec.Meta(pattern="^[0-9]{1,18}$")]  # grows with time
 Price = Annotated[float, msgspec.Meta(ge=0, le=1)]  # USD per share, which pays 0 or 1
+LONGEST_TOKEN_ID: Final = 100  # a uint256 has 78 digits
 PriceOrBlank = Annotated[str, msgspec.Meta(pattern=r"^([01]|0\.[0-9]+|1\.0+)?$")]
 Size = Annotated[float, msgspec.Meta(ge=0, le=1e18)]  # shares
 Amount = Annotated[float, msgspec.Meta(ge=-1e18, le=1e18)]  # USD
@@ -414,13 +449,13 @@ class JsonPrices(tuple[float, ...]):
 class GammaEvent(msgspec.Struct, gc=False):
     """The event that a market belongs to."""
 
-    slug: str | None = None
+    slug: Text | None = None
 
 
 class GammaTag(msgspec.Struct, gc=False):
     """A topic of a market."""
 
-    label: str
+    label: Text
 
 
 class GammaMarket(msgspec.Struct, rename="camel", gc=False):
@@ -432,11 +467,11 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
     market_id: MarketId = msgspec.field(name="id")
     active: bool
     closed: bool
-    condition_id: str | None = None
-    slug: str | None = None
-    question: str | None = None
-    description: str | None = None
-    category: str | None = None  # filled on rows of 2020 to 2022 only
+    condition_id: ConditionId | None = None
+    slug: Text | None = None
+    question: Text | None = None
+    description: Text | None = None
+    category: Text | None = None  # filled on rows of 2020 to 2022 only
     outcomes: JsonStrings | None = None
     outcome_prices: JsonPrices | None = None
     clob_token_ids: JsonStrings | None = None
@@ -480,7 +515,7 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
             if values is not None and len(values) != 2:  # noqa: PLR2004  an outcome and its opposite
                 msg = f"Expected 2 {name}, got {len(values)}"
                 raise ValueError(msg)
-        if not all(self.tokens) or len(set(self.tokens)) == 1:
+        if not all(0 < len(token) <= LONGEST_TOKEN_ID for token in self.tokens) or len(set(self.tokens)) == 1:
             msg = f"Expected 2 different clobTokenIds, got {self.tokens!r}"
             raise ValueError(msg)
 
@@ -576,7 +611,7 @@ class XPost(msgspec.Struct, gc=False):
     """
 
     post_id: PostId = msgspec.field(name="id")
-    text: str
+    text: Text
     author_id: PostId | None = None
     created_at: str | None = None
     lang: str | None = None
@@ -641,6 +676,7 @@ class _Page(msgspec.Struct):
 
     markets: list[GammaMarket]
     next_cursor: str | None = None
+    error: None = None  # an answer that has one is none
 
 
 class _RawPage(msgspec.Struct):
@@ -648,6 +684,13 @@ class _RawPage(msgspec.Struct):
 
     markets: list[msgspec.Raw]
     next_cursor: str | None = None
+    error: None = None
+
+
+class _Complaint(msgspec.Struct):
+    """What a host may send with status 200 instead of an answer."""
+
+    error: Any
 
 
 class _Remains(msgspec.Struct):
@@ -700,15 +743,36 @@ _POST: Final = _decoder(XPost)
 _POSTS: Final = _decoder(_Posts)
 _RAW_POSTS: Final = _decoder(_RawPosts)
 _REMAINS: Final = _decoder(_Remains)
+_COMPLAINT: Final = _decoder(_Complaint)
 FEW: Final = 10  # elements that say nothing about the shape of all others
 
 
-def _decode_each(elements: Sequence[msgspec.Raw], decoder: msgspec.json.Decoder[T]) -> tuple[list[T], list[Rejected]]:
-    """Decode *elements* one by one, so that a bad one costs only itself.
+# nearly every open market has them: where most do not, they have another name now
+EXPECTED: Final = {
+    "question": "question",
+    "slug": "slug",
+    "conditionId": "condition_id",
+    "outcomes": "outcomes",
+    "clobTokenIds": "clob_token_ids",
+}
+
+
+def _check_expected(markets: Sequence[GammaMarket]) -> None:
+    """Refuse a page most of whose markets lack a field that they should have.
 
     Raises:
-        msgspec.ValidationError: most of them are bad: the shape of the answer has changed.
+        msgspec.ValidationError: they do: the shape of the answer has changed.
     """
+    opened = [market for market in markets if market.active and not market.closed]
+    for key, name in EXPECTED.items():
+        lacking = sum(getattr(market, name) is None for market in opened)
+        if lacking > max(len(opened) - lacking, FEW):
+            msg = f"{lacking} of {len(opened)} open markets have no `{key}`"
+            raise msgspec.ValidationError(msg)
+
+
+def _decode_each(elements: Sequence[msgspec.Raw], decoder: msgspec.json.Decoder[T]) -> tuple[list[T], list[Rejected]]:
+    """Decode *elements* one by one, so that a bad one costs only itself."""
     good: list[T] = []
     rejected: list[Rejected] = []
     for element in elements:
@@ -716,6 +780,16 @@ def _decode_each(elements: Sequence[msgspec.Raw], decoder: msgspec.json.Decoder[
             good.append(decoder.decode(element))
         except msgspec.DecodeError as error:
             rejected.append(_rejected(element, str(error)))
+    return good, rejected
+
+
+def _decode_most(elements: Sequence[msgspec.Raw], decoder: msgspec.json.Decoder[T]) -> tuple[list[T], list[Rejected]]:
+    """Decode *elements* one by one.
+
+    Raises:
+        msgspec.ValidationError: most of them are bad: the shape of the answer has changed.
+    """
+    good, rejected = _decode_each(elements, decoder)
     if len(rejected) > max(len(good), FEW):
         msg = f"{len(rejected)} of {len(elements)} elements are not understood, the first: {rejected[0].reason}"
         raise msgspec.ValidationError(msg)
@@ -730,22 +804,38 @@ def _rejected(element: msgspec.Raw, reason: str) -> Rejected:
     try:
         remains = _REMAINS.decode(element)
     except msgspec.DecodeError:  # no object at all
-        return Rejected(None, reason)
+        return Rejected(None, printable(reason))
     return Rejected(
         _digits(remains.id, at_most=18) or _digits(remains.asset_id, at_most=78),
-        reason,
+        printable(reason),
         is_open=remains.active is not False and remains.closed is not True,
         volume_24h=remains.volume_24h if isinstance(remains.volume_24h, float) else None,
     )
 
 
+_NUL: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
+
+
+def _without_nul(body: Body) -> Body:
+    """Return JSON with U+FFFD for NUL, which ends a text for many a reader of the database."""
+    return _NUL.sub(rb"\1\\ufffd", body) if b"\\u0000" in body else body
+
+
 def _repaired(body: Body) -> bytes:
-    """Return JSON with U+FFFD for lone surrogates and broken UTF-8, for one of them would cost the whole answer.
+    """Return JSON with U+FFFD for lone surrogates and broken UTF-8, and numbers that are none as strings.
+
+    One of them would cost the whole answer; now it costs a letter, or the one element that has it.
 
     Raises:
-        ValueError: it is no JSON, or has numbers that are none.
+        ValueError: it is no JSON.
     """
-    text = json.dumps(json.loads(body.decode("utf-8", "replace")), ensure_ascii=False, allow_nan=False)
+    value = json.loads(
+        body.decode("utf-8-sig", "replace"),
+        parse_constant=str,
+        parse_float=lambda text: number if math.isfinite(number := float(text)) else text,
+        parse_int=lambda text: int(text) if len(text) <= 20 else text,  # noqa: PLR2004  64 bits
+    )
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
@@ -1047,6 +1137,11 @@ class Failure(NamedTuple):
 
 MAX_RATE: Final = 1_000_000  # requests per window
 FIRST_BACKOFF_S: Final = 1.0
+FREE_RETRIES: Final = 20  # of a run, and
+RETRY_SHARE: Final = 0.25  # of its requests
+PATIENCE_S: Final = 5.0  # with a host on which the markets do not depend
+MANY_FAILURES: Final = 20  # in a row, and for
+LONG_OUTAGE_S: Final = 10.0  # end the asking of a host: a shorter outage is what retries are for
 LONGEST_QUOTA_S: Final = 15 * 60.0  # a window of X
 LONGEST_WAIT_S: Final = 60.0  # what a server may ask of us at most; beyond it the request is given up
 
@@ -1167,7 +1262,7 @@ class RateLimiter:
 
 
 class Quota:
-    """What a host's own count leaves of our requests, as its headers say: X has them, and Polymarket does not.
+    """What a host's own count leaves of our requests, as the headers of X say.
 
     Args:
         clock: for tests.
@@ -1218,11 +1313,48 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
 
 @dataclass(slots=True)
 class Traffic:
-    """What a run has asked of the exchange so far."""
+    """What a run has asked of all hosts so far."""
 
     requests: int = 0  # attempts on the wire, retries included
     retries: int = 0
     rate_limit_hits: int = 0  # answers with status 429
+
+    @property
+    def may_retry(self) -> bool:
+        """Whether retries are few enough: a sick exchange gets no more than a fixed share on top."""
+        return self.retries < FREE_RETRIES + RETRY_SHARE * self.requests
+
+
+class Breaker:
+    """Ends the asking of one host for the rest of a run, when it denies access or fails many times in a row."""
+
+    def __init__(self, clock: Clock) -> None:
+        """Let everything through at first."""
+        self._clock = clock
+        self._failures = 0
+        self._since = 0.0
+        self._why: ApiError | None = None
+
+    def check(self) -> None:
+        """Do nothing, or raise why the host is not asked any more."""
+        if why := self._why:
+            error = type(why)(f"not asked any more in this run, after {why.message}", why.url, why.status)
+            error.retryable = False
+            raise error
+
+    def saw(self, error: ApiError | None) -> None:
+        """Count how a request went."""
+        if isinstance(error, AccessDeniedError):
+            self._why = error
+            return
+        floods = isinstance(error, AnswerTooLongError)
+        if error is None or not (error.retryable or floods):
+            self._failures = 0
+            return
+        self._since = self._since if self._failures else self._clock.monotonic()
+        self._failures += 1
+        if self._failures >= MANY_FAILURES and (floods or self._clock.monotonic() - self._since >= LONG_OUTAGE_S):
+            self._why = error
 
 
 async def retry(
@@ -1238,7 +1370,8 @@ async def retry(
             return await attempt()
         except ApiError as error:
             asked_s = error.retry_after or 0.0
-            if not error.retryable or number >= max_retries or asked_s > LONGEST_WAIT_S:
+            hopeless = not error.retryable or asked_s > LONGEST_WAIT_S
+            if hopeless or number >= max_retries or not traffic.may_retry:
                 raise
             log.debug("attempt %d failed, trying again: %s", number + 1, error)
             traffic.retries += 1
@@ -1253,7 +1386,9 @@ PAGE_SIZE: Final = 100  # Gamma cuts larger pages to this
 SEARCH_PATH: Final = "/2/tweets/search/recent"
 MAX_PAGES: Final = 20_000  # a listing that goes on for longer is going round in circles
 MAX_TOKENS: Final = 500  # per request for books
-MAX_BODY_BYTES: Final = 64 * 2**20  # decoded; 500 books are about 2 MB, a page of markets 0.6 MB
+MAX_PAGE_BYTES: Final = 8 * 2**20  # decoded; a page of markets has 0.6 MB, one of posts 0.2 MB
+MAX_BOOKS_BYTES: Final = 32 * 2**20  # 500 books have 2 to 5 MB
+MAX_ERROR_BYTES: Final = 64 * 2**10
 
 
 def server_time(headers: Mapping[str, str], now: datetime) -> datetime:
@@ -1264,20 +1399,99 @@ def server_time(headers: Mapping[str, str], now: datetime) -> datetime:
     return now
 
 
-def error_from(response: aiohttp.ClientResponse, says: str, url: str, now: datetime) -> ApiError | None:
-    """Return what *response*, which *says* something, has found wrong at *now* (the server's time), or None."""
-    status = response.status
-    if status < HTTPStatus.MULTIPLE_CHOICES:
-        return None
-    retry_after = parse_retry_after(response.headers.get("Retry-After"), now)
+BOT_CHECKS: Final = ("just a moment", "attention required", "captcha")
+
+
+class Request(NamedTuple):
+    """What is asked of a host; it changes nothing there, so it may be asked again."""
+
+    method: str
+    path: str
+    params: Sequence[tuple[str, str]] = ()
+    body: bytes | None = None  # JSON
+    max_bytes: int = MAX_PAGE_BYTES  # of the decoded answer
+
+
+class Answer(NamedTuple):
+    """What came back for one request."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytearray
+
+    @property
+    def content_type(self) -> str:
+        """What the body says it is."""
+        return self.headers.get("Content-Type", "something untyped")
+
+    @property
+    def says(self) -> str:
+        """The beginning of the body."""
+        return self.body[:LONGEST_TEXT].decode("utf-8", "replace")
+
+    @property
+    def is_bot_check(self) -> bool:
+        """Whether this is a page that wants to see a human being, instead of an answer."""
+        page = "html" in self.content_type and any(text in self.says.casefold() for text in BOT_CHECKS)
+        return page or self.headers.get("cf-mitigated") == "challenge"
+
+
+def error_from(answer: Answer, url: str, now: datetime) -> ApiError | None:
+    """Return what *answer* says has gone wrong at *now* (the server's time), or None if it is a success."""
+    status, says = answer.status, f"HTTP {answer.status}: {answer.says!r}"
+    retry_after = parse_retry_after(answer.headers.get("Retry-After"), now)
     kind: type[ApiError]
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
+    if answer.is_bot_check:
+        kind, says = AccessDeniedError, f"a bot check instead of an answer; {says}"
+    elif status < HTTPStatus.MULTIPLE_CHOICES:
+        return None
+    elif status < HTTPStatus.BAD_REQUEST:
+        kind, says = RequestRejectedError, f"HTTP {status}: refusing a redirect to {answer.headers.get('Location')!r}"
+    elif status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS}:
+        kind, says = AccessDeniedError, f"access is denied to this region, address or token; {says}"
+    elif status == HTTPStatus.TOO_MANY_REQUESTS:
         kind = RateLimitedError
     elif status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY}:
         kind = ServerError
     else:
         kind = RequestRejectedError
-    return kind(f"HTTP {status}: {says!r}", url=url, status=status, retry_after=retry_after)
+    return kind(says, url, status, retry_after)
+
+
+def understood(answer: Answer, url: str, decode: Callable[[Body], T]) -> T:
+    """Return the decoded *answer*.
+
+    Raises:
+        ServerError: with status 200 it says that something went wrong.
+        MalformedResponseError: it is not JSON, or not of the documented shape.
+    """
+    try:
+        return decode(answer.body)
+    except msgspec.ValidationError as error:  # a ValueError as well
+        with suppress(msgspec.DecodeError):
+            msg = f"HTTP {answer.status}, and the error {_COMPLAINT.decode(answer.body).error!r}"
+            raise ServerError(msg, url, answer.status) from error
+        failure = MalformedResponseError(str(error), url, answer.status)
+        failure.retryable = answer.body.strip() == b"null"
+        raise failure from error
+    except (ValueError, RecursionError) as error:
+        # cut short, or the page of some box in between: that may pass
+        failure = MalformedResponseError(f"no JSON but {answer.content_type}: {error}", url, answer.status)
+        failure.retryable = True
+        raise failure from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wire:
+    """What the hosts of a run share."""
+
+    session: aiohttp.ClientSession
+    slots: asyncio.Semaphore  # bounds the requests in flight over all hosts
+    settings: Settings  # timeout and retries
+    traffic: Traffic  # counts what happens
+    deadline: float  # of the run, by the clock
+    clock: Clock
+    rng: random.Random
 
 
 class HttpHost:
@@ -1289,185 +1503,184 @@ class HttpHost:
         endpoint: where it is, the way there, and its token.
         limiter: asked before every attempt on the wire.
         quota: what the host's headers say is left, over all runs.
-        session: shared by all hosts.
-        slots: bounds the requests in flight over all hosts.
-        settings: timeout and retries.
-        traffic: counts what happens.
-        clock: for tests.
-        rng: for tests.
+        wire: what it shares with the other hosts of the run.
     """
 
-    def __init__(  # noqa: PLR0913  what a request needs
-        self,
-        endpoint: Endpoint,
-        limiter: RateLimiter,
-        quota: Quota,
-        *,
-        session: aiohttp.ClientSession,
-        slots: asyncio.Semaphore,
-        settings: Settings,
-        traffic: Traffic,
-        clock: Clock,
-        rng: random.Random,
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, limiter: RateLimiter, quota: Quota, wire: Wire) -> None:
         """Remember how to ask; nothing is sent yet."""
         self._endpoint = endpoint
         self._limiter = limiter
         self._quota = quota
-        self._session = session
-        self._slots = slots
+        self._wire = wire
         self._turn = asyncio.Lock()
-        self._settings = settings
-        self._traffic = traffic
-        self._clock = clock
-        self._rng = rng
+        self._breaker = Breaker(wire.clock)
 
     def address(self, path: str) -> str:
         """Return the whole address of *path*."""
         return self._endpoint.url + path
 
-    async def fetch(
-        self,
-        method: str,
-        path: str,
-        decode: Callable[[Body], T],
-        *,
-        params: Sequence[tuple[str, str]] = (),
-        body: bytes | None = None,
-    ) -> T:
-        """Return the decoded answer to a request that changes nothing, trying again where that may help.
+    async def fetch(self, request: Request, decode: Callable[[Body], T]) -> T:
+        """Return the answer to *request*, as *decode* makes it of its body, trying again where that may help.
 
         Raises:
-            ApiError: retries are used up, or a retry would not help.
+            ApiError: retries are used up, or a retry would not help, or the run has no time left.
         """
+        url = self.address(request.path)
 
         async def attempt() -> T:
-            return self._understand(self.address(path), await self._ask(method, path, params, body), decode)
+            try:
+                result = understood(await self._ask(request, url), url, decode)
+            except ApiError as error:
+                error.retryable &= self._may_repeat(error)
+                self._breaker.saw(error)
+                raise
+            self._breaker.saw(None)
+            return result
 
-        return await retry(
-            attempt,
-            max_retries=self._settings.max_retries,
-            traffic=self._traffic,
-            clock=self._clock,
-            rng=self._rng,
-        )
+        wire = self._wire
+        try:
+            async with asyncio.timeout(max(0.0, wire.deadline - wire.clock.monotonic())):
+                return await retry(
+                    attempt,
+                    max_retries=wire.settings.max_retries,
+                    traffic=wire.traffic,
+                    clock=wire.clock,
+                    rng=wire.rng,
+                )
+        except TimeoutError as error:
+            raise self._too_late(url) from error
 
-    async def _ask(self, method: str, path: str, params: Sequence[tuple[str, str]], body: bytes | None) -> bytearray:
-        """Send one request when its turn has come, and return the body of a success."""
+    async def _ask(self, request: Request, url: str) -> Answer:
+        """Send *request* once, when its turn has come, and return the answer if it is a success."""
+        self._check(url)
         async with AsyncExitStack() as stack:
             async with self._turn:  # one request per host waits for the limiter in a slot; the rest leaves them free
-                await stack.enter_async_context(self._slots)
+                await stack.enter_async_context(self._wire.slots)
                 await self._limiter.acquire()
-            if (closed_s := self._quota.closed_s) > 0:
-                msg = f"its quota is used up for {closed_s:.0f} s more"
-                raise RateLimitedError(msg, url=self.address(path), retry_after=closed_s)
-            return await self._exchange(method, self.address(path), params, body)
+            self._check(url)
+            started, answer = await self._exchange(request, url)
+        log.debug("%s %s: %d, %d bytes", request.method, url, answer.status, len(answer.body))
+        now = server_time(answer.headers, self._wire.clock.now())
+        if self._endpoint.token:
+            self._quota.learn(answer.headers, answer.status, now)
+        problem = error_from(answer, url, now)
+        if problem is None:
+            self._limiter.reset_backoff(started=started)
+            return answer
+        if isinstance(problem, RateLimitedError):
+            self._wire.traffic.rate_limit_hits += 1
+            self._limiter.apply_backoff(problem.retry_after, started=started)
+        raise problem
 
-    async def _exchange(
-        self, method: str, url: str, params: Sequence[tuple[str, str]], body: bytes | None
-    ) -> bytearray:
-        """Send one request now, and return the body of a success."""
+    def _check(self, url: str) -> None:
+        """Do nothing, or raise why the host is not to be asked now."""
+        self._breaker.check()
+        if self._wire.clock.monotonic() >= self._wire.deadline:
+            raise self._too_late(url)
+        if (closed_s := self._quota.closed_s) > 0:
+            msg = f"its quota is used up for {closed_s:.0f} s more"
+            raise RateLimitedError(msg, url, retry_after=closed_s)
+
+    def _too_late(self, url: str) -> NetworkError:
+        error = NetworkError(f"the run's {self._wire.settings.run_timeout_s:g} s are over", url)
+        error.retryable = False
+        return error
+
+    async def _exchange(self, request: Request, url: str) -> tuple[float, Answer]:
+        """Send *request* now, and return when it started and what came back."""
         attempts = 0
-        started = self._clock.monotonic()
+        started = 0.0
         deadline = asyncio.timeout(None)
+        timeout_s = self._wire.settings.timeout_s
 
-        async def count(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        async def count(message: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
             # aiohttp repeats a GET by itself when a kept connection turns out closed: that is an attempt as well
             nonlocal attempts, started
             if attempts:
-                if not self._repeats:
-                    msg = "the connection was closed without an answer"
-                    raise self._lost(msg, url)
+                if self._endpoint.token:
+                    msg = "the connection was closed before the answer was complete"
+                    raise NetworkError(msg, url)
                 deadline.reschedule(None)
                 await self._limiter.acquire()
             attempts += 1
-            self._traffic.requests += 1
-            started = self._clock.monotonic()
-            deadline.reschedule(asyncio.get_running_loop().time() + self._settings.timeout_s)
-            return await handler(request)
+            self._wire.traffic.requests += 1
+            started = self._wire.clock.monotonic()
+            deadline.reschedule(asyncio.get_running_loop().time() + timeout_s)
+            return await handler(message)
 
-        headers = {"Content-Type": "application/json"} if body else {}
-        if self._endpoint.token:
-            headers["Authorization"] = Secret("Bearer " + self._endpoint.token)
-        request = self._session.request(
-            method,
+        exchange = self._wire.session.request(
+            request.method,
             url,
-            params=params,
-            data=body,
-            headers=headers,
+            params=request.params,
+            data=request.body,
+            headers=self._headers(request),
             proxy=self._endpoint.proxy,
             allow_redirects=False,
             middlewares=(count,),
         )
         try:
-            async with deadline, request as response:
-                answer = await self._read(response, url)
+            async with deadline, exchange as response:
+                body = await _read(response, request.max_bytes if response.ok else MAX_ERROR_BYTES, url)
         except TimeoutError as error:
-            msg = f"no complete answer within {self._settings.timeout_s:g} s"
-            raise self._lost(msg, url) from error
+            msg = f"no complete answer within {timeout_s:g} s"
+            raise NetworkError(msg, url) from error
         except aiohttp.ClientError as error:
-            proxy = self._endpoint.proxy
-            through = f" (through the proxy {proxy.host}:{proxy.port})" if proxy else ""
-            text = self._hidden(str(error) or type(error).__name__)
             # what a host that knows the token has sent may repeat it
-            raise self._lost(text + through, url, error) from (None if self._endpoint.token else error)
-        log.debug("%s %s: %d, %d bytes", method, url, response.status, len(answer))
-        now = server_time(response.headers, self._clock.now())
-        says = response.headers.get("Location", "") if response.ok else answer[:200].decode("utf-8", "replace")
-        problem = error_from(response, self._hidden(says), url, now)
-        self._quota.learn(response.headers, response.status, now)
-        self._tell_limiter(problem, started)
-        if problem:
-            problem.retryable &= self._repeats or not isinstance(problem, RateLimitedError)
-            raise problem
-        return answer
+            raise self._network_error(error, url) from (None if self._endpoint.token else error)
+        headers = CIMultiDict((name, self._hidden(value)) for name, value in response.headers.items())
+        if self._endpoint.token:
+            body = body.replace(self._endpoint.token.encode(), b"***")
+        return started, Answer(response.status, headers, body)
 
-    def _lost(self, what: str, url: str, cause: Exception | None = None) -> NetworkError:
-        """Return the error of an answer that did not come, as *cause* says."""
-        error = NetworkError(what, url=url)
-        hopeless = isinstance(cause, (aiohttp.ClientConnectorCertificateError, aiohttp.InvalidURL))
-        error.retryable = not hopeless and (self._repeats or isinstance(cause, aiohttp.ClientConnectorError))
-        return error
+    def _headers(self, request: Request) -> dict[str, str]:
+        headers = {"Content-Type": "application/json"} if request.body else {}
+        if self._endpoint.token:
+            headers["Authorization"] = Secret("Bearer " + self._endpoint.token)
+        return headers
 
-    @property
-    def _repeats(self) -> bool:
-        """Whether an answer that got lost may be asked for again: one that has a price may have been paid for."""
-        return self._endpoint.token is None
+    def _network_error(self, error: aiohttp.ClientError, url: str) -> NetworkError:
+        proxy = self._endpoint.proxy
+        through = f" (through the proxy {proxy.host}:{proxy.port})" if proxy else ""
+        says = self._hidden(str(error) or type(error).__name__)
+        if isinstance(error, aiohttp.ServerDisconnectedError):
+            says = "the connection was closed before the answer was complete"
+        failure = NetworkError(says + through, url)
+        failure.retryable = not isinstance(error, (aiohttp.ClientConnectorCertificateError, aiohttp.InvalidURL))
+        failure.sent = not isinstance(error, aiohttp.ClientConnectorError)
+        return failure
+
+    def _may_repeat(self, error: ApiError) -> bool:
+        """Return whether a host may be asked again: not where the lost answer may have been paid for."""
+        if self._endpoint.token is None:
+            return True
+        unpaid = isinstance(error, ServerError) or (isinstance(error, NetworkError) and not error.sent)
+        return unpaid and (error.retry_after or 0) <= PATIENCE_S  # the next run will do
 
     def _hidden(self, text: str) -> str:
         """Return *text* without the token, should somebody have written it there."""
         return text.replace(self._endpoint.token, "***") if self._endpoint.token else text
 
-    async def _read(self, response: aiohttp.ClientResponse, url: str) -> bytearray:
-        pieces = bytearray()
-        try:
-            async for piece in response.content.iter_any():
-                pieces += piece
-                if len(pieces) > MAX_BODY_BYTES:
-                    msg = f"the answer is longer than {MAX_BODY_BYTES} bytes"
-                    raise MalformedResponseError(msg, url=url, status=response.status)
-        except aiohttp.ClientPayloadError:
-            if response.ok:  # of an error, the status says enough
-                raise
-        return pieces.replace(self._endpoint.token.encode(), b"***") if self._endpoint.token else pieces
 
-    def _tell_limiter(self, error: ApiError | None, started: float) -> None:
-        if error is None:
-            self._limiter.reset_backoff(started=started)
-        elif isinstance(error, RateLimitedError):
-            self._traffic.rate_limit_hits += 1
-            self._limiter.apply_backoff(error.retry_after, started=started)
+async def _read(response: aiohttp.ClientResponse, max_bytes: int, url: str) -> bytearray:
+    """Return the decoded body piece by piece, so that what is too long is never held in memory.
 
-    def _understand(self, url: str, body: bytearray, decode: Callable[[Body], T]) -> T:
-        try:
-            return decode(body)
-        except msgspec.ValidationError as error:  # a ValueError as well
-            raise MalformedResponseError(str(error), url=url, status=200) from error
-        except (ValueError, RecursionError) as error:
-            # not JSON at all: a body cut short or a page of some box in between, which may pass
-            failure = MalformedResponseError(f"no JSON: {error}", url=url, status=200)
-            failure.retryable = self._repeats
-            raise failure from error
+    Raises:
+        AnswerTooLongError: it is longer than *max_bytes*.
+    """
+    pieces = bytearray()
+    try:
+        async for piece in response.content.iter_any():
+            pieces += piece
+            if len(pieces) > max_bytes:
+                if not response.ok:  # its status says enough
+                    break
+                pieces.clear()  # an error keeps what its function had
+                msg = f"the answer is longer than {max_bytes} bytes"
+                raise AnswerTooLongError(msg, url, response.status)
+    except aiohttp.ClientPayloadError:
+        if response.ok:
+            raise
+    return pieces
 
 
 class MarketPage(NamedTuple):
@@ -1501,7 +1714,7 @@ class PostPage(NamedTuple):
         return cls(
             posts=posts,
             rejected=rejected,
-            newest_id=rest.meta.newest_id,
+            newest_id=rest.meta.newest_id or max((post.post_id for post in posts), key=int, default=None),
             next_token=rest.meta.next_token,
             usernames={user.user_id: user.username for user in users},
             problem=f"X left something out: {problems[0]!r}" if problems else None,
@@ -1512,6 +1725,7 @@ def _tolerant(whole: Callable[[Body], T], piecewise: Callable[[Body], T]) -> Cal
     """Return a decoder that tries *whole* first, *piecewise* where an element is wrong, and mends broken text."""
 
     def decode(body: Body) -> T:
+        body = _without_nul(body)
         try:
             return whole(body)
         except msgspec.ValidationError:
@@ -1524,12 +1738,15 @@ def _tolerant(whole: Callable[[Body], T], piecewise: Callable[[Body], T]) -> Cal
 
 def _whole_page(body: Body) -> MarketPage:
     page = _PAGE.decode(body)
+    _check_expected(page.markets)
     return MarketPage(page.markets, [], page.next_cursor)
 
 
 def _page_by_market(body: Body) -> MarketPage:
     page = _RAW_PAGE.decode(body)
-    return MarketPage(*_decode_each(page.markets, _MARKET), page.next_cursor)
+    markets, rejected = _decode_most(page.markets, _MARKET)
+    _check_expected(markets)
+    return MarketPage(markets, rejected, page.next_cursor)
 
 
 def _whole_posts(body: Body) -> PostPage:
@@ -1544,7 +1761,7 @@ def _posts_one_by_one(body: Body) -> PostPage:
 
 decode_page: Final = _tolerant(_whole_page, _page_by_market)
 decode_books: Final = _tolerant(
-    lambda body: (_BOOKS.decode(body), []), lambda body: _decode_each(_RAW_BOOKS.decode(body), _BOOK)
+    lambda body: (_BOOKS.decode(body), []), lambda body: _decode_most(_RAW_BOOKS.decode(body), _BOOK)
 )
 decode_posts: Final = _tolerant(_whole_posts, _posts_one_by_one)
 
@@ -1601,6 +1818,8 @@ class PolymarketApi:
         Raises:
             ApiError: retries are used up, or a retry would not help.
         """
+        if not re.fullmatch("[0-9A-Za-z_-]+", condition_id):  # it would lead to another address
+            return None
         return await self._fetch_if_there(f"/markets/{condition_id}", _CLOB_MARKET.decode)
 
     async def _fetch_if_there(
@@ -1608,7 +1827,7 @@ class PolymarketApi:
     ) -> T | None:
         """Return what the CLOB has at *path*, or None where it says that there is nothing."""
         try:
-            return await self._clob.fetch("GET", path, decode, params=params)
+            return await self._clob.fetch(Request("GET", path, params), decode)
         except RequestRejectedError as error:
             if error.status == HTTPStatus.NOT_FOUND:
                 return None
@@ -1616,13 +1835,13 @@ class PolymarketApi:
 
     async def _fetch_page(self, params: Sequence[tuple[str, str]], *, closed: bool = False) -> MarketPage:
         always = [("limit", str(PAGE_SIZE)), ("closed", str(closed).lower()), ("include_tag", "true")]
-        return await self._gamma.fetch("GET", MARKETS_PATH, decode_page, params=[*params, *always])
+        return await self._gamma.fetch(Request("GET", MARKETS_PATH, [*params, *always]), decode_page)
 
     async def fetch_books(self, token_ids: Sequence[str]) -> tuple[dict[str, OrderBook], list[Rejected]]:
         """Fetch the current books of *token_ids* in one request, keyed by token id.
 
         Tokens without a book (closed, not yet open) are absent from the answer. A request that the exchange finds too
-        large is repeated in halves.
+        large, or whose answer is, is repeated in halves.
 
         Args:
             token_ids: 1 to 500 token ids (uint256 written in decimal).
@@ -1634,8 +1853,9 @@ class PolymarketApi:
         """
         wanted = msgspec.json.encode([{"token_id": token_id} for token_id in token_ids])
         try:
-            books, rejected = await self._clob.fetch("POST", "/books", decode_books, body=wanted)
-        except RequestRejectedError as error:
+            request = Request("POST", "/books", body=wanted, max_bytes=MAX_BOOKS_BYTES)
+            books, rejected = await self._clob.fetch(request, decode_books)
+        except (RequestRejectedError, AnswerTooLongError) as error:
             if len(token_ids) == 1 or not _is_too_large(error):
                 raise
             middle = len(token_ids) // 2
@@ -1660,8 +1880,9 @@ class PolymarketApi:
         return await self._fetch_if_there("/book", _BOOK.decode, [("token_id", token_id)])
 
 
-def _is_too_large(error: RequestRejectedError) -> bool:
-    return error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or "Payload exceeds the limit" in str(error)
+def _is_too_large(error: ApiError) -> bool:
+    refused = error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or "Payload exceeds the limit" in error.message
+    return refused or isinstance(error, AnswerTooLongError)
 
 
 class XApi:
@@ -1710,12 +1931,13 @@ class XApi:
             params.append(("since_id", since_id))
         if next_token:
             params.append(("next_token", next_token))
-        return await self._host.fetch("GET", SEARCH_PATH, decode_posts, params=params)
+        return await self._host.fetch(Request("GET", SEARCH_PATH, params), decode_posts)
 
 
 # --- Storage ----------------------------------------------------------------------------------------------------------
 
 BUSY_TIMEOUT_S: Final = 30.0
+FILE_MODE: Final = 0o660  # less the umask: nobody but the owner and the group reads or writes a new file
 WAL_LIMIT_BYTES: Final = 64 * 2**20
 
 # A new file runs through the same scripts as an old one, so both end in the same shape. Times are UTC,
@@ -1837,6 +2059,18 @@ MIGRATIONS: Final = (
         JOIN snapshots AS s ON s.id = (
             SELECT id FROM snapshots WHERE market_id = m.market_id ORDER BY timestamp DESC LIMIT 1
         );
+    """,
+    # 3: posts on X, and which runs have read them
+    """
+    ALTER TABLE tweets ADD COLUMN run_id INTEGER;           -- NULL in rows of other programs
+    ALTER TABLE tweets ADD COLUMN lang TEXT;
+    ALTER TABLE tweets ADD COLUMN links TEXT;               -- JSON array; the text only has short forms
+    ALTER TABLE hype_signals ADD COLUMN run_id INTEGER;
+    ALTER TABLE runs ADD COLUMN newest_tweet_id TEXT;       -- the next search goes on after it
+    ALTER TABLE runs ADD COLUMN tweets_complete INTEGER;    -- 1: no post since the last search is left out
+    CREATE INDEX IF NOT EXISTS tweets_by_time ON tweets(timestamp);
+    CREATE INDEX IF NOT EXISTS tweets_by_market ON tweets(market_id, timestamp);
+    DROP VIEW IF EXISTS gaps;
     -- the intervals between two snapshots of a market in which runs should have stored it and did not
     CREATE VIEW gaps AS
         WITH steps AS (
@@ -1851,22 +2085,12 @@ MIGRATIONS: Final = (
                )) AS run_ids,
                (SELECT json_group_array(reason) FROM (
                     SELECT DISTINCT f.reason FROM failures AS f JOIN runs AS r USING (run_id)
-                    WHERE run_id > last_run AND run_id < next_run AND r.follow = 1
+                    WHERE run_id > last_run AND run_id < next_run AND r.follow = 1 AND f.stage <> 'posts'
                       AND (f.market_id = steps.market_id OR f.market_id IS NULL) ORDER BY f.reason
                )) AS reasons
         FROM steps
         WHERE next_run > last_run + 1
           AND EXISTS (SELECT 1 FROM runs WHERE run_id > last_run AND run_id < next_run AND follow = 1);
-    """,
-    # 3: posts on X, and which runs have read them
-    """
-    ALTER TABLE tweets ADD COLUMN run_id INTEGER;           -- NULL in rows of other programs
-    ALTER TABLE tweets ADD COLUMN lang TEXT;
-    ALTER TABLE tweets ADD COLUMN links TEXT;               -- JSON array; the text only has short forms
-    ALTER TABLE hype_signals ADD COLUMN run_id INTEGER;
-    ALTER TABLE runs ADD COLUMN newest_tweet_id TEXT;       -- the next search goes on after it
-    ALTER TABLE runs ADD COLUMN tweets_complete INTEGER;    -- 1: no post since the last search is left out
-    CREATE INDEX tweets_by_time ON tweets(timestamp);
     """,
 )
 
@@ -1900,7 +2124,7 @@ NEWEST_POST: Final = """
 """
 UNMATCHED_POSTS: Final = f"""
     SELECT {", ".join(UnmatchedPost._fields)} FROM tweets
-    WHERE timestamp > ? AND market_id IS NULL AND run_id IS NOT NULL
+    WHERE market_id IS NULL AND run_id = ? OR timestamp > ? AND market_id IS NULL AND run_id IS NOT NULL
 """  # noqa: S608
 SAVE_MATCH: Final = "UPDATE tweets SET market_id = ?, keywords = ? WHERE tweet_id = ?"
 # the markets of a run, whose rows are the newest
@@ -1909,22 +2133,41 @@ QUESTIONS: Final = f"""
         SELECT market_id FROM snapshots WHERE run_id = ? ORDER BY id DESC LIMIT ?
     ) JOIN markets USING (market_id)
 """  # noqa: S608
-# parameters: an hour ago, two hours ago, now
-ATTENTION: Final = """
+
+
+def _number(column: str, least: str, most: str) -> str:
+    """Return SQL for *column* within its range, or NULL where another program has stored no number."""
+    return f"CASE WHEN typeof({column}) IN ('integer', 'real') THEN max({least}, min({column}, {most})) END"
+
+
+def _reactions(column: str) -> str:
+    return f"coalesce(CAST({_number(column, '0', '1000000000000')} AS INTEGER), 0)"
+
+
+# parameters: an hour ago, two hours ago, now; other programs may have stored anything
+ATTENTION: Final = f"""
     WITH posts AS (
-        SELECT *, timestamp > ? AS recent FROM tweets
-        WHERE timestamp > ? AND timestamp <= ? AND market_id IS NOT NULL
+        SELECT
+            market_id,
+            timestamp > ? AS recent,
+            {_reactions("likes")} + 2 * {_reactions("retweets")} + {_reactions("replies")} AS engagement,
+            {_number("sentiment_score", "-1.0", "1.0")} AS sentiment,
+            coalesce(author_id, author_username, '') AS author
+        FROM tweets
+        WHERE timestamp > ? AND timestamp <= ? AND timestamp GLOB '????-??-?? ??:??:??*' AND market_id IS NOT NULL
     )
     SELECT
         market_id,
         sum(recent),
         sum(NOT recent),
-        sum(coalesce(likes, 0) + 2 * coalesce(retweets, 0) + coalesce(replies, 0)) FILTER (WHERE recent),
-        avg(sentiment_score) FILTER (WHERE recent),
-        count(DISTINCT coalesce(author_id, author_username, '')) FILTER (WHERE recent)
+        sum(engagement) FILTER (WHERE recent),
+        avg(sentiment) FILTER (WHERE recent),
+        count(DISTINCT author) FILTER (WHERE recent)
     FROM posts GROUP BY market_id HAVING sum(recent) > 0
-"""
+"""  # noqa: S608
 SAVE_HYPE: Final = _insert("hype_signals", HypeSignal._fields) + " ON CONFLICT (market_id, timestamp) DO NOTHING"
+SAVES: Final = ((Market, SAVE_MARKET), (Snapshot, SAVE_SNAPSHOT), (Post, SAVE_POST), (HypeSignal, SAVE_HYPE))
+HAS_COLUMN: Final = "SELECT count(*) FROM pragma_table_info(?) WHERE name = ?"
 SAVE_FAILURE: Final = _insert("failures", Failure._fields)
 SAVE_CONFLICT: Final = """
     INSERT INTO failures (run_id, market_id, stage, reason)
@@ -2057,13 +2300,13 @@ def _held_alone(path: Path) -> Iterator[None]:
         os.write(descriptor, signature.encode())
 
     lock_path = real_path.with_name(f"{real_path.name}.lock")
-    lock = filelock.FileLock(lock_path, timeout=0, preserve_lock_file=True, on_acquired=sign)
+    lock = filelock.FileLock(lock_path, timeout=0, mode=FILE_MODE, preserve_lock_file=True, on_acquired=sign)
     try:
         lock.acquire()
     except filelock.Timeout as error:
         holder = "another collector"
         with suppress(OSError):
-            holder = lock_path.read_text(errors="replace") or holder
+            holder = printable(lock_path.read_text(errors="replace")) or holder
         msg = f"{path}: in use by {holder}"
         raise DatabaseBusy(msg) from error
     try:
@@ -2080,6 +2323,38 @@ def _refuse_folders(path: Path) -> None:
     if not path.parent.is_dir():
         msg = f"{path}: there is no folder {path.parent}"
         raise StorageError(msg)
+
+
+def _create(path: Path) -> None:
+    """Make an empty file, which is an empty database, unless there is one; SQLite would let everybody read it."""
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL, FILE_MODE))
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells the file at *path* from any other, without opening it: that would drop SQLite's locks."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+@cache
+def _warn_of_old_sqlite() -> None:
+    """Say once per process that this SQLite can corrupt a file that several programs write to.
+
+    Source: https://sqlite.org/wal.html (the WAL-reset bug; fixed in 3.51.3, 3.50.7 and 3.44.6)
+    """
+    version = sqlite3.sqlite_version_info
+    if version < (3, 51, 3) and not (3, 50, 7) <= version < (3, 51) and not (3, 44, 6) <= version < (3, 45):
+        log.warning(
+            "SQLite %s can corrupt a file that several programs write to: let others only read it, mode=ro",
+            sqlite3.sqlite_version,
+        )
+
+
+_ADD_COLUMN: Final = re.compile(r"ALTER TABLE (\w+) ADD COLUMN (\w+)")
 
 
 def _statements(script: str) -> Iterator[str]:
@@ -2099,6 +2374,7 @@ class Database:
         """Use `Database.open`."""
         self._connection = connection
         self._path = path
+        self._file = _identity(path)
 
     @classmethod
     @asynccontextmanager
@@ -2113,6 +2389,8 @@ class Database:
             with _naming(path, "open"):
                 _refuse_folders(path)
                 stack.enter_context(_held_alone(path))
+                _create(path)
+                _warn_of_old_sqlite()
                 # aiosqlite's thread outlives a connect that fails and may write a traceback: let it fail here
                 sqlite3.connect(path).close()
                 connection = aiosqlite.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT_S)
@@ -2136,9 +2414,9 @@ class Database:
         """Return the newest post that a search has come across."""
         return await self._text(NEWEST_POST)
 
-    async def unmatched_posts(self, since: str) -> list[UnmatchedPost]:
-        """Return the posts of this collector that are newer than *since* and belong to no market yet."""
-        return [UnmatchedPost(*row) for row in await self._rows(UNMATCHED_POSTS, since)]
+    async def unmatched_posts(self, run_id: int, since: str) -> list[UnmatchedPost]:
+        """Return the posts that belong to no market yet, of run *run_id* and of all runs since *since*."""
+        return [UnmatchedPost(*row) for row in await self._rows(UNMATCHED_POSTS, run_id, since)]
 
     async def attention(self, now: datetime) -> list[Attention]:
         """Return what was said about each market in the hour before *now*, whoever has stored it."""
@@ -2229,12 +2507,14 @@ class Database:
     async def _migrate(self, version: int) -> None:
         async with self._transaction("upgrade"):
             for statement in itertools.chain.from_iterable(map(_statements, MIGRATIONS[version:])):
-                await self._connection.execute(statement)
-            for kind, save in ((Market, SAVE_MARKET), (Snapshot, SAVE_SNAPSHOT)):  # are all columns there?
+                column = _ADD_COLUMN.search(statement)
+                if column is None or not await self._value(HAS_COLUMN, *column.groups()):  # the user may have added it
+                    await self._connection.execute(statement)
+            for kind, save in SAVES:  # are all columns there?
                 await self._connection.execute(f"EXPLAIN {save}", [None] * len(kind._fields))
             await self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
-    async def _rows(self, query: str, *values: str) -> Iterable[Sequence[Any]]:
+    async def _rows(self, query: str, *values: str | int) -> Iterable[Sequence[Any]]:
         with _naming(self._path, "read"):
             return await self._connection.execute_fetchall(query, values)
 
@@ -2248,13 +2528,16 @@ class Database:
             async with self._connection.execute(query, values) as cursor:
                 return array("q", [row[0] async for row in cursor])
 
-    async def _value(self, statement: str) -> Any:  # noqa: ANN401  whatever SQLite has there
-        rows = list(await self._connection.execute_fetchall(statement))
+    async def _value(self, statement: str, *values: str) -> Any:  # noqa: ANN401  whatever SQLite has there
+        rows = list(await self._connection.execute_fetchall(statement, values))
         return rows[0][0]
 
     @asynccontextmanager
     async def _transaction(self, doing: str) -> AsyncIterator[None]:
         with _naming(self._path, doing):
+            if _identity(self._path) != self._file:
+                msg = f"{self._path}: was deleted or replaced while it was in use; what was stored went with it"
+                raise StorageError(msg)
             await self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -2288,7 +2571,7 @@ GOOD: Final = GOOD_WORDS | GOOD_PHRASES
 BAD: Final = BAD_WORDS | BAD_PHRASES
 GOOD_SIGNS: Final = "🚀📈🔥💰🤑💎🟢✅🎯🏆💪🙌🐂🌕"
 BAD_SIGNS: Final = "📉💀🤡🔴❌🚩🗑😭😡🤮🐻💩🥶"
-NEGATIONS: Final = _words("aint arent cant didnt doesnt dont hardly isnt never no nor not wasnt wont without")
+NEGATIONS: Final = _words("aint arent cant didnt doesnt dont hardly isnt never nor not wasnt wont without")
 NEGATION_REACH: Final = 3  # words
 CALM: Final = 2.0  # words of one tone that make half of the full tone
 
@@ -2301,9 +2584,9 @@ def tone(text: str) -> float:
     """
     plain = text.casefold().replace("'", "").replace("\N{RIGHT SINGLE QUOTATION MARK}", "")
     score = float(sum(plain.count(sign) for sign in GOOD_SIGNS) - sum(plain.count(sign) for sign in BAD_SIGNS))
-    spoken = " " + " ".join(re.findall(r"[^\W\d_]+", plain)) + " "
+    spoken = " ".join(re.findall(r"[^\W\d_]+", plain))
     for phrase in GOOD_PHRASES | BAD_PHRASES:
-        spoken = spoken.replace(f" {phrase.replace('_', ' ')} ", f" {phrase} ")
+        spoken = re.sub(rf"\b{phrase.replace('_', ' ')}\b", phrase, spoken)
     words = spoken.split()
     for place, word in enumerate(words):
         negated = not NEGATIONS.isdisjoint(words[max(0, place - NEGATION_REACH) : place])
@@ -2340,7 +2623,10 @@ TIMES: Final = _words(
     "january february march april june july august september october november december "
     "2024 2025 2026 2027 2028 2029 2030 2031 2032 2033 2034 2035"
 )
-_LINK: Final = re.compile(r"(?<![\w.-])(?:www\.)?polymarket\.com/event/([\w-]+)(?:/([\w-]+))?", re.IGNORECASE)
+_LINK: Final = re.compile(
+    r"(?<![\w.-])(?:www\.)?polymarket\.com/(?:[a-z]{2}/)?(?:event/([\w-]+)(?:/([\w-]+))?|market/([\w-]+))",
+    re.IGNORECASE,
+)
 _TOKEN: Final = re.compile(r"(\d+(?:,\d{3})*(?:\.\d+)?)(?:(k|m|b|bn)(?![^\W\d_]))?|([^\W\d_]+)")
 _SCALES: Final = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9, "bn": 1e9}
 FEWEST_WORDS: Final = 2  # that a post shares with a question
@@ -2353,7 +2639,7 @@ def distinctive_words(text: str) -> set[str]:
     text = re.sub(r"https?://\S+", " ", html.unescape(text))
     text = re.sub(r"#\w+", lambda tag: f"{tag[0]} {re.sub('(?<=[a-z])(?=[A-Z])', ' ', tag[0])}", text)
     text = re.sub(r"['\N{RIGHT SINGLE QUOTATION MARK}]s?\b", "", text)
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).casefold()
     words = (_normal_word(*found.groups(default="")) for found in _TOKEN.finditer(plain))
     return {word for word in words if word not in EMPTY_WORDS}
 
@@ -2411,6 +2697,7 @@ class MarketIndex:
             for place in places:
                 weights[place] += self._weight(word)
         self._weights = weights  # of whole questions
+        self._rare_weight = math.log(len(self._ids) + 1)  # of words that by chance not even one market has together
 
     def match(self, text: str, links: Iterable[str] = ()) -> Match | None:
         """Return the market that a post is about, and why, or None if it is about none or cannot be told.
@@ -2420,11 +2707,13 @@ class MarketIndex:
             links: the addresses that it leads to, in full.
         """
         words = distinctive_words(text)
-        for event, slug in _LINK.findall(" ".join([*links, text])):
-            place = self._linked(event.casefold(), slug.casefold(), words)
+        linked = list(_LINK.finditer(" ".join([*links, text])))
+        for link in linked:
+            event, slug, alone = link.groups(default="")
+            place = self._linked(event.casefold(), (slug or alone).casefold(), words)
             if place is not None:
-                return Match(self._ids[place], f"polymarket.com/event/{event}{slug and '/'}{slug}")
-        return self._match_words(words)
+                return Match(self._ids[place], link[0])
+        return None if linked else self._match_words(words)  # whoever links elsewhere means something else
 
     def _weight(self, word: str) -> float:
         return 0.0 if word in TIMES else math.log((len(self._ids) + 1) / len(self._with_word[word]))
@@ -2438,28 +2727,40 @@ class MarketIndex:
             return places[0]
         known = [found for word in words if (found := self._with_word.get(word))]
         shared = Counter(place for found in known for place in places if is_in(found, place))
-        (first, most), (_, second) = [*shared.most_common(2), (None, 0), (None, 0)][:2]
-        return first if most > second else None
+        best = shared.most_common(2)
+        if not best or (len(best) > 1 and best[0][1] == best[1][1]):
+            return None
+        return best[0][0]
 
     def _match_words(self, words: set[str]) -> Match | None:
         known = {word: places for word in words if (places := self._with_word.get(word))}
-        rare = max(20, int(len(self._ids) * RARE))
-        candidates = {place for places in known.values() if len(places) <= rare for place in places}
-        found = sorted(filter(None, (self._fit(place, known, words & TIMES) for place in candidates)), reverse=True)
+        common = max(20, int(len(self._ids) * RARE))
+        weights: defaultdict[int, float] = defaultdict(float)  # of the rare words that a market shares
+        for word, places in known.items():
+            if len(places) <= common:
+                weight = self._weight(word)
+                for place in places:
+                    weights[place] += weight
+        rest = sum(self._weight(word) for word, places in known.items() if len(places) > common)
+        enough = (place for place, weight in weights.items() if self._is_enough(place, weight + rest))
+        found = sorted(filter(None, (self._fit(place, known, words & TIMES) for place in enough)), reverse=True)
         if not found or (len(found) > 1 and found[0].fits_as_well_as(found[1])):
             return None
         return Match(self._ids[found[0].place], ", ".join(sorted(found[0].shared)))
 
+    def _is_enough(self, place: int, weight: float) -> bool:
+        """Return whether words of *weight* single out the market at *place*: rare ones, and most of its question."""
+        return weight >= self._rare_weight and weight >= COVERAGE * self._weights[place]
+
     def _fit(self, place: int, known: Mapping[str, Sequence[int]], times: set[str]) -> _Fit | None:
         """Return how well the market at *place* fits, or None if it does not."""
         shared = [word for word, places in known.items() if is_in(places, place)]
-        weight, whole = sum(map(self._weight, shared)), self._weights[place]
-        is_rare = weight >= math.log(len(self._ids) + 1)
-        if len(shared) < FEWEST_WORDS or not is_rare or weight < COVERAGE * whole:
+        weight = sum(map(self._weight, shared))
+        if len(shared) < FEWEST_WORDS or not self._is_enough(place, weight):
             return None
         if times and times.isdisjoint(shared) and any(is_in(self._with_word.get(time, ()), place) for time in TIMES):
             return None  # both say when, and not the same
-        return _Fit(weight * weight / whole, len(shared), place, shared)
+        return _Fit(weight * weight / self._weights[place], len(shared), place, shared)
 
 
 VOLUME_WEIGHT: Final = 30.0
@@ -2473,7 +2774,7 @@ POSTS_PER_AUTHOR: Final = 3  # that count: one account repeating itself is not m
 def velocity(posts: int, posts_before: int) -> float:
     """Return the change of *posts* against the hour before, relative to it: 0 is none, 1 is twice as many.
 
-    An hour before without a post counts as one with a single post. The range is from -1 up.
+    After an hour without a post it is divided by 1. The range is from -1 up.
     """
     return (posts - posts_before) / max(posts_before, 1)
 
@@ -2481,17 +2782,11 @@ def velocity(posts: int, posts_before: int) -> float:
 def hype_score(
     *, tweet_count: int, total_engagement: int, avg_sentiment: float, unique_users: int, velocity: float
 ) -> float:
-    """Return how much attention a market has, from 0 (none) to below 100; it grows with each of its parts.
+    """Return how much attention a market has, from 0 (none) to 100; it grows with each of its parts, ever more slowly.
 
-    | part | weight | half of it at |
-    |---|---|---|
-    | volume | 30 | 10 posts, of which 3 per author count |
-    | engagement | 20 | 100 likes and replies, a repost counting twice |
-    | velocity | 20 | three times the posts of the hour before |
-    | breadth | 20 | 5 authors |
-    | tone | 10 | neutral posts |
-
-    Velocity and tone count by the breadth that they have, so that a single author fills less than half.
+    The parts are volume, engagement, velocity, breadth and tone, with the weights above. Half of a part is reached at
+    10 posts, of which 3 per author count, at an engagement of 100, at three times the posts of the hour before, at 5
+    authors, and at a neutral tone. Velocity and tone count by the breadth that they have.
 
     Args:
         tweet_count: posts in the last hour.
@@ -2605,6 +2900,7 @@ class CollectionResult(TypedDict):
     status: str  # complete or partial, as in the table runs
     books_missing: int  # markets without both of the books that they should have
     reason: str | None  # of the first failure
+    drift: str | None  # what the exchange sends in a shape that is not known; such answers are not stored
     tweets_reason: str | None  # why posts on X could not be read, or not all; None without a token
     requests: int  # attempts on the wire
     database: str
@@ -2643,12 +2939,12 @@ class Run:
     rejected: int = 0  # of them, because they were not understood
     all_listed: bool = False
     listing_error: ApiError | None = None
-    broken_off: bool = False  # by an error or a cancellation
+    drift: str | None = None  # what is no longer as we know it
     reason: str | None = None
     snapshots: int = 0
     books_missing: int = 0
     errors: int = 0
-    posts: int = 0  # stored; some may have been there
+    posts: int = 0  # stored, and not there before
     posts_read: int = 0  # and paid for
     posts_complete: bool | None = None  # None: no search was made
     posts_reason: str | None = None  # why there are none, or not all
@@ -2660,6 +2956,11 @@ class Run:
         else:
             self.reason = self.reason or reason
         return Failure(self.run_id, market_id, stage, reason)
+
+    def learn_from(self, error: ApiError) -> None:
+        """Remember it if *error* says that the exchange's answers have another shape now."""
+        if isinstance(error, MalformedResponseError) and not error.retryable:
+            self.drift = self.drift or str(error)
 
     async def record(self, market_ids: Iterable[str | None], stage: str, reason: str) -> None:
         """Have one and the same failure of all *market_ids* stored; None stands for a whole answer."""
@@ -2681,7 +2982,7 @@ class Run:
     def status(self) -> str:
         """What the run comes to if it ends now."""
         with_books = self.snapshots - self.books_missing
-        if not self.broken_off and self.listing_error is None and with_books >= ENOUGH * self.listed:
+        if self.all_listed and self.listing_error is None and with_books >= ENOUGH * self.listed:
             return "complete"
         return "partial" if self.snapshots else "failed"
 
@@ -2737,6 +3038,7 @@ class AsyncCollector:
         workers: requests in flight at most, over all hosts.
         max_retries: further attempts for a request that failed.
         timeout: seconds for one attempt, to the last byte of its answer.
+        run_timeout: seconds after which a run asks nothing more, and ends with what it has.
         min_volume: USD traded in the last 24 hours, below which a market is left out; 0 takes every open market.
         twitter_max_posts: read on X at most per run, 10 to 10,000; each costs money. Environment: TWITTER_MAX_POSTS,
             else 100. Posts are only read if the environment has a TWITTER_BEARER_TOKEN.
@@ -2762,6 +3064,7 @@ class AsyncCollector:
         max_retries: int = 3,
         timeout: float = 10,
         *,
+        run_timeout: float = RUN_TIMEOUT_S,
         min_volume: float = 100_000,
         twitter_max_posts: int | None = None,
         follow: bool = True,
@@ -2775,6 +3078,7 @@ class AsyncCollector:
             workers=workers,
             max_retries=max_retries,
             timeout=timeout,
+            run_timeout=run_timeout,
             min_volume=min_volume,
             max_posts=twitter_max_posts,
             environment=os.environ,
@@ -2843,7 +3147,6 @@ class AsyncCollector:
                 await self._recall(run)
                 yield run
             except BaseException:
-                run.broken_off = True
                 with suppress(StorageError):  # the first error says it
                     await self._finish(run, started)
                 raise
@@ -2869,32 +3172,20 @@ class AsyncCollector:
         )
 
     def _apis(self, session: aiohttp.ClientSession, traffic: Traffic) -> tuple[PolymarketApi, XApi]:
-        slots = asyncio.Semaphore(self.settings.workers)
-
-        def host(endpoint: Endpoint, limiter: RateLimiter, quota: Quota) -> HttpHost:
-            return HttpHost(
-                endpoint,
-                limiter,
-                quota,
-                session=session,
-                slots=slots,
-                settings=self.settings,
-                traffic=traffic,
-                clock=self._clock,
-                rng=self._rng,
-            )
-
         settings = self.settings
-        return (
-            PolymarketApi(
-                gamma=host(settings.gamma, self.gamma_limiter, Quota(self._clock)),
-                clob=host(settings.clob, self.clob_limiter, Quota(self._clock)),
-            ),
-            XApi(
-                host(settings.twitter, self.twitter_limiter, self._twitter_quota),
-                with_usernames=settings.with_usernames,
-            ),
+        wire = Wire(
+            session=session,
+            slots=asyncio.Semaphore(settings.workers),
+            settings=settings,
+            traffic=traffic,
+            deadline=self._clock.monotonic() + settings.run_timeout_s,
+            clock=self._clock,
+            rng=self._rng,
         )
+        gamma = HttpHost(settings.gamma, self.gamma_limiter, Quota(self._clock), wire)
+        clob = HttpHost(settings.clob, self.clob_limiter, Quota(self._clock), wire)
+        twitter = HttpHost(settings.twitter, self.twitter_limiter, self._twitter_quota, wire)
+        return PolymarketApi(gamma, clob), XApi(twitter, with_usernames=settings.with_usernames)
 
     async def _wait_for_a_fresh_second(self, database: Database) -> None:
         """Wait until no earlier run has a snapshot of this second or a later one: a market has one row per second.
@@ -2921,6 +3212,7 @@ class AsyncCollector:
         if run.listed and run.listed == run.rejected:
             what = f"none of {run.listed} markets is understood, the first: {run.reason}"
             run.listing_error = self._bad_listing(what)
+            run.learn_from(run.listing_error)
         await run.batches.close()
 
     def _bad_listing(self, what: str) -> MalformedResponseError:
@@ -3018,6 +3310,7 @@ class AsyncCollector:
         except ApiError as error:
             log.warning("a listing ended early: %s", error)
             run.listing_error = error
+            run.learn_from(error)
             await run.record([None], "list", str(error))
             return False
         return True
@@ -3042,6 +3335,7 @@ class AsyncCollector:
             page = await run.api.fetch_markets(market_ids)
         except ApiError as error:
             log.warning("%d known markets could not be listed: %s", len(market_ids), error)
+            run.learn_from(error)
             run.listed += len(market_ids)
             run.seen.update(market_ids)
             await run.record(map(str, market_ids), "list", str(error))
@@ -3101,6 +3395,7 @@ class AsyncCollector:
         try:
             page = await run.api.fetch_markets(market_ids, closed=True)
         except ApiError as error:
+            run.learn_from(error)
             await run.record(map(str, market_ids), "outcome", str(error))
             return
         ended = {market.market_id: market for market in page.markets}
@@ -3151,6 +3446,7 @@ class AsyncCollector:
             reasons = {bad.id: bad.reason for bad in rejected}
         except ApiError as error:
             log.warning("no books for %d markets: %s", len(markets), error)
+            run.learn_from(error)
             otherwise, failed = str(error), True
         now = sql_time(self._clock.now())
         batch = Batch(run.run_id)
@@ -3199,7 +3495,7 @@ class AsyncCollector:
             log.warning("the last search was more than a week ago, posts since then are missing: %s", error)
             await self._read_posts(run, None)
             return False
-        return page is not None and page.next_token is None
+        return page is not None and page.next_token is None and run.posts_reason is None
 
     async def _take_posts(self, run: Run, page: PostPage, newest_id: str | None) -> None:
         """Hand on the posts of *page*; once they are stored, the next search begins after *newest_id*."""
@@ -3217,11 +3513,12 @@ class AsyncCollector:
 
     async def _attend(self, run: Run) -> None:
         """Find out which markets the posts of the last hour are about, and store how much attention each market has."""
-        now = self._clock.now()
-        posts = await run.database.unmatched_posts(sql_time(now - timedelta(hours=1)))
+        an_hour_ago = sql_time(self._clock.now() - timedelta(hours=1))
+        posts = await run.database.unmatched_posts(run.run_id, an_hour_ago)
         if posts and run.snapshots:
             matches = await asyncio.to_thread(_match_all, posts, self.settings.db_path, run.run_id, run.snapshots)
             await run.database.save_matches(matches)
+        now = self._clock.now()
         heard = await run.database.attention(now)
         signals = [signal_of(attention, timestamp=sql_time(now), run_id=run.run_id) for attention in heard]
         await run.database.save_signals(signals)
@@ -3280,6 +3577,7 @@ class AsyncCollector:
             status=run.status,
             books_missing=run.books_missing,
             reason=run.reason,
+            drift=run.drift,
             tweets_reason=run.posts_reason,
             requests=run.traffic.requests,
             database=str(self.settings.db_path),
@@ -3377,7 +3675,8 @@ async def continuous_collection(  # noqa: PLR0913  a collector's settings and th
         on_tick: called after each run.
         heartbeat: called after each stored batch and each nap of 30 s at most, for a watchdog.
         clock: for tests.
-        settings: further arguments of `AsyncCollector`.
+        settings: further arguments of `AsyncCollector`; without a `run_timeout` a run ends after 10 minutes or an
+            interval, whichever is shorter.
 
     Raises:
         ConfigError: a value cannot work.
@@ -3387,6 +3686,7 @@ async def continuous_collection(  # noqa: PLR0913  a collector's settings and th
     beat = heartbeat or (lambda: None)
     tell = settings.pop("progress", None) or (lambda _: None)
     interval_s = finite_number("interval_minutes", interval_minutes, above=0) * 60
+    settings.setdefault("run_timeout", min(RUN_TIMEOUT_S, interval_s))
 
     def on_progress(progress: Progress) -> None:
         beat()

@@ -411,6 +411,8 @@ class FakePolymarket:
             return web.Response(status=414)
         try:
             response: web.Response = await handler(request)
+        except ConnectionError:  # whoever asked has gone
+            raise
         except Exception as error:
             self.unknown.append(f"{request.method} {request.path_qs}: {error!r}")
             raise
@@ -680,7 +682,7 @@ class FakePolymarket:
         if not self.searches_left:
             return x_problem(429, "Too Many Requests", "Too Many Requests", self._x_headers)
         self.searches_left -= 1
-        before = int(query.get("next_token", "b999")[1:])
+        before = int(query.get("next_token", f"b{len(self.posts)}")[1:])
         found = [post for post in reversed(self.posts) if since < post.number and self.posts.index(post) < before]
         return compressed(msgspec.json.encode(self._posts_page(found, size, query)), self._x_headers)
 

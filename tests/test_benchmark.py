@@ -31,6 +31,7 @@ async def measured(**settings: float) -> ac.BenchmarkResult:
     return await asyncio.to_thread(ac.benchmark, **settings)
 
 
+@pytest.mark.slow
 async def test_both_ways_store_the_same_markets(exchange: FakePolymarket) -> None:
     exchange.latency_s = 0.005
     result = await measured()
@@ -43,6 +44,7 @@ async def test_both_ways_store_the_same_markets(exchange: FakePolymarket) -> Non
     assert (new["peak_memory_mb"] or 0) > 10
 
 
+@pytest.mark.slow
 async def test_of_many_markets_the_old_way_takes_a_sample(exchange: FakePolymarket) -> None:
     for _ in range(90):
         exchange.add_market()
@@ -59,6 +61,7 @@ async def test_a_market_that_only_one_way_has_seen_is_told(exchange: FakePolymar
     assert not (await measuring)["same_markets"]
 
 
+@pytest.mark.slow
 async def test_the_command_shows_both_and_touches_no_file(exchange: FakePolymarket, tmp_path: Path) -> None:
     for args, expected in (
         (("--benchmark",), r"Benchmark: .*\n  speed-up +\d+ times\n  same markets +yes\n"),

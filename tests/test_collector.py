@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
+import signal
 import sqlite3
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -206,6 +209,7 @@ async def test_a_run_leaves_its_account(exchange: FakePolymarket, collector: ac.
         "status": "complete",
         "books_missing": 0,
         "reason": None,
+        "drift": None,
         "tweets_reason": None,
         "requests": 4,
         "database": str(database),
@@ -313,7 +317,7 @@ async def test_a_listing_that_breaks_off_keeps_what_it_had(
     def break_third(page: dict[str, Any]) -> dict[str, Any]:
         nonlocal pages
         pages += 1
-        return page if pages < 3 else {"error": "moved"}
+        return page if pages < 3 else {"rows": []}
 
     exchange.fail_next("/markets/keyset", times=9, mutate=break_third)
     result = await collector.collect_all()
@@ -409,7 +413,8 @@ async def test_a_cancelled_run_is_marked_and_the_next_one_works(
 async def test_a_bug_in_a_hook_ends_the_run_as_itself(
     exchange: FakePolymarket, make_collector: Callable[..., ac.AsyncCollector], database: Path
 ) -> None:
-    assert exchange.url
+    for _ in range(240):
+        exchange.add_market(volume_24h=200_000.0)
 
     def broken(_: ac.Progress) -> None:
         raise ZeroDivisionError
@@ -427,6 +432,7 @@ async def test_a_second_collector_is_turned_away_while_the_first_one_works(
     assert sorted(type(result).__name__ for result in results) == ["DatabaseBusy", "DatabaseBusy", "dict"]
 
 
+@pytest.mark.slow
 async def test_neither_host_is_asked_faster_than_its_limit(
     exchange: FakePolymarket, make_collector: Callable[..., ac.AsyncCollector]
 ) -> None:
@@ -443,6 +449,7 @@ async def test_neither_host_is_asked_faster_than_its_limit(
     assert exchange.busiest("/books", 0.3) <= 3
 
 
+@pytest.mark.slow
 async def test_after_a_429_nobody_asks_that_host_until_the_pause_is_over(
     exchange: FakePolymarket, database: Path
 ) -> None:
@@ -574,3 +581,51 @@ def test_the_limiters_can_be_replaced(make_collector: Callable[..., ac.AsyncColl
     collector.gamma_limiter = ac.RateLimiter(3, clock=clock)
     collector.clob_limiter.max_requests = 7
     assert (collector.gamma_limiter.max_requests, collector.clob_limiter.max_requests) == (3, 7)
+
+
+async def test_a_clock_that_jumps_within_a_run_changes_no_duration_and_loses_no_row(
+    exchange: FakePolymarket, make_collector: Callable[..., ac.AsyncCollector], database: Path, clock: JumpingClock
+) -> None:
+    for _ in range(940):
+        exchange.add_market(volume_24h=200_000.0)
+
+    def jump(books: list[Any]) -> list[Any]:
+        clock.set_forward_s = -3_600.0 if clock.set_forward_s else 3_600.0
+        return books
+
+    exchange.fail_next("/books", times=9, mutate=jump)
+    result = await make_collector().collect_all()
+    assert (result["status"], result["snapshots"]) == ("complete", 1_000)
+    assert 0 <= result["duration"] < 3
+    hours = {row["hour"] for row in rows(database, "SELECT DISTINCT substr(timestamp, 1, 13) AS hour FROM snapshots")}
+    assert hours == {"2026-11-22 13", "2026-11-22 15"}
+
+
+async def test_a_program_may_collect_in_threads_of_its_own_and_keeps_its_signals_and_its_log(
+    exchange: FakePolymarket, tmp_path: Path
+) -> None:
+    assert exchange.url
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    loggers = list(logging.getLogger().handlers)
+
+    def collect(name: str) -> int:
+        return asyncio.run(ac.AsyncCollector(tmp_path / name).collect_all())["snapshots"]
+
+    assert await asyncio.gather(*(asyncio.to_thread(collect, f"{number}.db") for number in range(3))) == [60] * 3
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert logging.getLogger().handlers == loggers
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="the zone of a process is of Unix")
+@pytest.mark.parametrize("zone", ["Asia/Kathmandu", "America/St_Johns"])
+async def test_times_are_utc_wherever_the_computer_is(
+    exchange: FakePolymarket, database: Path, monkeypatch: pytest.MonkeyPatch, zone: str
+) -> None:
+    assert exchange.url
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", zone)
+        time.tzset()
+        await ac.AsyncCollector(database).collect_all()
+    time.tzset()
+    for row in rows(database, "SELECT strftime('%s', started_at) AS moment FROM runs"):
+        assert abs(int(row["moment"]) - time.time()) < 30

@@ -81,6 +81,12 @@ def test_a_bad_variable_is_named_with_its_value(monkeypatch: pytest.MonkeyPatch,
     assert f"{name}={value!r}: must be" in str(caught.value)
 
 
+def test_a_scheme_is_read_as_a_browser_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWITTER_API", "HTTP://api.x.com")
+    with pytest.raises(ConfigError, match=r"TWITTER_API='http://api\.x\.com': must be an https address"):
+        AsyncCollector()
+
+
 def test_a_password_in_an_address_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLOB_API", "https://me:secret@clob.polymarket.com")
     with pytest.raises(ConfigError, match=r"CLOB_API='https://\*\*\*@clob.polymarket.com': must be"):
@@ -111,7 +117,10 @@ def test_a_token_is_stripped_and_hidden(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8080/x", "http://[::1]:1", "http://localhost", "https://x.test"])
 def test_the_token_may_travel_over_https_or_loopback(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("TWITTER_API", address)
-    assert AsyncCollector().settings.twitter.url == address
+    monkeypatch.setenv("TWITTER_BEARER_TOKEN", "AAAA")
+    monkeypatch.setenv("http_proxy", "http://proxy:1")
+    settings = AsyncCollector().settings
+    assert (settings.twitter.url, settings.twitter.proxy) == (address, None)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +137,7 @@ def test_the_token_may_travel_over_https_or_loopback(monkeypatch: pytest.MonkeyP
         {"min_volume": -1},
         {"min_volume": "much"},
         {"twitter_max_posts": 9},
+        {"run_timeout": 0},
     ],
 )
 def test_a_bad_argument_is_named_with_its_value(setting: dict[str, Any]) -> None:

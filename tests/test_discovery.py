@@ -143,6 +143,7 @@ async def test_a_later_run_walks_the_newest_and_asks_for_the_known_by_id(
     assert result["requests"] == 13 + math.ceil(1_150 / 250)
 
 
+@pytest.mark.slow
 async def test_a_walk_over_the_newest_that_breaks_off_leaves_no_hole(
     exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path
 ) -> None:
@@ -209,6 +210,7 @@ async def test_known_markets_are_asked_for_in_parallel(exchange: FakePolymarket,
     assert exchange.most_in_flight == 10
 
 
+@pytest.mark.slow
 async def test_a_full_walk_is_made_once_a_day(
     exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path, clock: JumpingClock
 ) -> None:
@@ -220,6 +222,7 @@ async def test_a_full_walk_is_made_once_a_day(
     assert exchange.url
 
 
+@pytest.mark.slow
 async def test_a_job_with_a_threshold_needs_no_walk_and_disturbs_none(
     everything: ac.AsyncCollector, make_collector: Callable[..., ac.AsyncCollector], database: Path
 ) -> None:

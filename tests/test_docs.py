@@ -103,3 +103,12 @@ async def test_the_library_example_runs(exchange: FakePolymarket, tmp_path: Path
 def test_the_ci_runs_the_readmes_test_command() -> None:
     assert re.search(r"^python3 -m venv .* \.venv/bin/pytest$", section("Development"), re.MULTILINE)
     assert "eval" in (PROJECT / ".ci/run").read_text()
+
+
+def test_every_promise_names_a_test_that_exists() -> None:
+    promises = (PROJECT / "RELIABILITY.md").read_text()
+    tests = "".join(path.read_text() for path in (PROJECT / "tests").glob("test_*.py"))
+    assert set(re.findall(r"`(test_\w+)`", promises)) <= set(re.findall(r"def (test_\w+)\(", tests))
+    lines = [line for line in promises.splitlines() if re.match(r"\| (\d+ \| )?[a-z0-9]", line, re.IGNORECASE)]
+    assert all("`test_" in line or line.startswith(("| promise", "| # |")) for line in lines)
+    assert [int(number) for number in re.findall(r"^\| (\d+) \|", promises, re.MULTILINE)] == list(range(1, 110))

@@ -272,6 +272,7 @@ async def test_while_the_clob_is_down_gammas_word_is_taken_and_the_rest_is_said(
     assert outcome(database, unclear) == ended(unclear.outcomes[0])
 
 
+@pytest.mark.slow
 async def test_five_thousand_followed_markets_cost_a_request_a_hundred(
     exchange: FakePolymarket, make_collector: Callable[..., ac.AsyncCollector], clock: JumpingClock
 ) -> None:

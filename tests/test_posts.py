@@ -181,9 +181,13 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"status": 503, "times": 9}, 'HTTP 503: \'{"error": "scripted"}\'; the next run goes on'),
     ({"disconnect": True}, "; the next run goes on"),
     ({"cut": True}, "; the next run goes on"),
-    ({"body": b"<html>"}, "no JSON: "),
-    ({"body": b'{"error": "what"}'}, "Object missing required field `meta`"),
-    ({"status": 302, "headers": {"Location": "http://127.0.0.1:1/"}, "body": b""}, "HTTP 302: 'http://127.0.0.1:1/'"),
+    ({"body": b"<html>"}, "no JSON but application/octet-stream: "),
+    ({"body": b'{"data": []}'}, "Object missing required field `meta`"),
+    ({"body": b'{"error": "what"}', "times": 9}, "HTTP 200, and the error 'what'"),
+    (
+        {"status": 302, "headers": {"Location": "http://127.0.0.1:1/"}, "body": b""},
+        "HTTP 302: refusing a redirect to 'http://127.0.0.1:1/'",
+    ),
 ]
 
 
@@ -386,6 +390,68 @@ async def test_a_host_that_repeats_the_token_in_what_is_no_http_shows_it_to_nobo
     assert exchange.token not in "\n".join(told)
 
 
+@pytest.mark.usefixtures("_token")
+async def test_a_run_that_is_stopped_while_only_x_is_outstanding_is_complete(
+    exchange: FakePolymarket, make_collector: Callable[..., ac.AsyncCollector], database: Path
+) -> None:
+    stored = asyncio.Event()
+    exchange.fail_next(SEARCH, hang=True)
+    running = asyncio.create_task(make_collector(progress=lambda _: stored.set()).collect_all())
+    await stored.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert rows(database, "SELECT status, snapshots_saved FROM runs") == [{"status": "complete", "snapshots_saved": 60}]
+
+
+@pytest.mark.usefixtures("_token")
+async def test_nobody_waits_for_x(exchange: FakePolymarket, collector: ac.AsyncCollector, clock: JumpingClock) -> None:
+    exchange.fail_next(SEARCH, status=503, retry_after=50, times=9)
+    await collector.collect_all()
+    assert (len(exchange.asked(SEARCH)), clock.slept) == (1, [])
+
+
+@pytest.mark.usefixtures("_token")
+async def test_posts_that_are_not_understood_are_not_bought_again(
+    exchange: FakePolymarket, make_collector: Callable[..., ac.AsyncCollector], database: Path
+) -> None:
+    for _ in range(30):
+        exchange.say("kalshi")
+
+    def spoil(page: dict[str, Any]) -> dict[str, Any]:
+        del page["meta"]["newest_id"]
+        return page | {"data": [post | {"text": 1} if post["id"][-2:] > "20" else post for post in page["data"]]}
+
+    exchange.fail_next(SEARCH, times=9, mutate=spoil)
+    results = [await make_collector().collect_all() for _ in range(2)]
+    good = [post.id for post in exchange.posts if post.id[-2:] <= "20"]
+    assert [row["tweet_id"] for row in rows(database, POSTS)] == good
+    assert [result["tweets"] for result in results] == [len(good), 0]
+    assert sum(post.times_sent - 1 for post in exchange.posts) < 5  # those that are newer than the newest good one
+    assert rows(database, "SELECT tweets_complete FROM runs WHERE run_id = 1") == [{"tweets_complete": 0}]
+
+
+async def test_a_failing_x_is_no_reason_for_a_gap(
+    exchange: FakePolymarket,
+    make_collector: Callable[..., ac.AsyncCollector],
+    database: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    clock: JumpingClock,
+) -> None:
+    await make_collector().collect_all()
+    monkeypatch.setenv("TWITTER_BEARER_TOKEN", "wrong")
+    exchange.fail_next("/markets/keyset", status=404, times=99)
+    clock.elapsed_s += 900
+    with pytest.raises(ac.RequestRejectedError):
+        await make_collector().collect_all()
+    exchange.heal()
+    clock.elapsed_s += 900
+    await make_collector().collect_all()
+    (reasons,) = {row["reasons"] for row in rows(database, "SELECT reasons FROM gaps")}
+    assert "HTTP 404" in reasons
+    assert "search" not in reasons
+
+
 # --- hype signals
 
 
@@ -459,3 +525,44 @@ async def test_posts_are_matched_to_the_markets_of_the_run_and_again_while_they_
     assert about == [(market.id, "beeblebrox, galaxy, president, zaphod"), (None, None)]
     (signal,) = rows(database, "SELECT market_id, tweet_count, total_engagement, velocity FROM hype_signals")
     assert signal == {"market_id": market.id, "tweet_count": 1, "total_engagement": 3, "velocity": 1.0}
+
+
+@pytest.mark.usefixtures("_token")
+async def test_posts_are_matched_however_old_they_are_when_they_are_read(
+    exchange: FakePolymarket, collector: ac.AsyncCollector, database: Path
+) -> None:
+    market = next(iter(exchange.markets.values()))
+    link = f"https://polymarket.com/event/{market.event_slug}/{market.slug}"
+    for minute in ("12:30", "14:10"):
+        exchange.say("look", created_at=f"2026-11-22T{minute}:00.000Z", links=[link])
+    exchange.say("look", created_at="2026-11-22T13:10:00.000Z", links=[link])
+    await collector.collect_all()
+    assert rows(database, "SELECT DISTINCT market_id FROM tweets") == [{"market_id": market.id}]
+    (signal,) = rows(database, "SELECT tweet_count, velocity FROM hype_signals")
+    assert signal == {"tweet_count": 1, "velocity": -0.5}
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"likes": -100},
+        {"likes": 2**62, "retweets": 2**62},
+        {"likes": "many", "sentiment_score": "positive"},
+        {"likes": float("inf"), "sentiment_score": float("-inf")},
+        {"sentiment_score": 80},
+    ],
+)
+async def test_odd_rows_of_other_programs_stay_within_the_ranges_and_cost_the_run_nothing(
+    exchange: FakePolymarket, collector: ac.AsyncCollector, database: Path, columns: dict[str, Any]
+) -> None:
+    await collector.collect_all()
+    market = next(iter(exchange.markets))
+    for tweet_id in ("1", "2", "3"):
+        heard(database, tweet_id=tweet_id, timestamp="2026-11-22 14:14:00", market_id=market, **columns)
+    heard(database, tweet_id="4", timestamp="2026-11-22T14:14:00.000Z", market_id=market, **columns)  # not our form
+    assert (await collector.collect_all())["status"] == "complete"
+    (signal,) = rows(database, "SELECT * FROM hype_signals")
+    assert signal["tweet_count"] == 3
+    assert 0 <= signal["total_engagement"] <= 12 * 10**12
+    assert signal["avg_sentiment"] is None or -1 <= signal["avg_sentiment"] <= 1
+    assert 0 <= signal["hype_score"] <= 100

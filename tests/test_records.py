@@ -249,7 +249,9 @@ def test_what_is_no_price_costs_its_book(price: str) -> None:
     assert [bad.id for bad in rejected] == ["2"]
 
 
-@pytest.mark.parametrize(("sent", "stored"), [(b"\\ud83d", "\ufffd"), (b"\xff", "\ufffd"), (b"\\u0000", "\0")])
+@pytest.mark.parametrize(
+    ("sent", "stored"), [(b"\\ud83d", "\ufffd"), (b"\xff", "\ufffd"), (b"\\u0000", "\ufffd"), (b"\\\\u0000", "\\u0000")]
+)
 def test_one_broken_letter_costs_no_page(sent: bytes, stored: str) -> None:
     page = decode_page(msgspec.json.encode({"markets": [GAMMA, GAMMA | {"slug": "a-b"}]}).replace(b"a-b", b"a" + sent))
     assert [market.slug for market in page.markets] == ["will-it-rain", "a" + stored]
@@ -259,11 +261,8 @@ def test_one_broken_letter_costs_no_page(sent: bytes, stored: str) -> None:
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
 def test_what_is_no_number_is_refused(number: str) -> None:
     body = json.dumps({"markets": [GAMMA, GAMMA]}).replace("14261311.7", number, 1).encode()
-    try:
-        page = decode_page(body)
-    except ValueError:
-        return
-    assert len(page.rejected) == 1
+    page = decode_page(body)
+    assert (len(page.markets), len(page.rejected)) == (1, 1)
 
 
 def test_shares_of_nothing_are_no_offer() -> None:

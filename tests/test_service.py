@@ -84,6 +84,7 @@ async def test_a_signal_ends_it_cleanly_within_seconds(
     assert_sound(database)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 async def test_a_signal_while_writing_leaves_whole_batches(exchange: FakePolymarket, database: Path, seed: int) -> None:
     for _ in range(5_000):
@@ -169,7 +170,7 @@ async def test_the_journal_gets_levels_and_no_time(exchange: FakePolymarket, dat
     process.terminate()
     await process.wait()
     with os.fdopen(read_end) as lines:
-        journal = lines.read().splitlines()
+        journal = [line for line in lines.read().splitlines() if "SQLite" not in line]  # the library may be an old one
     assert [line[:3] for line in journal] == ["<6>", "<4>", "<6>", "<4>", "<6>"]
     assert re.match(r"<4>run 1 partial: 60 markets in .* errors, the first: YES and NO: http.*HTTP 400", journal[3])
 
@@ -236,6 +237,7 @@ async def killed(exchange: FakePolymarket, database: Path, times: int) -> None:
     }
 
 
+@pytest.mark.slow
 async def test_a_killed_run_leaves_whole_batches_and_no_lock(exchange: FakePolymarket, database: Path) -> None:
     await killed(exchange, database, 3)
 
@@ -245,6 +247,7 @@ async def test_fifty_killed_runs_leave_whole_batches_and_no_lock(exchange: FakeP
     await killed(exchange, database, 50)
 
 
+@pytest.mark.slow
 async def test_of_five_collectors_started_together_one_collects(exchange: FakePolymarket, database: Path) -> None:
     exchange.latency_s = 1.0
     processes = await asyncio.gather(*(start(exchange, database, *ONCE) for _ in range(5)))
@@ -256,6 +259,7 @@ async def test_of_five_collectors_started_together_one_collects(exchange: FakePo
     assert [row["status"] for row in rows(database, "SELECT status FROM runs")] == ["complete"]
 
 
+@pytest.mark.slow
 async def test_a_reader_that_comes_and_goes_never_fails_and_never_waits(
     exchange: FakePolymarket, database: Path
 ) -> None:
@@ -278,6 +282,7 @@ async def test_a_reader_that_comes_and_goes_never_fails_and_never_waits(
     assert sorted(waits)[len(waits) // 2] < 0.05
 
 
+@pytest.mark.slow
 async def test_a_reader_that_stays_for_the_whole_run_does_not_stop_it(exchange: FakePolymarket, database: Path) -> None:
     await ended(await start(exchange, database, *ONCE))
     with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as reader:
@@ -300,6 +305,7 @@ async def test_the_continuous_command_says_a_line_per_run(exchange: FakePolymark
     assert re.match(r"run 1 is complete: 60 markets in \d+\.\d\d s; next run \d\d:\d\d:\d\d UTC", lines[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("args", "code"), [((), 0), (("--interval", "0.0001"), 1)])
 async def test_the_status_is_a_health_check(
     exchange: FakePolymarket, database: Path, args: tuple[str, ...], code: int

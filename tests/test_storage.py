@@ -90,6 +90,14 @@ async def test_a_new_file_and_an_upgraded_old_one_have_the_same_shape(tmp_path: 
     assert rows(old, "PRAGMA user_version") == rows(new, "PRAGMA user_version") == [{"user_version": len(MIGRATIONS)}]
 
 
+async def test_columns_and_indexes_that_the_user_has_added_are_no_obstacle(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    added = "ALTER TABLE tweets ADD COLUMN lang TEXT; CREATE INDEX tweets_by_time ON tweets(timestamp);"
+    make_file(path, f"{OLD_FILE} {added}")
+    await opened_once(path)
+    assert rows(path, "PRAGMA user_version") == [{"user_version": len(MIGRATIONS)}]
+
+
 @pytest.mark.parametrize("version", range(1, len(MIGRATIONS)))
 async def test_a_file_of_every_released_schema_is_upgraded(tmp_path: Path, version: int) -> None:
     new, old = tmp_path / "new.db", tmp_path / "old.db"
