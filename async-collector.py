@@ -124,16 +124,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-follow", action="store_true", help="forget a market when its volume drops, and never learn its outcome"
     )
-    parser.add_argument(
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument(
         "--continuous", action="store_true", help="collect now and at every multiple of the interval, until stopped"
     )
     parser.add_argument(
-        "--interval", metavar="MIN", type=number_above_0, default=15, help="minutes between two collections (15)"
+        "--interval", metavar="MIN", type=checked(ac.minutes), default=15, help="minutes between two collections (15)"
     )
-    parser.add_argument(
+    modes.add_argument(
         "--status", action="store_true", help="say how the collection is going; exit 1 if that is not well"
     )
-    parser.add_argument(
+    modes.add_argument(
         "--benchmark",
         action="store_true",
         help="collect twice into temporary files, one by one and as always, and compare",
@@ -177,7 +178,8 @@ def status_lines(status: ac.Status) -> str:
         f"  missed in a day    {status['missed_ticks']}",
         f"  file and WAL       {status['file_bytes'] / 1e6:.1f} MB and {status['wal_bytes'] / 1e6:.1f} MB",
         *(
-            f"  run {run['run_id']:<14} {run['started_at']} {run['status']}, {run['snapshots_saved']} markets of "
+            f"  run {run['run_id']:<14} {run['started_at']} {ac.printable(run['status'])}, "
+            f"{run['snapshots_saved']} markets of "
             f"{run['markets_listed']}, {run['books_missing']} without books, {run['errors']} errors"
             for run in status["runs"]
         ),
@@ -343,6 +345,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ac.CollectorError as error:
         say(f"async-collector: {error}", sys.stderr)
         return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
+    except KeyboardInterrupt:
+        return INTERRUPTED + signal.SIGINT
 
 
 if __name__ == "__main__":

@@ -161,6 +161,11 @@ class ApiError(CollectorError):
         """Return where what has gone wrong."""
         return f"{self.url}: {self.message}"
 
+    @property
+    def too_large(self) -> bool:
+        """Whether less at a time may go well."""
+        return self.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or "Payload exceeds the limit" in self.message
+
 
 class NetworkError(ApiError):
     """No complete answer: not resolved, not connected, cut short, or too slow.
@@ -198,7 +203,9 @@ class MalformedResponseError(ApiError):
 
 
 class AnswerTooLongError(MalformedResponseError):
-    """2xx, but longer than any true answer; it has not been read to its end."""
+    """2xx, but larger than any true answer; it has not been read to its end, or not been looked at."""
+
+    too_large = True
 
 
 # --- Configuration ----------------------------------------------------------------------------------------------------
@@ -233,16 +240,22 @@ def whole_number(name: str, value: object, *, at_least: int = 1, at_most: int = 
     return number
 
 
-def finite_number(name: str, value: object, *, above: float | None = None) -> float:
-    """Return *value* as a finite float that is above *above* (or at least 0), or raise a `ConfigError`."""
+def finite_number(name: str, value: object, *, above: float | None = None, at_most: float = 1e18) -> float:
+    """Return *value* as a float above *above* (or at least 0) and at most *at_most*, or raise a `ConfigError`."""
     try:
         number = float(str(value))
     except ValueError:
         number = -1.0
-    if not (number > above if above is not None else number >= 0) or number == float("inf"):
-        msg = f"{name}={value!r}: must be a number {f'above {above:g}' if above is not None else 'of at least 0'}"
+    if not (number > above if above is not None else number >= 0) or number > at_most:
+        least = f"above {above:g}" if above is not None else "of at least 0"
+        msg = f"{name}={value!r}: must be a number {least} and at most {at_most:,g}"
         raise ConfigError(msg)
     return number
+
+
+def minutes(name: str, value: object) -> float:
+    """Return *value* as an interval in minutes, of a year at most, or raise a `ConfigError`."""
+    return finite_number(name, value, above=0, at_most=366 * 24 * 60)
 
 
 def base_url(name: str, value: str) -> str:
@@ -423,15 +436,14 @@ class Settings:
 
 Text = Annotated[str, msgspec.Meta(max_length=100_000)]
 ConditionId = Annotated[str, msgspec.Meta(max_length=100)]
-MarketId = Annotated[str, msgspec.Meta(pattern="^[0-9]{1,18}$")]  # grows with time
+MarketId = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,18}\Z")]  # grows with time
 Price = Annotated[float, msgspec.Meta(ge=0, le=1)]  # USD per share, which pays 0 or 1
 LONGEST_TOKEN_ID: Final = 100  # a uint256 has 78 digits
-PriceOrBlank = Annotated[str, msgspec.Meta(pattern=r"^([01]|0\.[0-9]+|1\.0+)?$")]
 Size = Annotated[float, msgspec.Meta(ge=0, le=1e18)]  # shares
 Amount = Annotated[float, msgspec.Meta(ge=-1e18, le=1e18)]  # USD
-PostId = Annotated[str, msgspec.Meta(pattern="^[0-9]{1,19}$")]  # and of a user, on X
+PostId = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,19}\Z")]  # and of a user, on X
 Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
-EpochMs = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_999)]  # to the end of the year 9999
+EpochMs = Annotated[int, msgspec.Meta(ge=10**12, le=253_402_300_799_999)]  # from 2001 to the end of the year 9999
 
 
 class JsonStrings(tuple[str, ...]):
@@ -524,7 +536,7 @@ class ClobToken(msgspec.Struct, gc=False):
     """One side of a market on the CLOB."""
 
     token_id: str
-    winner: bool = False
+    winner: bool
 
 
 class ClobMarket(msgspec.Struct, gc=False):
@@ -550,8 +562,8 @@ class OrderBook(msgspec.Struct, gc=False):
     token_id: str = msgspec.field(name="asset_id")
     bids: list[Level]
     asks: list[Level]
-    timestamp: EpochMs | None = None  # of the book's last change
-    last_trade_price: PriceOrBlank | None = None  # "" before the first trade
+    timestamp: Any = None  # of the book's last change; not worth a book where it is odd, as is the last trade
+    last_trade_price: Any = None  # "" before the first trade
 
     @property
     def best_bid(self) -> Level | None:
@@ -574,7 +586,18 @@ class OrderBook(msgspec.Struct, gc=False):
     @property
     def traded_price(self) -> float | None:
         """The price of the market's last trade, or None before the first."""
-        return float(self.last_trade_price or 0) or None  # nothing trades at 0
+        with suppress(msgspec.ValidationError):
+            price: float = msgspec.convert(self.last_trade_price or 0, Price, strict=False)
+            return price or None  # nothing trades at 0
+        return None
+
+    @property
+    def changed_ms(self) -> int | None:
+        """When the book last changed, in milliseconds of Unix time, or None where that is not said."""
+        with suppress(msgspec.ValidationError):
+            moment: int = msgspec.convert(self.timestamp, EpochMs, strict=False)
+            return moment
+        return None
 
 
 class XMetrics(msgspec.Struct, gc=False):
@@ -722,7 +745,9 @@ def _decode_custom(kind: type, value: object) -> object:
         msg = f"Expected `str`, got `{type(value).__name__}`"
         raise TypeError(msg)
     try:
-        return JsonPrices(_PRICES.decode(value)) if kind is JsonPrices else JsonStrings(_STRINGS.decode(value))
+        if kind is JsonPrices:
+            return JsonPrices(_PRICES.decode(value))
+        return JsonStrings(text.replace("\0", "\ufffd") for text in _STRINGS.decode(value))
     except msgspec.DecodeError as error:
         msg = f"{error} of the JSON in the string"
         raise ValueError(msg) from error
@@ -744,7 +769,8 @@ _POSTS: Final = _decoder(_Posts)
 _RAW_POSTS: Final = _decoder(_RawPosts)
 _REMAINS: Final = _decoder(_Remains)
 _COMPLAINT: Final = _decoder(_Complaint)
-FEW: Final = 10  # elements that say nothing about the shape of all others
+FEW: Final = 10  # bad elements that say nothing about the shape of all others
+VERY_FEW: Final = 3  # and that say nothing if there is no good one
 
 
 # nearly every open market has them: where most do not, they have another name now
@@ -772,7 +798,14 @@ def _check_expected(markets: Sequence[GammaMarket]) -> None:
 
 
 def _decode_each(elements: Sequence[msgspec.Raw], decoder: msgspec.json.Decoder[T]) -> tuple[list[T], list[Rejected]]:
-    """Decode *elements* one by one, so that a bad one costs only itself."""
+    """Decode *elements* one by one, so that a bad one costs only itself.
+
+    Raises:
+        msgspec.ValidationError: there are far more than anybody has asked for.
+    """
+    if len(elements) > MOST_ELEMENTS:
+        msg = f"{len(elements)} elements, which nobody has asked for"
+        raise msgspec.ValidationError(msg)
     good: list[T] = []
     rejected: list[Rejected] = []
     for element in elements:
@@ -790,7 +823,7 @@ def _decode_most(elements: Sequence[msgspec.Raw], decoder: msgspec.json.Decoder[
         msgspec.ValidationError: most of them are bad: the shape of the answer has changed.
     """
     good, rejected = _decode_each(elements, decoder)
-    if len(rejected) > max(len(good), FEW):
+    if len(rejected) > (max(len(good), FEW) if good else VERY_FEW):
         msg = f"{len(rejected)} of {len(elements)} elements are not understood, the first: {rejected[0].reason}"
         raise msgspec.ValidationError(msg)
     return good, rejected
@@ -809,8 +842,17 @@ def _rejected(element: msgspec.Raw, reason: str) -> Rejected:
         _digits(remains.id, at_most=18) or _digits(remains.asset_id, at_most=78),
         printable(reason),
         is_open=remains.active is not False and remains.closed is not True,
-        volume_24h=remains.volume_24h if isinstance(remains.volume_24h, float) else None,
+        volume_24h=remains.volume_24h if type(remains.volume_24h) in {int, float} else None,
     )
+
+
+MAX_PAGE_BYTES: Final = 8 * 2**20  # decoded; a page of markets has 0.6 MB, one of posts 0.2 MB
+MOST_PARTS: Final = 400_000  # 500 books have 50,000 levels or so
+MOST_ELEMENTS: Final = 1_000  # of an answer; nobody is asked for more than 500
+
+
+class _TooManyPartsError(ValueError):
+    """An answer that is too large to be mended."""
 
 
 _NUL: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
@@ -828,12 +870,22 @@ def _repaired(body: Body) -> bytes:
 
     Raises:
         ValueError: it is no JSON.
+        _TooManyPartsError: it is larger than any true answer: mending is slow and takes memory.
     """
+    parts = body.count(b"{") + body.count(b"[")
+    if parts > MOST_PARTS or len(body) > MAX_PAGE_BYTES:
+        msg = f"the answer cannot be mended, with {len(body)} bytes and {parts} objects and lists"
+        raise _TooManyPartsError(msg)
+
+    def refused(text: str) -> list[str]:
+        return [text]  # which is of no type that is asked for
+
     value = json.loads(
         body.decode("utf-8-sig", "replace"),
-        parse_constant=str,
-        parse_float=lambda text: number if math.isfinite(number := float(text)) else text,
-        parse_int=lambda text: int(text) if len(text) <= 20 else text,  # noqa: PLR2004  64 bits
+        strict=False,
+        parse_constant=refused,
+        parse_float=lambda text: number if math.isfinite(number := float(text)) else refused(text),
+        parse_int=lambda text: int(text) if len(text) <= 20 else refused(text),  # noqa: PLR2004  64 bits
     )
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
@@ -975,7 +1027,7 @@ class Snapshot(NamedTuple):
             spread=_clean(ask_yes.price - bid_yes.price) if bid_yes and ask_yes else None,
             run_id=run_id,
             last_trade_price=book.traded_price if book else market.last_trade_price or None,
-            book_time=sql_time_ms(book.timestamp) if book and book.timestamp is not None else None,
+            book_time=sql_time_ms(changed_ms) if book and (changed_ms := book.changed_ms) is not None else None,
             bid_size_yes=bid_yes.size if bid_yes else None,
             ask_size_yes=ask_yes.size if ask_yes else None,
             bid_size_no=bid_no.size if bid_no else None,
@@ -1099,12 +1151,17 @@ def outcome_of(market: GammaMarket) -> str | None:
     return SPLIT if set(prices) == {0.5} else None
 
 
-def winner_of(market: GammaMarket, on_clob: ClobMarket | None) -> str | None:
-    """Return the outcome that the CLOB says has won, in Gamma's word for it, or None where it does not say."""
-    if on_clob is None or not on_clob.closed or len(market.outcomes or ()) != len(market.clob_token_ids or ()):
+def settled_by(market: GammaMarket, on_clob: ClobMarket | None) -> str | None:
+    """Return how the CLOB says that *market* has ended, in Gamma's words, or None where it does not say.
+
+    Prices of one half each are a `SPLIT` if the CLOB has closed the market and names no winner of its two tokens.
+    """
+    words = dict(zip(market.clob_token_ids or (), market.outcomes or (), strict=False))
+    if on_clob is None or not on_clob.closed or {token.token_id for token in on_clob.tokens} != set(words):
         return None
-    words = dict(zip(market.clob_token_ids or (), market.outcomes or (), strict=True))
-    winners = [words.get(token.token_id) for token in on_clob.tokens if token.winner]
+    winners = [words[token.token_id] for token in on_clob.tokens if token.winner]
+    if not winners:
+        return outcome_of(market)
     return winners[0] if len(winners) == 1 else None
 
 
@@ -1137,11 +1194,11 @@ class Failure(NamedTuple):
 
 MAX_RATE: Final = 1_000_000  # requests per window
 FIRST_BACKOFF_S: Final = 1.0
-FREE_RETRIES: Final = 20  # of a run, and
+FREE_RETRIES: Final = 100  # of a run: what 10 workers use up in half a minute; and
 RETRY_SHARE: Final = 0.25  # of its requests
 PATIENCE_S: Final = 5.0  # with a host on which the markets do not depend
 MANY_FAILURES: Final = 20  # in a row, and for
-LONG_OUTAGE_S: Final = 10.0  # end the asking of a host: a shorter outage is what retries are for
+LONG_OUTAGE_S: Final = 30.0  # end the asking of a host: a shorter outage is what retries are for
 LONGEST_QUOTA_S: Final = 15 * 60.0  # a window of X
 LONGEST_WAIT_S: Final = 60.0  # what a server may ask of us at most; beyond it the request is given up
 
@@ -1343,18 +1400,19 @@ class Breaker:
             raise error
 
     def saw(self, error: ApiError | None) -> None:
-        """Count how a request went."""
+        """Count how a request went; a 429 says nothing, for it is obeyed."""
+        if self._why or isinstance(error, RateLimitedError):
+            return
         if isinstance(error, AccessDeniedError):
             self._why = error
-            return
-        floods = isinstance(error, AnswerTooLongError)
-        if error is None or not (error.retryable or floods):
+        elif error is None or not (error.retryable or error.too_large):
             self._failures = 0
-            return
-        self._since = self._since if self._failures else self._clock.monotonic()
-        self._failures += 1
-        if self._failures >= MANY_FAILURES and (floods or self._clock.monotonic() - self._since >= LONG_OUTAGE_S):
-            self._why = error
+        else:
+            self._since = self._since if self._failures else self._clock.monotonic()
+            self._failures += 1
+            long_enough = error.too_large or self._clock.monotonic() - self._since >= LONG_OUTAGE_S
+            if self._failures >= MANY_FAILURES and long_enough:
+                self._why = error
 
 
 async def retry(
@@ -1384,9 +1442,9 @@ async def retry(
 MARKETS_PATH: Final = "/markets/keyset"
 PAGE_SIZE: Final = 100  # Gamma cuts larger pages to this
 SEARCH_PATH: Final = "/2/tweets/search/recent"
+SEARCHED: Final = timedelta(days=8)  # X searches the last seven
 MAX_PAGES: Final = 20_000  # a listing that goes on for longer is going round in circles
 MAX_TOKENS: Final = 500  # per request for books
-MAX_PAGE_BYTES: Final = 8 * 2**20  # decoded; a page of markets has 0.6 MB, one of posts 0.2 MB
 MAX_BOOKS_BYTES: Final = 32 * 2**20  # 500 books have 2 to 5 MB
 MAX_ERROR_BYTES: Final = 64 * 2**10
 
@@ -1430,6 +1488,13 @@ class Answer(NamedTuple):
         return self.body[:LONGEST_TEXT].decode("utf-8", "replace")
 
     @property
+    def complaint(self) -> str | None:
+        """The error that an answer with status 200 may have instead of what was asked for."""
+        with suppress(ValueError, RecursionError):
+            return repr(_COMPLAINT.decode(self.body).error)
+        return None
+
+    @property
     def is_bot_check(self) -> bool:
         """Whether this is a page that wants to see a human being, instead of an answer."""
         page = "html" in self.content_type and any(text in self.says.casefold() for text in BOT_CHECKS)
@@ -1467,9 +1532,11 @@ def understood(answer: Answer, url: str, decode: Callable[[Body], T]) -> T:
     """
     try:
         return decode(answer.body)
+    except _TooManyPartsError as error:
+        raise AnswerTooLongError(str(error), url, answer.status) from error
     except msgspec.ValidationError as error:  # a ValueError as well
-        with suppress(msgspec.DecodeError):
-            msg = f"HTTP {answer.status}, and the error {_COMPLAINT.decode(answer.body).error!r}"
+        if complaint := answer.complaint:
+            msg = f"HTTP {answer.status}, and the error {complaint}"
             raise ServerError(msg, url, answer.status) from error
         failure = MalformedResponseError(str(error), url, answer.status)
         failure.retryable = answer.body.strip() == b"null"
@@ -1597,9 +1664,10 @@ class HttpHost:
             # aiohttp repeats a GET by itself when a kept connection turns out closed: that is an attempt as well
             nonlocal attempts, started
             if attempts:
-                if self._endpoint.token:
+                if self._endpoint.token or not self._wire.traffic.may_retry:
                     msg = "the connection was closed before the answer was complete"
                     raise NetworkError(msg, url)
+                self._wire.traffic.retries += 1
                 deadline.reschedule(None)
                 await self._limiter.acquire()
             attempts += 1
@@ -1710,28 +1778,26 @@ class PostPage(NamedTuple):
     def from_wire(cls, posts: list[XPost], rejected: list[Rejected], rest: _Posts | _RawPosts) -> Self:
         """Put together *posts* and what came with them."""
         users = (rest.includes and rest.includes.users) or ()
-        problems = [problem.detail or problem.title or problem.message for problem in rest.errors or ()]
+        problems = [problem.detail or problem.title or problem.message or "" for problem in rest.errors or ()]
         return cls(
             posts=posts,
             rejected=rejected,
             newest_id=rest.meta.newest_id or max((post.post_id for post in posts), key=int, default=None),
             next_token=rest.meta.next_token,
             usernames={user.user_id: user.username for user in users},
-            problem=f"X left something out: {problems[0]!r}" if problems else None,
+            problem=f"X left something out: {printable(problems[0])}" if problems else None,
         )
 
 
 def _tolerant(whole: Callable[[Body], T], piecewise: Callable[[Body], T]) -> Callable[[Body], T]:
-    """Return a decoder that tries *whole* first, *piecewise* where an element is wrong, and mends broken text."""
+    """Return a decoder that tries *whole* first; where that fails it mends the text, and goes on *piecewise*."""
 
     def decode(body: Body) -> T:
         body = _without_nul(body)
         try:
             return whole(body)
-        except msgspec.ValidationError:
-            return piecewise(body)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            return decode(_repaired(body))
+            return piecewise(_repaired(body))
 
     return decode
 
@@ -1776,6 +1842,7 @@ class PolymarketApi:
         """Ask *gamma* and *clob*."""
         self._gamma = gamma
         self._clob = clob
+        self._most_tokens = MAX_TOKENS  # that the exchange takes in one request, as far as is known
 
     async def iter_market_pages(self, *, order: str, ascending: bool) -> AsyncGenerator[MarketPage]:
         """Yield the pages of every market that is not closed, 100 markets each, ordered by the field *order*.
@@ -1851,18 +1918,26 @@ class PolymarketApi:
 
         Source: https://docs.polymarket.com/market-data/prices-order-books
         """
+        if len(token_ids) > self._most_tokens:
+            return await self._fetch_halves(token_ids)
         wanted = msgspec.json.encode([{"token_id": token_id} for token_id in token_ids])
         try:
             request = Request("POST", "/books", body=wanted, max_bytes=MAX_BOOKS_BYTES)
             books, rejected = await self._clob.fetch(request, decode_books)
-        except (RequestRejectedError, AnswerTooLongError) as error:
-            if len(token_ids) == 1 or not _is_too_large(error):
+        except ApiError as error:
+            if len(token_ids) == 1 or not error.too_large:
                 raise
-            middle = len(token_ids) // 2
-            books_a, rejected_a = await self._fetch_half(token_ids[:middle])
-            books_b, rejected_b = await self._fetch_half(token_ids[middle:])
-            return books_a | books_b, rejected_a + rejected_b
-        return {book.token_id: book for book in books}, rejected
+            if isinstance(error, RequestRejectedError):
+                self._most_tokens = min(self._most_tokens, len(token_ids) // 2)
+        else:
+            return {book.token_id: book for book in books}, rejected
+        return await self._fetch_halves(token_ids)
+
+    async def _fetch_halves(self, token_ids: Sequence[str]) -> tuple[dict[str, OrderBook], list[Rejected]]:
+        middle = len(token_ids) // 2
+        books_a, rejected_a = await self._fetch_half(token_ids[:middle])
+        books_b, rejected_b = await self._fetch_half(token_ids[middle:])
+        return books_a | books_b, rejected_a + rejected_b
 
     async def _fetch_half(self, token_ids: Sequence[str]) -> tuple[dict[str, OrderBook], list[Rejected]]:
         """Fetch the books of half a request; a failure costs the other half nothing."""
@@ -1878,11 +1953,6 @@ class PolymarketApi:
             ApiError: retries are used up, or a retry would not help.
         """
         return await self._fetch_if_there("/book", _BOOK.decode, [("token_id", token_id)])
-
-
-def _is_too_large(error: ApiError) -> bool:
-    refused = error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or "Payload exceeds the limit" in error.message
-    return refused or isinstance(error, AnswerTooLongError)
 
 
 class XApi:
@@ -2124,7 +2194,7 @@ NEWEST_POST: Final = """
 """
 UNMATCHED_POSTS: Final = f"""
     SELECT {", ".join(UnmatchedPost._fields)} FROM tweets
-    WHERE market_id IS NULL AND run_id = ? OR timestamp > ? AND market_id IS NULL AND run_id IS NOT NULL
+    WHERE market_id IS NULL AND timestamp > ? AND (run_id = ? OR timestamp > ? AND run_id IS NOT NULL)
 """  # noqa: S608
 SAVE_MATCH: Final = "UPDATE tweets SET market_id = ?, keywords = ? WHERE tweet_id = ?"
 # the markets of a run, whose rows are the newest
@@ -2320,6 +2390,9 @@ def _refuse_folders(path: Path) -> None:
     if path.is_dir():
         msg = f"{path}: is a folder"
         raise StorageError(msg)
+    if path.exists() and not path.is_file():
+        msg = f"{path}: is no file"
+        raise StorageError(msg)
     if not path.parent.is_dir():
         msg = f"{path}: there is no folder {path.parent}"
         raise StorageError(msg)
@@ -2374,7 +2447,8 @@ class Database:
         """Use `Database.open`."""
         self._connection = connection
         self._path = path
-        self._file = _identity(path)
+        self.absolute_path: Final = path.absolute()  # the program may go to another folder meanwhile
+        self._file = _identity(self.absolute_path)
 
     @classmethod
     @asynccontextmanager
@@ -2414,9 +2488,10 @@ class Database:
         """Return the newest post that a search has come across."""
         return await self._text(NEWEST_POST)
 
-    async def unmatched_posts(self, run_id: int, since: str) -> list[UnmatchedPost]:
-        """Return the posts that belong to no market yet, of run *run_id* and of all runs since *since*."""
-        return [UnmatchedPost(*row) for row in await self._rows(UNMATCHED_POSTS, run_id, since)]
+    async def unmatched_posts(self, run_id: int, now: datetime) -> list[UnmatchedPost]:
+        """Return the posts that belong to no market yet: those that run *run_id* has read, and the last hour's."""
+        searched, an_hour_ago = sql_time(now - SEARCHED), sql_time(now - timedelta(hours=1))
+        return [UnmatchedPost(*row) for row in await self._rows(UNMATCHED_POSTS, searched, run_id, an_hour_ago)]
 
     async def attention(self, now: datetime) -> list[Attention]:
         """Return what was said about each market in the hour before *now*, whoever has stored it."""
@@ -2535,7 +2610,7 @@ class Database:
     @asynccontextmanager
     async def _transaction(self, doing: str) -> AsyncIterator[None]:
         with _naming(self._path, doing):
-            if _identity(self._path) != self._file:
+            if _identity(self.absolute_path) != self._file:
                 msg = f"{self._path}: was deleted or replaced while it was in use; what was stored went with it"
                 raise StorageError(msg)
             await self._connection.execute("BEGIN IMMEDIATE")
@@ -2992,9 +3067,8 @@ def chunked(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (items[first : first + size] for first in range(0, len(items), size))
 
 
-def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def _first_error(error: BaseException) -> BaseException:
     """Return the error that ended a group of stages."""
-    error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
@@ -3146,9 +3220,10 @@ class AsyncCollector:
             try:
                 await self._recall(run)
                 yield run
-            except BaseException:
-                with suppress(StorageError):  # the first error says it
-                    await self._finish(run, started)
+            except BaseException as error:
+                if not isinstance(_first_error(error), DatabaseBusy):  # it would wait for as long again
+                    with suppress(StorageError):  # the first error says it
+                        await self._finish(run, started)
                 raise
             await self._finish(run, started)
 
@@ -3416,13 +3491,15 @@ class AsyncCollector:
     async def _outcome(self, run: Run, market: GammaMarket, batch: Batch) -> str | None:
         """Return how *market* has ended: Gamma names a winner, or the CLOB does, or it is a split, or nobody knows."""
         outcome = outcome_of(market)
-        if outcome not in {None, SPLIT} or not market.closed or not market.condition_id:
+        if outcome not in {None, SPLIT}:
             return outcome
+        if not market.closed or not market.condition_id:
+            return None
         try:
-            return winner_of(market, await run.api.fetch_clob_market(market.condition_id)) or outcome
+            return settled_by(market, await run.api.fetch_clob_market(market.condition_id))
         except ApiError as error:
             batch.failures.append(run.failure(market.market_id, "outcome", str(error)))
-            return outcome
+            return None
 
     async def _fetch_books(self, run: Run) -> None:
         """Turn batches of markets into rows, several at a time."""
@@ -3513,10 +3590,9 @@ class AsyncCollector:
 
     async def _attend(self, run: Run) -> None:
         """Find out which markets the posts of the last hour are about, and store how much attention each market has."""
-        an_hour_ago = sql_time(self._clock.now() - timedelta(hours=1))
-        posts = await run.database.unmatched_posts(run.run_id, an_hour_ago)
+        posts = await run.database.unmatched_posts(run.run_id, self._clock.now())
         if posts and run.snapshots:
-            matches = await asyncio.to_thread(_match_all, posts, self.settings.db_path, run.run_id, run.snapshots)
+            matches = await asyncio.to_thread(_match_all, posts, run.database.absolute_path, run.run_id, run.snapshots)
             await run.database.save_matches(matches)
         now = self._clock.now()
         heard = await run.database.attention(now)
@@ -3685,7 +3761,7 @@ async def continuous_collection(  # noqa: PLR0913  a collector's settings and th
     stop = stop or asyncio.Event()
     beat = heartbeat or (lambda: None)
     tell = settings.pop("progress", None) or (lambda _: None)
-    interval_s = finite_number("interval_minutes", interval_minutes, above=0) * 60
+    interval_s = minutes("interval_minutes", interval_minutes) * 60
     settings.setdefault("run_timeout", min(RUN_TIMEOUT_S, interval_s))
 
     def on_progress(progress: Progress) -> None:
@@ -3738,7 +3814,7 @@ def read_status(
         StorageError: the database cannot be read.
     """
     path = database_path(db_path, os.environ)
-    interval_s = finite_number("interval_minutes", interval_minutes, above=0) * 60
+    interval_s = minutes("interval_minutes", interval_minutes) * 60
     now = (clock or Clock()).now()
     with reading(path) as connection:
         connection.row_factory = sqlite3.Row
@@ -3771,7 +3847,11 @@ def missed_ticks(starts: Sequence[float], since: float, now: float, interval_s: 
 
 
 def _moment(text: str) -> datetime:
-    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=UTC)
+    except ValueError as error:
+        msg = f"a run began at {printable(text)!r}, which is no time"
+        raise StorageError(msg) from error
 
 
 def _size(path: Path) -> int:

@@ -8,15 +8,19 @@ work, and STOPPING.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import logging
 import os
 import signal
 import socket
 import sys
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import async_collector as ac
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 BAD_CONFIGURATION: Final = 78
 LEVEL_PREFIXES: Final = {
@@ -67,9 +71,7 @@ def settings_from_environment() -> dict[str, Any]:
     value = os.environ.get
     return {
         "workers": ac.whole_number("COLLECTOR_WORKERS", value("COLLECTOR_WORKERS") or 10),
-        "interval_minutes": ac.finite_number(
-            "COLLECTOR_INTERVAL_MINUTES", value("COLLECTOR_INTERVAL_MINUTES") or 15, above=0
-        ),
+        "interval_minutes": ac.minutes("COLLECTOR_INTERVAL_MINUTES", value("COLLECTOR_INTERVAL_MINUTES") or 15),
         "min_volume": ac.finite_number("COLLECTOR_MIN_VOLUME", value("COLLECTOR_MIN_VOLUME") or 100_000),
     }
 
@@ -109,8 +111,11 @@ async def serve(settings: dict[str, Any]) -> None:
     )
 
 
-def main() -> int:
-    """Run the service and return its exit code."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the service and return its exit code; it takes no arguments."""
+    parser = argparse.ArgumentParser(prog="collector-service", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"collector-service {ac.__version__}")
+    parser.parse_args(argv)
     set_up_logging()
     try:
         asyncio.run(serve(settings_from_environment()))

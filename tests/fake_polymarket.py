@@ -622,7 +622,8 @@ class FakePolymarket:
             {"token_id": token, "outcome": outcome, "price": 0.5, "winner": market.winner == side}
             for side, (token, outcome) in enumerate(zip(market.tokens, market.outcomes, strict=True))
         ]
-        return web.json_response({"condition_id": wanted, "closed": market.closed, "active": True, "tokens": tokens})
+        answer = {"condition_id": wanted, "closed": market.closed, "active": True, "tokens": tokens}
+        return compressed(msgspec.json.encode(answer))
 
     async def _books(self, request: web.Request) -> web.Response:
         try:
@@ -810,7 +811,8 @@ async def serve(exchange: FakePolymarket, command: Sequence[str]) -> int:
     """Run *command* against *exchange* and return its exit code; signals are the command's business."""
     loop = asyncio.get_running_loop()
     async with exchange:
-        child = await asyncio.create_subprocess_exec(*command, env=os.environ | exchange.environment)
+        env = {"POLYMARKET_DB": "stand_in.db"} | os.environ | exchange.environment  # not among real markets
+        child = await asyncio.create_subprocess_exec(*command, env=env)
         loop.add_signal_handler(signal.SIGINT, lambda: None)  # a terminal sends it to the child as well
         loop.add_signal_handler(signal.SIGTERM, child.terminate)
         code = await child.wait()

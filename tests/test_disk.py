@@ -120,6 +120,20 @@ async def test_a_file_that_is_deleted_or_replaced_under_us_is_noticed(
         assert (await make_collector().collect_all())["snapshots"] == 1_000
 
 
+async def test_a_program_may_go_to_another_folder_meanwhile(
+    exchange: FakePolymarket,
+    make_collector: Callable[..., ac.AsyncCollector],
+    database: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(database.parent)
+    heard = make_collector(db_path=database.name, progress=lambda _: monkeypatch.chdir("/"))
+    exchange.say("kalshi")
+    monkeypatch.setenv("TWITTER_BEARER_TOKEN", exchange.token)
+    assert (await heard.collect_all())["snapshots"] == 60
+    assert rows(database, "SELECT status FROM runs") == [{"status": "complete"}]
+
+
 @as_root
 @pytest.mark.parametrize(
     ("spoil", "says"),

@@ -272,6 +272,31 @@ async def test_while_the_clob_is_down_gammas_word_is_taken_and_the_rest_is_said(
     assert outcome(database, unclear) == ended(unclear.outcomes[0])
 
 
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        {"status": 500, "times": 9},
+        {"status": 403},
+        {"status": 404},
+        {"mutate": lambda market: market | {"closed": False}},
+        {"mutate": lambda market: market | {"tokens": [{"token_id": "1", "winner": False}]}},
+        {"mutate": lambda market: market | {"tokens": [token | {"winner": None} for token in market["tokens"]]}},
+    ],
+)
+async def test_a_split_is_believed_only_of_a_clob_that_names_nobody(
+    exchange: FakePolymarket, next_run: Callable[[], Any], database: Path, trouble: dict[str, Any]
+) -> None:
+    market = next(iter(exchange.markets.values()))
+    await next_run()
+    exchange.close(market, "0.5", "0.5", winner=0)
+    exchange.fail_next(f"/clob/markets/{market.condition_id}", **trouble)
+    await next_run()
+    assert outcome(database, market) == open_still()
+    exchange.heal()
+    await next_run()
+    assert outcome(database, market) == ended(market.outcomes[0])
+
+
 @pytest.mark.slow
 async def test_five_thousand_followed_markets_cost_a_request_a_hundred(
     exchange: FakePolymarket, make_collector: Callable[..., ac.AsyncCollector], clock: JumpingClock

@@ -167,7 +167,7 @@ async def test_what_comes_beside_posts_is_a_failure_and_the_posts_are_kept(
     assert [row["text"] for row in rows(database, POSTS)] == ["kalshi"]
     assert [(row["stage"], row["reason"]) for row in rows(database, "SELECT * FROM failures")] == [
         ("posts", "Expected `str`, got `int` - at `$.text`"),
-        ("posts", "X left something out: 'Could not find user'"),
+        ("posts", "X left something out: Could not find user"),
     ]
     assert (result["status"], result["reason"]) == ("complete", None)
     assert result["tweets_reason"] == "Expected `str`, got `int` - at `$.text`"

@@ -317,3 +317,15 @@ async def test_the_status_is_a_health_check(
     assert re.search(r"  run 1 +20\S+ \S+ complete, 60 markets of 60, 0 without books, 0 errors\n", done[1])
     as_json = await ended(await start(exchange, database, *status, "--json"))
     assert (as_json[0], as_json[1].count("\n"), '"runs": [{"run_id": 1,' in as_json[1]) == (code, 1, True)
+
+
+async def test_the_service_takes_no_arguments(database: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, *SERVICE, "--interval", "1"),
+        env=os.environ | {"POLYMARKET_DB": str(database)},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, err = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 2
+    assert b"unrecognized arguments: --interval 1" in err
+    assert not database.exists()
