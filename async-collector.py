@@ -122,7 +122,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="for a whole run, which ends with what it has then (600, or the interval if that is shorter)",
     )
     parser.add_argument(
-        "--no-follow", action="store_true", help="forget a market when its volume drops, and never learn its outcome"
+        "--no-follow",
+        action="store_true",
+        help="in this run, collect nothing for the mere reason that it was collected before",
     )
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument(
@@ -265,7 +267,7 @@ async def keep_collecting(args: argparse.Namespace, chosen: dict[str, Any]) -> N
             coming += f", {tick.missed} ticks missed so far"
         if tick.error:
             say(f"async-collector: {tick.error}; {coming}", sys.stderr)
-        elif result and result["status"] != "complete":
+        elif result and (result["status"] != "complete" or result["drift"]):
             say(f"{complaint(result)}; {coming}", sys.stderr)
         elif result and not args.quiet:
             went = f"run {result['run_id']} is complete: {result['markets']} markets in {result['duration']:.2f} s"

@@ -138,7 +138,7 @@ def printable(text: str) -> str:
 
 
 class ApiError(CollectorError):
-    """A request to the exchange failed. Its text can be shown: what others have sent is escaped and cut off.
+    """A request to the exchange or to X failed. Its text can be shown: what others have sent is escaped and cut off.
 
     Attributes:
         url: what was asked, without the query.
@@ -179,13 +179,13 @@ class NetworkError(ApiError):
 
 
 class RateLimitedError(ApiError):
-    """429: the exchange asks for fewer requests."""
+    """429, or known to come: fewer requests are asked for."""
 
     retryable = True
 
 
 class ServerError(ApiError):
-    """5xx, 408 or 425: the exchange cannot answer just now."""
+    """5xx, 408, 425, or a 200 that says so: there is no answer just now."""
 
     retryable = True
 
@@ -258,19 +258,6 @@ def minutes(name: str, value: object) -> float:
     return finite_number(name, value, above=0, at_most=366 * 24 * 60)
 
 
-def base_url(name: str, value: str) -> str:
-    """Return *value*, an http or https address, without a slash at its end, or raise a `ConfigError`."""
-    url = _http_url(value)
-    if not url or url.user or url.password or url.query_string or url.fragment:
-        msg = f"{name}={_without_password(value)!r}: must be an address such as https://example.com"
-        raise ConfigError(msg)
-    return str(url).rstrip("/")
-
-
-def _without_password(address: str) -> str:
-    return re.sub(r"[^/]*@", "***@", address)
-
-
 def _http_url(value: str) -> URL | None:
     """Return *value* as an http or https address with a host that can exist, or None."""
     try:
@@ -280,6 +267,19 @@ def _http_url(value: str) -> URL | None:
         return None
     possible = url.scheme in {"http", "https"} and url.host and not any(map(str.isspace, url.host))
     return url if possible else None
+
+
+def _without_password(address: str) -> str:
+    return re.sub(r"[^/]*@", "***@", address)
+
+
+def base_url(name: str, value: str) -> str:
+    """Return *value*, an http or https address, without a slash at its end, or raise a `ConfigError`."""
+    url = _http_url(value)
+    if not url or url.user or url.password or url.query_string or url.fragment:
+        msg = f"{name}={_without_password(value)!r}: must be an address such as https://example.com"
+        raise ConfigError(msg)
+    return str(url).rstrip("/")
 
 
 def proxy_for(url: str) -> URL | None:
@@ -686,12 +686,12 @@ class _Posts(msgspec.Struct):
 
 
 class _RawPosts(msgspec.Struct):
-    """The same, to be decoded post by post."""
+    """The same, to be decoded post by post; what comes beside the posts is not worth them."""
 
     meta: XMeta
     data: list[msgspec.Raw] | None = None
-    includes: XIncludes | None = None
-    errors: list[XProblem] | None = None
+    includes: Any = None
+    errors: Any = None
 
 
 class _Page(msgspec.Struct):
@@ -733,6 +733,7 @@ class Rejected(NamedTuple):
     reason: str
     is_open: bool = True  # as far as can be told
     volume_24h: float | None = None
+    error: ApiError | None = None  # of the request, where it is not the element's own
 
 
 _STRINGS: Final = msgspec.json.Decoder(tuple[str, ...])
@@ -797,6 +798,26 @@ def _check_expected(markets: Sequence[GammaMarket]) -> None:
             raise msgspec.ValidationError(msg)
 
 
+MOST_ELEMENTS: Final = 1_000  # of an answer; nobody is asked for more than 500
+
+
+def _digits(value: object, *, at_most: int) -> str | None:
+    return value if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= at_most else None
+
+
+def _rejected(element: msgspec.Raw, reason: str) -> Rejected:
+    try:
+        remains = _REMAINS.decode(element)
+    except msgspec.DecodeError:  # no object at all
+        return Rejected(None, printable(reason))
+    return Rejected(
+        _digits(remains.id, at_most=18) or _digits(remains.asset_id, at_most=78),
+        printable(reason),
+        is_open=remains.active is not False and remains.closed is not True,
+        volume_24h=remains.volume_24h if type(remains.volume_24h) in {int, float} else None,
+    )
+
+
 def _decode_each(elements: Sequence[msgspec.Raw], decoder: msgspec.json.Decoder[T]) -> tuple[list[T], list[Rejected]]:
     """Decode *elements* one by one, so that a bad one costs only itself.
 
@@ -829,26 +850,8 @@ def _decode_most(elements: Sequence[msgspec.Raw], decoder: msgspec.json.Decoder[
     return good, rejected
 
 
-def _digits(value: object, *, at_most: int) -> str | None:
-    return value if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= at_most else None
-
-
-def _rejected(element: msgspec.Raw, reason: str) -> Rejected:
-    try:
-        remains = _REMAINS.decode(element)
-    except msgspec.DecodeError:  # no object at all
-        return Rejected(None, printable(reason))
-    return Rejected(
-        _digits(remains.id, at_most=18) or _digits(remains.asset_id, at_most=78),
-        printable(reason),
-        is_open=remains.active is not False and remains.closed is not True,
-        volume_24h=remains.volume_24h if type(remains.volume_24h) in {int, float} else None,
-    )
-
-
 MAX_PAGE_BYTES: Final = 8 * 2**20  # decoded; a page of markets has 0.6 MB, one of posts 0.2 MB
 MOST_PARTS: Final = 400_000  # 500 books have 50,000 levels or so
-MOST_ELEMENTS: Final = 1_000  # of an answer; nobody is asked for more than 500
 
 
 class _TooManyPartsError(ValueError):
@@ -977,6 +980,14 @@ class Market(NamedTuple):
         )
 
 
+def _best(book: OrderBook | None) -> tuple[Level | None, Level | None]:
+    return (book.best_bid, book.best_ask) if book else (None, None)
+
+
+def _midpoint(bid: Level | None, ask: Level | None) -> float:
+    return _clean(((bid.price if bid else 0) + (ask.price if ask else 1)) / 2)
+
+
 class Snapshot(NamedTuple):
     """What a market was worth at one moment: one row of `snapshots`. Prices in USD per share."""
 
@@ -1033,14 +1044,6 @@ class Snapshot(NamedTuple):
             bid_size_no=bid_no.size if bid_no else None,
             ask_size_no=ask_no.size if ask_no else None,
         )
-
-
-def _best(book: OrderBook | None) -> tuple[Level | None, Level | None]:
-    return (book.best_bid, book.best_ask) if book else (None, None)
-
-
-def _midpoint(bid: Level | None, ask: Level | None) -> float:
-    return _clean(((bid.price if bid else 0) + (ask.price if ask else 1)) / 2)
 
 
 class Post(NamedTuple):
@@ -1198,6 +1201,7 @@ FREE_RETRIES: Final = 100  # of a run: what 10 workers use up in half a minute; 
 RETRY_SHARE: Final = 0.25  # of its requests
 PATIENCE_S: Final = 5.0  # with a host on which the markets do not depend
 MANY_FAILURES: Final = 20  # in a row, and for
+MANY_REFUSALS: Final = 100  # of requests that are too large
 LONG_OUTAGE_S: Final = 30.0  # end the asking of a host: a shorter outage is what retries are for
 LONGEST_QUOTA_S: Final = 15 * 60.0  # a window of X
 LONGEST_WAIT_S: Final = 60.0  # what a server may ask of us at most; beyond it the request is given up
@@ -1321,9 +1325,6 @@ class RateLimiter:
 class Quota:
     """What a host's own count leaves of our requests, as the headers of X say.
 
-    Args:
-        clock: for tests.
-
     Source: https://docs.x.com/x-api/fundamentals/rate-limits
     """
 
@@ -1410,8 +1411,10 @@ class Breaker:
         else:
             self._since = self._since if self._failures else self._clock.monotonic()
             self._failures += 1
+            # what is too large for the exchange is halved, many batches at a time, before anything goes well
+            many = MANY_REFUSALS if isinstance(error, RequestRejectedError) else MANY_FAILURES
             long_enough = error.too_large or self._clock.monotonic() - self._since >= LONG_OUTAGE_S
-            if self._failures >= MANY_FAILURES and long_enough:
+            if self._failures >= many and long_enough:
                 self._why = error
 
 
@@ -1491,7 +1494,8 @@ class Answer(NamedTuple):
     def complaint(self) -> str | None:
         """The error that an answer with status 200 may have instead of what was asked for."""
         with suppress(ValueError, RecursionError):
-            return repr(_COMPLAINT.decode(self.body).error)
+            error = _COMPLAINT.decode(self.body).error
+            return None if error is None else repr(error)
         return None
 
     @property
@@ -1561,6 +1565,28 @@ class Wire:
     rng: random.Random
 
 
+async def _read(response: aiohttp.ClientResponse, max_bytes: int, url: str) -> bytearray:
+    """Return the decoded body piece by piece, so that what is too long is never held in memory.
+
+    Raises:
+        AnswerTooLongError: it is longer than *max_bytes*.
+    """
+    pieces = bytearray()
+    try:
+        async for piece in response.content.iter_any():
+            pieces += piece
+            if len(pieces) > max_bytes:
+                if not response.ok:  # its status says enough
+                    break
+                pieces.clear()  # an error keeps what its function had
+                msg = f"the answer is longer than {max_bytes} bytes"
+                raise AnswerTooLongError(msg, url, response.status)
+    except aiohttp.ClientPayloadError:
+        if response.ok:
+            raise
+    return pieces
+
+
 class HttpHost:
     """One host: paced by its limiter, patient as the settings say, and trusted with nothing.
 
@@ -1569,11 +1595,11 @@ class HttpHost:
     Args:
         endpoint: where it is, the way there, and its token.
         limiter: asked before every attempt on the wire.
-        quota: what the host's headers say is left, over all runs.
         wire: what it shares with the other hosts of the run.
+        quota: what the host's headers say is left, over all runs, where it has such headers.
     """
 
-    def __init__(self, endpoint: Endpoint, limiter: RateLimiter, quota: Quota, wire: Wire) -> None:
+    def __init__(self, endpoint: Endpoint, limiter: RateLimiter, wire: Wire, quota: Quota | None = None) -> None:
         """Remember how to ask; nothing is sent yet."""
         self._endpoint = endpoint
         self._limiter = limiter
@@ -1628,7 +1654,7 @@ class HttpHost:
             started, answer = await self._exchange(request, url)
         log.debug("%s %s: %d, %d bytes", request.method, url, answer.status, len(answer.body))
         now = server_time(answer.headers, self._wire.clock.now())
-        if self._endpoint.token:
+        if self._quota:
             self._quota.learn(answer.headers, answer.status, now)
         problem = error_from(answer, url, now)
         if problem is None:
@@ -1644,9 +1670,9 @@ class HttpHost:
         self._breaker.check()
         if self._wire.clock.monotonic() >= self._wire.deadline:
             raise self._too_late(url)
-        if (closed_s := self._quota.closed_s) > 0:
+        if self._quota and (closed_s := self._quota.closed_s) > 0:
             msg = f"its quota is used up for {closed_s:.0f} s more"
-            raise RateLimitedError(msg, url, retry_after=closed_s)
+            raise RateLimitedError(msg, url, HTTPStatus.TOO_MANY_REQUESTS, closed_s)
 
     def _too_late(self, url: str) -> NetworkError:
         error = NetworkError(f"the run's {self._wire.settings.run_timeout_s:g} s are over", url)
@@ -1729,28 +1755,6 @@ class HttpHost:
         return text.replace(self._endpoint.token, "***") if self._endpoint.token else text
 
 
-async def _read(response: aiohttp.ClientResponse, max_bytes: int, url: str) -> bytearray:
-    """Return the decoded body piece by piece, so that what is too long is never held in memory.
-
-    Raises:
-        AnswerTooLongError: it is longer than *max_bytes*.
-    """
-    pieces = bytearray()
-    try:
-        async for piece in response.content.iter_any():
-            pieces += piece
-            if len(pieces) > max_bytes:
-                if not response.ok:  # its status says enough
-                    break
-                pieces.clear()  # an error keeps what its function had
-                msg = f"the answer is longer than {max_bytes} bytes"
-                raise AnswerTooLongError(msg, url, response.status)
-    except aiohttp.ClientPayloadError:
-        if response.ok:
-            raise
-    return pieces
-
-
 class MarketPage(NamedTuple):
     """A page of a listing: what was understood and what was not."""
 
@@ -1776,9 +1780,14 @@ class PostPage(NamedTuple):
 
     @classmethod
     def from_wire(cls, posts: list[XPost], rejected: list[Rejected], rest: _Posts | _RawPosts) -> Self:
-        """Put together *posts* and what came with them."""
-        users = (rest.includes and rest.includes.users) or ()
-        problems = [problem.detail or problem.title or problem.message or "" for problem in rest.errors or ()]
+        """Put together *posts* and what came with them, as far as it is understood."""
+        users: list[XUser] = []
+        with suppress(msgspec.ValidationError):
+            users = msgspec.convert(rest.includes or {}, XIncludes, from_attributes=True).users or []
+        problems = ["something that is not understood"] if rest.errors else []
+        with suppress(msgspec.ValidationError):
+            found = msgspec.convert(rest.errors or [], list[XProblem], from_attributes=True)
+            problems = [problem.detail or problem.title or problem.message or "" for problem in found]
         return cls(
             posts=posts,
             rejected=rejected,
@@ -1934,17 +1943,23 @@ class PolymarketApi:
         return await self._fetch_halves(token_ids)
 
     async def _fetch_halves(self, token_ids: Sequence[str]) -> tuple[dict[str, OrderBook], list[Rejected]]:
+        """Fetch the books of *token_ids* in two requests; a failure of one costs the other nothing."""
+        books: dict[str, OrderBook] = {}
+        rejected: list[Rejected] = []
+        failed: list[ApiError] = []
         middle = len(token_ids) // 2
-        books_a, rejected_a = await self._fetch_half(token_ids[:middle])
-        books_b, rejected_b = await self._fetch_half(token_ids[middle:])
-        return books_a | books_b, rejected_a + rejected_b
-
-    async def _fetch_half(self, token_ids: Sequence[str]) -> tuple[dict[str, OrderBook], list[Rejected]]:
-        """Fetch the books of half a request; a failure costs the other half nothing."""
-        try:
-            return await self.fetch_books(token_ids)
-        except ApiError as error:
-            return {}, [Rejected(token_id, str(error)) for token_id in token_ids]
+        for half in (token_ids[:middle], token_ids[middle:]):
+            try:
+                found, odd = await self.fetch_books(half)
+            except ApiError as error:
+                failed.append(error)
+                rejected += [Rejected(token_id, str(error), error=error) for token_id in half]
+            else:
+                books |= found
+                rejected += odd
+        if len(failed) > 1:
+            raise failed[0]
+        return books, rejected
 
     async def fetch_book(self, token_id: str) -> OrderBook | None:
         """Fetch the current book of one token, or None if it has none.
@@ -2224,7 +2239,7 @@ ATTENTION: Final = f"""
             {_number("sentiment_score", "-1.0", "1.0")} AS sentiment,
             coalesce(author_id, author_username, '') AS author
         FROM tweets
-        WHERE timestamp > ? AND timestamp <= ? AND timestamp GLOB '????-??-?? ??:??:??*' AND market_id IS NOT NULL
+        WHERE timestamp > ? AND timestamp <= ? AND timestamp LIKE '____-__-__ __:__:__%' AND market_id IS NOT NULL
     )
     SELECT
         market_id,
@@ -2236,8 +2251,8 @@ ATTENTION: Final = f"""
     FROM posts GROUP BY market_id HAVING sum(recent) > 0
 """  # noqa: S608
 SAVE_HYPE: Final = _insert("hype_signals", HypeSignal._fields) + " ON CONFLICT (market_id, timestamp) DO NOTHING"
-SAVES: Final = ((Market, SAVE_MARKET), (Snapshot, SAVE_SNAPSHOT), (Post, SAVE_POST), (HypeSignal, SAVE_HYPE))
-HAS_COLUMN: Final = "SELECT count(*) FROM pragma_table_info(?) WHERE name = ?"
+NEED_COLUMNS: Final = (SAVE_MARKET, SAVE_SNAPSHOT, SAVE_POST, SAVE_HYPE, SAVE_MATCH, QUESTIONS, ATTENTION)
+HAS_COLUMN: Final = "SELECT count(*) FROM pragma_table_info(?) WHERE name = ? COLLATE NOCASE"
 SAVE_FAILURE: Final = _insert("failures", Failure._fields)
 SAVE_CONFLICT: Final = """
     INSERT INTO failures (run_id, market_id, stage, reason)
@@ -2585,8 +2600,8 @@ class Database:
                 column = _ADD_COLUMN.search(statement)
                 if column is None or not await self._value(HAS_COLUMN, *column.groups()):  # the user may have added it
                     await self._connection.execute(statement)
-            for kind, save in SAVES:  # are all columns there?
-                await self._connection.execute(f"EXPLAIN {save}", [None] * len(kind._fields))
+            for statement in NEED_COLUMNS:  # a file that others have made may lack some
+                await self._connection.execute(f"EXPLAIN {statement}", [None] * statement.count("?"))
             await self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
     async def _rows(self, query: str, *values: str | int) -> Iterable[Sequence[Any]]:
@@ -2682,14 +2697,14 @@ SAME_WORDS: Final = {
     "aug": "august", "sept": "september", "sep": "september", "oct": "october", "nov": "november", "dec": "december",
     "cut": "decrease", "cutting": "decrease", "hike": "increase", "hiking": "increase",
     "bp": "bps", "fomc": "fed", "won": "win", "winning": "win",
-    "usa": "us", "nom": "nomination", "nominee": "nomination",
+    "nom": "nomination", "nominee": "nomination",
 }  # fmt: skip
 # what says nothing on which market is meant: function words, and the words of betting itself
 EMPTY_WORDS: Final = _words(
     "a about above after all am an and any are as at be been before below between but by can could did do does down et "
     "for from get go had has have he her him his how i if in into is it its just like me more most my no not now of "
     "off on one or our out over per pm she so some still than that the their them then there they this to today "
-    "tonight tomorrow too up us vs was we were what when which who whose why will with would yes you your "
+    "tonight tomorrow too up us usa vs was we were what when which who whose why will with would yes you your "
     "bet bets betting chance com everyone http https kalshi market odds percent poly polymarket prediction price "
     "probability share trade trader trading www"
 )
@@ -2709,6 +2724,14 @@ COVERAGE: Final = 0.6  # of a question's weight, in words that the post has as w
 RARE: Final = 0.05  # of the markets: words in more of them find no candidates, they only weigh
 
 
+def _normal_word(number: str, scale: str, word: str) -> str:
+    if number:
+        return f"{float(number.replace(',', '')) * _SCALES[scale]:.15g}"
+    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):  # noqa: PLR2004  not "gas"
+        word = word[:-1]
+    return SAME_WORDS.get(word, word) if len(word) > 1 else "a"
+
+
 def distinctive_words(text: str) -> set[str]:
     """Return what *text* says, word by word: lower case, without plurals, numbers in digits (150k is 150000)."""
     text = re.sub(r"https?://\S+", " ", html.unescape(text))
@@ -2717,14 +2740,6 @@ def distinctive_words(text: str) -> set[str]:
     plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).casefold()
     words = (_normal_word(*found.groups(default="")) for found in _TOKEN.finditer(plain))
     return {word for word in words if word not in EMPTY_WORDS}
-
-
-def _normal_word(number: str, scale: str, word: str) -> str:
-    if number:
-        return f"{float(number.replace(',', '')) * _SCALES[scale]:.15g}"
-    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):  # noqa: PLR2004  not "gas"
-        word = word[:-1]
-    return SAME_WORDS.get(word, word) if len(word) > 1 else "a"
 
 
 class _Fit(NamedTuple):
@@ -2744,9 +2759,9 @@ class MarketIndex:
 
     Words are weighed by how rare they are among the questions. A market is found by words if the post shares at least
     two with its question, if these are 60 % of the question's weight, and if together they are so rare that by chance
-    no second market would have them all. Months and years weigh nothing, but a post that names others than the question
-    is about something else. A post that fits two markets equally well fits none. Ten thousand markets and a thousand
-    posts take about half a second.
+    hardly one market would have them all. Months and years weigh nothing, but a post that names others than the
+    question is about something else. A post that fits two markets equally well fits none. Ten thousand markets and a
+    thousand posts take about half a second.
 
     Args:
         markets: the open markets.
@@ -2772,7 +2787,7 @@ class MarketIndex:
             for place in places:
                 weights[place] += self._weight(word)
         self._weights = weights  # of whole questions
-        self._rare_weight = math.log(len(self._ids) + 1)  # of words that by chance not even one market has together
+        self._rare_weight = math.log(len(self._ids) + 1)  # of words that by chance hardly one market has together
 
     def match(self, text: str, links: Iterable[str] = ()) -> Match | None:
         """Return the market that a post is about, and why, or None if it is about none or cannot be told.
@@ -2835,7 +2850,8 @@ class MarketIndex:
             return None
         if times and times.isdisjoint(shared) and any(is_in(self._with_word.get(time, ()), place) for time in TIMES):
             return None  # both say when, and not the same
-        return _Fit(weight * weight / self._weights[place], len(shared), place, shared)
+        # rounded, for the order of adding up must not decide between equals
+        return _Fit(round(weight * weight / self._weights[place], 9), len(shared), place, shared)
 
 
 VOLUME_WEIGHT: Final = 30.0
@@ -2854,10 +2870,15 @@ def velocity(posts: int, posts_before: int) -> float:
     return (posts - posts_before) / max(posts_before, 1)
 
 
+def _half_at(half: float, value: float) -> float:
+    """Return a share of 1 that is 0 at 0 and a half at *half*, and grows ever more slowly."""
+    return value / (value + half)
+
+
 def hype_score(
     *, tweet_count: int, total_engagement: int, avg_sentiment: float, unique_users: int, velocity: float
 ) -> float:
-    """Return how much attention a market has, from 0 (none) to 100; it grows with each of its parts, ever more slowly.
+    """Return how much attention a market has, from 0 (none) to 100; it grows with each of its parts.
 
     The parts are volume, engagement, velocity, breadth and tone, with the weights above. Half of a part is reached at
     10 posts, of which 3 per author count, at an engagement of 100, at three times the posts of the hour before, at 5
@@ -2901,11 +2922,6 @@ def signal_of(heard: Attention, *, timestamp: str, run_id: int) -> HypeSignal:
         ),
         run_id=run_id,
     )
-
-
-def _half_at(half: float, value: float) -> float:
-    """Return a share of 1 that is 0 at 0 and a half at *half*, and grows ever more slowly."""
-    return value / (value + half)
 
 
 # --- Collector --------------------------------------------------------------------------------------------------------
@@ -2974,9 +2990,9 @@ class CollectionResult(TypedDict):
     run_id: int
     status: str  # complete or partial, as in the table runs
     books_missing: int  # markets without both of the books that they should have
-    reason: str | None  # of the first failure
+    reason: str | None  # of the first failure of the markets
     drift: str | None  # what the exchange sends in a shape that is not known; such answers are not stored
-    tweets_reason: str | None  # why posts on X could not be read, or not all; None without a token
+    tweets_reason: str | None  # of the first failure of the posts; None without a token
     requests: int  # attempts on the wire
     database: str
 
@@ -3257,9 +3273,9 @@ class AsyncCollector:
             clock=self._clock,
             rng=self._rng,
         )
-        gamma = HttpHost(settings.gamma, self.gamma_limiter, Quota(self._clock), wire)
-        clob = HttpHost(settings.clob, self.clob_limiter, Quota(self._clock), wire)
-        twitter = HttpHost(settings.twitter, self.twitter_limiter, self._twitter_quota, wire)
+        gamma = HttpHost(settings.gamma, self.gamma_limiter, wire)
+        clob = HttpHost(settings.clob, self.clob_limiter, wire)
+        twitter = HttpHost(settings.twitter, self.twitter_limiter, wire, self._twitter_quota)
         return PolymarketApi(gamma, clob), XApi(twitter, with_usernames=settings.with_usernames)
 
     async def _wait_for_a_fresh_second(self, database: Database) -> None:
@@ -3375,7 +3391,7 @@ class AsyncCollector:
                 async for page in pages:
                     last = enough(page)  # first of all, for it refuses a page that is not in order
                     numbers = set(page.numbers)
-                    if before and before >= numbers and page.next_cursor is not None:
+                    if numbers and before >= numbers and page.next_cursor is not None:
                         msg = "the listing repeats itself"
                         raise self._bad_listing(msg)
                     before = numbers
@@ -3474,6 +3490,7 @@ class AsyncCollector:
             await run.record(map(str, market_ids), "outcome", str(error))
             return
         ended = {market.market_id: market for market in page.markets}
+        odd = {bad.id for bad in page.rejected}
         batch = Batch(run.run_id, failures=[run.failure(bad.id, "outcome", bad.reason) for bad in page.rejected])
         for market_id in map(str, market_ids):
             market = ended.get(market_id)
@@ -3481,9 +3498,9 @@ class AsyncCollector:
             if market and outcome:
                 batch.resolutions.append(Resolution(outcome, from_iso(market.closed_time), market_id))
             else:
-                longest = LONGEST_ASK_MINUTES if market else LONGEST_SEARCH_MINUTES
+                longest = LONGEST_ASK_MINUTES if market or market_id in odd else LONGEST_SEARCH_MINUTES
                 batch.undecided.append(Undecided(run.started_at, longest, market_id))
-            if market is None:
+            if market is None and market_id not in odd:
                 reason = "it is neither among the open markets nor among the closed ones"
                 batch.failures.append(run.failure(market_id, "outcome", reason))
         await run.rows.put(batch)
@@ -3521,6 +3538,8 @@ class AsyncCollector:
         try:
             books, rejected = await run.api.fetch_books([token for market in markets for token in market.tokens])
             reasons = {bad.id: bad.reason for bad in rejected}
+            for error in {bad.error for bad in rejected if bad.error}:
+                run.learn_from(error)
         except ApiError as error:
             log.warning("no books for %d markets: %s", len(markets), error)
             run.learn_from(error)
@@ -3532,11 +3551,11 @@ class AsyncCollector:
             batch.markets.append(Market.from_wire(market, seen_at=now))
             batch.snapshots.append(Snapshot.from_wire(market, yes, no, run_id=run.run_id, received_at=now))
             missing = {
-                side: reasons.get(token, otherwise)
+                side: reasons.get(token, reasons.get(None, otherwise))
                 for side, token in zip(("YES", "NO"), market.tokens, strict=True)
                 if token not in books
             }
-            if missing and (failed or market.has_book):
+            if missing and (failed or market.has_book or not reasons.keys().isdisjoint(market.tokens)):
                 run.books_missing += 1
                 batch.failures.append(run.failure(market.market_id, "book", _by_reason(missing)))
         return batch
@@ -3551,8 +3570,10 @@ class AsyncCollector:
             try:
                 run.posts_complete = await self._read_posts(run, since_id)
             except ApiError as error:
-                advice = ADVICE.get(error.status or 0, "the next run goes on where this one stopped")
-                reason = f"{error}; {advice}"
+                went_on = (
+                    "older posts are left out" if run.posts_read else "the next run goes on where the last one stopped"
+                )
+                reason = f"{error}; {ADVICE.get(error.status or 0, went_on)}"
                 log.warning("no posts: %s", reason)
                 await run.record([None], "posts", reason)
         await run.rows.close()
@@ -3589,7 +3610,7 @@ class AsyncCollector:
         await run.rows.put(Batch(run.run_id, posts=posts, failures=failures, newest_post_id=newest_id))
 
     async def _attend(self, run: Run) -> None:
-        """Find out which markets the posts of the last hour are about, and store how much attention each market has."""
+        """Find out which markets the newest posts are about, and store how much attention each market has."""
         posts = await run.database.unmatched_posts(run.run_id, self._clock.now())
         if posts and run.snapshots:
             matches = await asyncio.to_thread(_match_all, posts, run.database.absolute_path, run.run_id, run.snapshots)
@@ -3680,6 +3701,19 @@ def next_tick(after_s: float, interval_s: float) -> float:
     return (math.floor(after_s / interval_s) + 1) * interval_s
 
 
+async def unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """Return what *work* returns; once *stop* is set, cancel it, let it end, and return None."""
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.wait({working})
+    return None if working.cancelled() else working.result()
+
+
 class Schedule:
     """Aims at the multiples of an interval by the wall clock, and never catches up on what was missed.
 
@@ -3716,17 +3750,16 @@ class Schedule:
         return self._clock.now().timestamp()
 
 
-async def unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
-    """Return what *work* returns; once *stop* is set, cancel it, let it end, and return None."""
-    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+async def _run_once(collector: AsyncCollector, stop: asyncio.Event) -> tuple[CollectionResult | None, Exception | None]:
+    """Return the result of one run, or the error that ended it, or neither if it was stopped."""
     try:
-        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        stopping.cancel()
-        if not working.done():
-            working.cancel()
-            await asyncio.wait({working})
-    return None if working.cancelled() else working.result()
+        return await unless_stopped(stop, collector.collect_all()), None
+    except CollectorError as error:
+        log.error("a run failed: %s", error)  # noqa: TRY400  the text says it all
+        return None, error
+    except Exception as error:  # a bug must not end months of collecting
+        log.exception("a run failed")
+        return None, error
 
 
 async def continuous_collection(  # noqa: PLR0913  a collector's settings and the schedule's
@@ -3779,18 +3812,6 @@ async def continuous_collection(  # noqa: PLR0913  a collector's settings and th
         await schedule.wait_for(tick, stop)
 
 
-async def _run_once(collector: AsyncCollector, stop: asyncio.Event) -> tuple[CollectionResult | None, Exception | None]:
-    """Return the result of one run, or the error that ended it, or neither if it was stopped."""
-    try:
-        return await unless_stopped(stop, collector.collect_all()), None
-    except CollectorError as error:
-        log.error("a run failed: %s", error)  # noqa: TRY400  the text says it all
-        return None, error
-    except Exception as error:  # a bug must not end months of collecting
-        log.exception("a run failed")
-        return None, error
-
-
 class Status(TypedDict):
     """How a database is doing."""
 
@@ -3802,6 +3823,25 @@ class Status(TypedDict):
     file_bytes: int
     wal_bytes: int
     database: str
+
+
+def missed_ticks(starts: Sequence[float], since: float, now: float, interval_s: float) -> int:
+    """Return how many ticks after *since* have passed without one of *starts*, all in seconds of Unix time."""
+    ran = {math.floor(start / interval_s + TOO_SOON) for start in starts}
+    first = math.floor(since / interval_s + TOO_SOON) + 1
+    return sum(tick not in ran for tick in range(first, math.floor(now / interval_s)))  # the newest may still come
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=UTC)
+    except ValueError as error:
+        msg = f"a run began at {printable(text)!r}, which is no time"
+        raise StorageError(msg) from error
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def read_status(
@@ -3837,25 +3877,6 @@ def read_status(
         wal_bytes=wal_bytes,
         database=str(path),
     )
-
-
-def missed_ticks(starts: Sequence[float], since: float, now: float, interval_s: float) -> int:
-    """Return how many ticks after *since* have passed without one of *starts*, all in seconds of Unix time."""
-    ran = {math.floor(start / interval_s + TOO_SOON) for start in starts}
-    first = math.floor(since / interval_s + TOO_SOON) + 1
-    return sum(tick not in ran for tick in range(first, math.floor(now / interval_s)))  # the newest may still come
-
-
-def _moment(text: str) -> datetime:
-    try:
-        return datetime.fromisoformat(text).replace(tzinfo=UTC)
-    except ValueError as error:
-        msg = f"a run began at {printable(text)!r}, which is no time"
-        raise StorageError(msg) from error
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
 
 
 # --- Benchmark --------------------------------------------------------------------------------------------------------
@@ -3912,6 +3933,15 @@ class _OneByOne(AsyncCollector):
                     return
 
 
+def _peak_memory_mb() -> float | None:
+    try:
+        import resource  # noqa: PLC0415  Unix only
+    except ImportError:
+        return None
+    peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
 def _measure(kind: type[AsyncCollector], settings: Mapping[str, Any]) -> Measurement:
     """Collect once, in a process of its own, and return what that took; posts cost money and are left out."""
     os.environ.pop("TWITTER_BEARER_TOKEN", None)
@@ -3923,15 +3953,6 @@ def _measure(kind: type[AsyncCollector], settings: Mapping[str, Any]) -> Measure
         requests=result["requests"],
         peak_memory_mb=_peak_memory_mb(),
     )
-
-
-def _peak_memory_mb() -> float | None:
-    try:
-        import resource  # noqa: PLC0415  Unix only
-    except ImportError:
-        return None
-    peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _stored_ids(path: Path) -> set[str]:

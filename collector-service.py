@@ -86,7 +86,8 @@ def tell(tick: ac.Tick) -> None:
     else:
         went = f"failed: {tick.error}" if tick.error else "stopped"
     text = f"{went}; next run {tick.next_run:%H:%M:%S} UTC; {tick.missed} ticks missed"
-    (log.info if tick.result and tick.result["status"] == "complete" else log.warning)("%s", text)
+    is_well = tick.result and tick.result["status"] == "complete" and not tick.result["drift"]
+    (log.info if is_well else log.warning)("%s", text)
     notify("READY=1", f"STATUS={text}", "WATCHDOG=1")
 
 

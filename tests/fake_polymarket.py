@@ -261,6 +261,7 @@ class FakePolymarket:
         self.markets: dict[str, FakeMarket] = {}
         self._by_token: dict[str, tuple[FakeMarket, int]] = {}
         self.arrivals: list[Arrival] = []
+        self.most_tokens = MAX_TOKENS  # in one request for books
         self.forgets_cursors = False  # a cursor is answered with the first page, as a wrong name for it is
         self._arrived = asyncio.Event()
         self.in_flight = 0
@@ -631,7 +632,7 @@ class FakePolymarket:
         except (msgspec.DecodeError, TypeError, KeyError):
             return problem(400, {"error": "Invalid payload"})
         request[ARRIVAL].tokens = len(tokens)
-        if len(tokens) > MAX_TOKENS:
+        if len(tokens) > self.most_tokens:
             return problem(400, {"error": "Payload exceeds the limit"})
         books = [book for token in sorted(tokens) if (book := self.book(token)) is not None]  # not in the order asked
         return compressed(b"[" + b",".join(books) + b"]")

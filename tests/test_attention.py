@@ -147,6 +147,14 @@ def test_a_post_that_fits_two_markets_equally_well_fits_none() -> None:
     assert index.match("Lakers Celtics tonight") is None
 
 
+@given(st.permutations(["amber", "birch", "cedar", "drift", "ember", "flint"]))
+def test_a_tie_is_a_tie_in_whatever_order_the_words_come(words: list[str]) -> None:
+    index = MarketIndex(
+        [Question("1", "Amber birch cedar 7 times?"), Question("2", "Drift ember flint 7 times?"), *bitcoin_markets()]
+    )
+    assert index.match(" ".join(words)) is None
+
+
 @pytest.mark.parametrize(
     ("link", "market_id"),
     [

@@ -368,7 +368,27 @@ async def test_a_host_that_finds_everything_too_large_is_left_alone(
     exchange.fail_next("/books", status=413, body=b"", times=10_000)
     result = await collector.collect_all()
     assert (result["status"], result["books_missing"]) == ("partial", 60)
-    assert len(exchange.asked("/books")) <= 20
+    assert len(exchange.asked("/books")) <= 100
+
+
+async def test_a_lower_limit_on_the_size_of_requests_costs_requests_and_no_book(
+    exchange: FakePolymarket, collector: ac.AsyncCollector
+) -> None:
+    for _ in range(1_440):
+        exchange.add_market(volume_24h=200_000.0)
+    exchange.most_tokens = 20
+    result = await collector.collect_all()
+    assert (result["status"], result["books_missing"]) == ("complete", 0)
+
+
+async def test_drift_is_loud_in_a_request_that_was_halved_as_well(
+    exchange: FakePolymarket, collector: ac.AsyncCollector
+) -> None:
+    exchange.fail_next("/books", status=413, body=b"")
+    exchange.fail_next("/books", body=b'{"x":1}', times=99)
+    result = await collector.collect_all()
+    assert "Expected `array`, got `object`" in str(result["drift"])
+    assert result["books_missing"] == 60
 
 
 def test_429s_that_are_obeyed_open_no_breaker(clock: JumpingClock) -> None:

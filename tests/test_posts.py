@@ -296,8 +296,8 @@ async def test_a_page_is_stored_with_the_place_where_the_next_search_begins(
             stored.set()
 
     running = asyncio.create_task(make_collector(twitter_max_posts=200, progress=look).collect_all())
-    await exchange.until_asked(SEARCH, 2)
-    await stored.wait()
+    await asyncio.wait_for(exchange.until_asked(SEARCH, 2), 30)
+    await asyncio.wait_for(stored.wait(), 30)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
@@ -306,6 +306,33 @@ async def test_a_page_is_stored_with_the_place_where_the_next_search_begins(
     assert result["tweets"] == 1
     assert max(post.times_sent for post in exchange.posts) == 1
     assert [row["tweets_complete"] for row in rows(database, "SELECT tweets_complete FROM runs")] == [0, 1]
+
+
+@pytest.mark.usefixtures("_token")
+async def test_what_a_failed_later_page_held_is_said_to_be_left_out(
+    exchange: FakePolymarket, make_collector: Callable[..., ac.AsyncCollector], database: Path
+) -> None:
+    for _ in range(150):
+        exchange.say("kalshi")
+    exchange.fail_next(SEARCH)  # the first page is good
+    exchange.fail_next(SEARCH, disconnect=True)
+    result = await make_collector(twitter_max_posts=200).collect_all()
+    assert result["tweets"] == 100
+    assert str(result["tweets_reason"]).endswith("; older posts are left out")
+    assert rows(database, "SELECT tweets_complete FROM runs") == [{"tweets_complete": 0}]
+
+
+@pytest.mark.usefixtures("_token")
+async def test_an_odd_user_costs_no_post(
+    exchange: FakePolymarket, collector: ac.AsyncCollector, database: Path
+) -> None:
+    exchange.say("kalshi")
+    odd = {"includes": {"users": [{"id": "1", "username": 5}]}, "errors": [{"title": 5}]}
+    exchange.fail_next(SEARCH, mutate=lambda page: page | odd)
+    result = await collector.collect_all()
+    assert result["tweets"] == 1
+    assert result["tweets_reason"] == "X left something out: something that is not understood"
+    assert [row["author_username"] for row in rows(database, POSTS)] == [None]
 
 
 @pytest.mark.usefixtures("_token")
@@ -397,7 +424,7 @@ async def test_a_run_that_is_stopped_while_only_x_is_outstanding_is_complete(
     stored = asyncio.Event()
     exchange.fail_next(SEARCH, hang=True)
     running = asyncio.create_task(make_collector(progress=lambda _: stored.set()).collect_all())
-    await stored.wait()
+    await asyncio.wait_for(stored.wait(), 30)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
