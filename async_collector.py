@@ -1952,7 +1952,8 @@ class PolymarketApi:
             try:
                 found, odd = await self.fetch_books(half)
             except ApiError as error:
-                failed.append(error)
+                error.__cause__ = error.__context__ = None  # with their tracebacks they would keep whole answers
+                failed.append(error.with_traceback(None))
                 rejected += [Rejected(token_id, str(error), error=error) for token_id in half]
             else:
                 books |= found
@@ -3050,7 +3051,8 @@ class Run:
 
     def learn_from(self, error: ApiError) -> None:
         """Remember it if *error* says that the exchange's answers have another shape now."""
-        if isinstance(error, MalformedResponseError) and not error.retryable:
+        known_shape = error.retryable or isinstance(error, AnswerTooLongError)
+        if isinstance(error, MalformedResponseError) and not known_shape:
             self.drift = self.drift or str(error)
 
     async def record(self, market_ids: Iterable[str | None], stage: str, reason: str) -> None:
@@ -3295,7 +3297,9 @@ class AsyncCollector:
             await self._list_known(run)
         else:
             await self._list_all(run)
-        if self._follows and self._can_follow(run):
+        # a listing by volume that broke off costs those that are known nothing; of the whole exchange it would say
+        # nothing of those that are not in it
+        if self._follows and (run.listing_error is None or self.settings.min_volume_usd):
             await self._follow(run)
         if run.filling:
             await run.batches.put(run.filling)
@@ -3461,12 +3465,6 @@ class AsyncCollector:
     def _may_matter(self, bad: Rejected, run: Run) -> bool:
         traded_enough = bad.volume_24h is None or bad.volume_24h >= self.settings.min_volume_usd
         return bad.is_open and (traded_enough or run.follows(bad.id))
-
-    def _can_follow(self, run: Run) -> bool:
-        """Return whether a listing that broke off allows to follow markets that are not in it."""
-        if run.listing_error is None:
-            return True
-        return self.settings.min_volume_usd > 0 and not run.listing_error.retryable
 
     async def _follow(self, run: Run) -> None:
         """Take the markets of earlier runs that are still open and not listed this time; find out how others ended."""

@@ -297,6 +297,16 @@ async def test_a_split_is_believed_only_of_a_clob_that_names_nobody(
     assert outcome(database, market) == ended(market.outcomes[0])
 
 
+async def test_a_listing_that_fails_for_a_moment_costs_no_market_that_is_known(
+    exchange: FakePolymarket, next_run: Callable[[], Any], database: Path
+) -> None:
+    await next_run()
+    exchange.fail_next("/markets/keyset", status=503, times=4)  # the listing and its retries
+    await next_run()
+    saved = [(row["status"], row["snapshots_saved"]) for row in rows(database, "SELECT * FROM runs ORDER BY run_id")]
+    assert saved == [("complete", 60), ("partial", 60)]
+
+
 @pytest.mark.slow
 async def test_five_thousand_followed_markets_cost_a_request_a_hundred(
     exchange: FakePolymarket, make_collector: Callable[..., ac.AsyncCollector], clock: JumpingClock

@@ -728,4 +728,5 @@ async def test_two_hundred_runs_in_which_a_fifth_of_the_answers_fail(
         assert is_true or seen == (None, None)  # nothing invented
         with_books += is_true
     assert sum(arrival.status >= 400 for arrival in exchange.arrivals) > 40
-    assert with_books >= 0.999 * 200 * 60
+    assert len(stored) >= 0.999 * 200 * 60
+    assert with_books >= 0.99 * 200 * 60
