@@ -189,6 +189,17 @@ def status_lines(status: ac.Status) -> str:
     return "\n".join(lines)
 
 
+def is_well(result: ac.CollectionResult) -> bool:
+    """Return whether there is nothing to complain about, as far as markets go."""
+    return result["status"] == "complete" and not result["drift"]
+
+
+def say_posts(result: ac.CollectionResult) -> None:
+    """Say why posts are missing, if that is so."""
+    if result["tweets_reason"]:
+        say(f"async-collector: posts: {result['tweets_reason']}", sys.stderr)
+
+
 def complaint(result: ac.CollectionResult) -> str:
     """Return why a run that is not complete is not."""
     good = result["markets"] - result["books_missing"]
@@ -260,14 +271,14 @@ async def keep_collecting(args: argparse.Namespace, chosen: dict[str, Any]) -> N
         result = tick.result
         if result and args.json:
             say(json.dumps(result), sys.stdout)
-        if result and result["tweets_reason"]:
-            say(f"async-collector: posts: {result['tweets_reason']}", sys.stderr)
+        if result:
+            say_posts(result)
         coming = f"next run {tick.next_run:%H:%M:%S} UTC"
         if tick.missed:
             coming += f", {tick.missed} ticks missed so far"
         if tick.error:
             say(f"async-collector: {tick.error}; {coming}", sys.stderr)
-        elif result and (result["status"] != "complete" or result["drift"]):
+        elif result and not is_well(result):
             say(f"{complaint(result)}; {coming}", sys.stderr)
         elif result and not args.quiet:
             went = f"run {result['run_id']} is complete: {result['markets']} markets in {result['duration']:.2f} s"
@@ -325,9 +336,8 @@ def run_once(args: argparse.Namespace, path: str, chosen: dict[str, Any]) -> int
         bar.close()
     if args.json or not args.quiet:
         say(json.dumps(result) if args.json else summary(result), sys.stdout)
-    if result["tweets_reason"]:
-        say(f"async-collector: posts: {result['tweets_reason']}", sys.stderr)
-    if result["status"] != "complete" or result["drift"]:
+    say_posts(result)
+    if not is_well(result):
         say(complaint(result), sys.stderr)
         return DRIFT if result["drift"] else PARTIAL
     return 0

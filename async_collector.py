@@ -867,7 +867,7 @@ def _without_nul(body: Body) -> Body:
 
 
 def _repaired(body: Body) -> bytes:
-    """Return JSON with U+FFFD for lone surrogates and broken UTF-8, and numbers that are none as strings.
+    """Return JSON with U+FFFD for lone surrogates and broken UTF-8, and no numbers that are none: no field takes them.
 
     One of them would cost the whole answer; now it costs a letter, or the one element that has it.
 
@@ -1587,6 +1587,40 @@ async def _read(response: aiohttp.ClientResponse, max_bytes: int, url: str) -> b
     return pieces
 
 
+CLOSED_EARLY: Final = "the connection was closed before the answer was complete"
+
+
+class _Attempts:
+    """The attempts on the wire of one request: aiohttp repeats a GET when a kept connection turns out closed.
+
+    Each is paced and counted, and has the whole timeout.
+    """
+
+    def __init__(self, endpoint: Endpoint, limiter: RateLimiter, wire: Wire, url: str) -> None:
+        self._endpoint = endpoint
+        self._limiter = limiter
+        self._wire = wire
+        self._url = url
+        self.started: float | None = None  # the last one
+        self.deadline = asyncio.timeout(None)
+
+    async def count(self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        """Let the next attempt begin when its turn has come (the first one's has)."""
+        if self.started is not None:
+            await self._repeat()
+        self._wire.traffic.requests += 1
+        self.started = self._wire.clock.monotonic()
+        self.deadline.reschedule(asyncio.get_running_loop().time() + self._wire.settings.timeout_s)
+        return await handler(request)
+
+    async def _repeat(self) -> None:
+        if self._endpoint.token or not self._wire.traffic.may_retry:
+            raise NetworkError(CLOSED_EARLY, self._url)
+        self._wire.traffic.retries += 1
+        self.deadline.reschedule(None)
+        await self._limiter.acquire()
+
+
 class HttpHost:
     """One host: paced by its limiter, patient as the settings say, and trusted with nothing.
 
@@ -1679,29 +1713,9 @@ class HttpHost:
         error.retryable = False
         return error
 
-    async def _exchange(self, request: Request, url: str) -> tuple[float, Answer]:
+    async def _exchange(self, request: Request, url: str) -> tuple[float | None, Answer]:
         """Send *request* now, and return when it started and what came back."""
-        attempts = 0
-        started = 0.0
-        deadline = asyncio.timeout(None)
-        timeout_s = self._wire.settings.timeout_s
-
-        async def count(message: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-            # aiohttp repeats a GET by itself when a kept connection turns out closed: that is an attempt as well
-            nonlocal attempts, started
-            if attempts:
-                if self._endpoint.token or not self._wire.traffic.may_retry:
-                    msg = "the connection was closed before the answer was complete"
-                    raise NetworkError(msg, url)
-                self._wire.traffic.retries += 1
-                deadline.reschedule(None)
-                await self._limiter.acquire()
-            attempts += 1
-            self._wire.traffic.requests += 1
-            started = self._wire.clock.monotonic()
-            deadline.reschedule(asyncio.get_running_loop().time() + timeout_s)
-            return await handler(message)
-
+        attempts = _Attempts(self._endpoint, self._limiter, self._wire, url)
         exchange = self._wire.session.request(
             request.method,
             url,
@@ -1710,21 +1724,18 @@ class HttpHost:
             headers=self._headers(request),
             proxy=self._endpoint.proxy,
             allow_redirects=False,
-            middlewares=(count,),
+            middlewares=(attempts.count,),
         )
         try:
-            async with deadline, exchange as response:
+            async with attempts.deadline, exchange as response:
                 body = await _read(response, request.max_bytes if response.ok else MAX_ERROR_BYTES, url)
         except TimeoutError as error:
-            msg = f"no complete answer within {timeout_s:g} s"
+            msg = f"no complete answer within {self._wire.settings.timeout_s:g} s"
             raise NetworkError(msg, url) from error
         except aiohttp.ClientError as error:
             # what a host that knows the token has sent may repeat it
             raise self._network_error(error, url) from (None if self._endpoint.token else error)
-        headers = CIMultiDict((name, self._hidden(value)) for name, value in response.headers.items())
-        if self._endpoint.token:
-            body = body.replace(self._endpoint.token.encode(), b"***")
-        return started, Answer(response.status, headers, body)
+        return attempts.started, self._without_token(Answer(response.status, response.headers, body))
 
     def _headers(self, request: Request) -> dict[str, str]:
         headers = {"Content-Type": "application/json"} if request.body else {}
@@ -1737,7 +1748,7 @@ class HttpHost:
         through = f" (through the proxy {proxy.host}:{proxy.port})" if proxy else ""
         says = self._hidden(str(error) or type(error).__name__)
         if isinstance(error, aiohttp.ServerDisconnectedError):
-            says = "the connection was closed before the answer was complete"
+            says = CLOSED_EARLY
         failure = NetworkError(says + through, url)
         failure.retryable = not isinstance(error, (aiohttp.ClientConnectorCertificateError, aiohttp.InvalidURL))
         failure.sent = not isinstance(error, aiohttp.ClientConnectorError)
@@ -1753,6 +1764,13 @@ class HttpHost:
     def _hidden(self, text: str) -> str:
         """Return *text* without the token, should somebody have written it there."""
         return text.replace(self._endpoint.token, "***") if self._endpoint.token else text
+
+    def _without_token(self, answer: Answer) -> Answer:
+        """Return *answer* without the token in it."""
+        if not self._endpoint.token:
+            return answer
+        headers = CIMultiDict((name, self._hidden(value)) for name, value in answer.headers.items())
+        return Answer(answer.status, headers, answer.body.replace(self._endpoint.token.encode(), b"***"))
 
 
 class MarketPage(NamedTuple):
@@ -2186,6 +2204,11 @@ def _insert(table: str, columns: Sequence[str]) -> str:
     return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608
 
 
+def _newest(column: str) -> str:
+    """Return the query for what the newest run that has something in *column* has there, or NULL."""
+    return f"SELECT (SELECT {column} FROM runs WHERE {column} IS NOT NULL ORDER BY run_id DESC LIMIT 1)"  # noqa: S608
+
+
 # what the exchange leaves out this time keeps its last known value
 SAVE_MARKET: Final = (
     _insert("markets", Market._fields)
@@ -2205,9 +2228,7 @@ SAVE_REOPENED: Final = """
 SAVE_SNAPSHOT: Final = _insert("snapshots", Snapshot._fields) + " ON CONFLICT (market_id, timestamp) DO NOTHING"
 SAVE_POST: Final = _insert("tweets", Post._fields) + " ON CONFLICT (tweet_id) DO NOTHING"
 SAVE_NEWEST_POST: Final = "UPDATE runs SET newest_tweet_id = ? WHERE run_id = ?"
-NEWEST_POST: Final = """
-    SELECT (SELECT newest_tweet_id FROM runs WHERE newest_tweet_id IS NOT NULL ORDER BY run_id DESC LIMIT 1)
-"""
+NEWEST_POST: Final = _newest("newest_tweet_id")
 UNMATCHED_POSTS: Final = f"""
     SELECT {", ".join(UnmatchedPost._fields)} FROM tweets
     WHERE market_id IS NULL AND timestamp > ? AND (run_id = ? OR timestamp > ? AND run_id IS NOT NULL)
@@ -2279,9 +2300,7 @@ UNRESOLVED: Final = """
 SAVE_PROGRESS: Final = """
     UPDATE runs SET snapshots_saved = snapshots_saved + ?, tweets = tweets + ?, errors = errors + ? WHERE run_id = ?
 """
-LAST_FULL_WALK: Final = """
-    SELECT (SELECT full_walk_at FROM runs WHERE full_walk_at IS NOT NULL ORDER BY run_id DESC LIMIT 1)
-"""
+LAST_FULL_WALK: Final = _newest("full_walk_at")
 LISTED_IDS: Final = "SELECT market_id FROM listed_ids ORDER BY market_id"
 FORGET_IDS: Final = "DELETE FROM listed_ids"
 SAVE_ID: Final = "INSERT OR IGNORE INTO listed_ids (market_id) VALUES (?)"
@@ -2401,7 +2420,7 @@ def _held_alone(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _refuse_folders(path: Path) -> None:
+def _refuse_what_is_no_file(path: Path) -> None:
     """Refuse a path that no database can be at, in clearer words than SQLite's."""
     if path.is_dir():
         msg = f"{path}: is a folder"
@@ -2477,7 +2496,7 @@ class Database:
         """
         async with AsyncExitStack() as stack:
             with _naming(path, "open"):
-                _refuse_folders(path)
+                _refuse_what_is_no_file(path)
                 stack.enter_context(_held_alone(path))
                 _create(path)
                 _warn_of_old_sqlite()
@@ -2530,19 +2549,18 @@ class Database:
     async def save(self, batch: Batch) -> Saved:
         """Store *batch* whole or not at all."""
         async with self._transaction("store a batch"):
-            await self._connection.executemany(SAVE_MARKET, batch.markets)  # before the snapshots that refer to them
-            await self._connection.executemany(SAVE_REOPENED, [(market.market_id,) for market in batch.markets])
-            saved = await self._connection.executemany(SAVE_SNAPSHOT, batch.snapshots)
-            await self._connection.executemany(SAVE_FAILURE, batch.failures)
-            await self._connection.executemany(SAVE_RESOLUTION, batch.resolutions)
-            await self._connection.executemany(SAVE_UNDECIDED, batch.undecided)
-            posts = await self._connection.executemany(SAVE_POST, batch.posts)
+            await self._execute(SAVE_MARKET, batch.markets)  # before the snapshots that refer to them
+            await self._execute(SAVE_REOPENED, [(market.market_id,) for market in batch.markets])
+            new = await self._execute(SAVE_SNAPSHOT, batch.snapshots)
+            await self._execute(SAVE_FAILURE, batch.failures)
+            await self._execute(SAVE_RESOLUTION, batch.resolutions)
+            await self._execute(SAVE_UNDECIDED, batch.undecided)
+            new_posts = await self._execute(SAVE_POST, batch.posts)
             if batch.newest_post_id:
                 await self._connection.execute(SAVE_NEWEST_POST, (batch.newest_post_id, batch.run_id))
-            new, new_posts = max(saved.rowcount, 0), max(posts.rowcount, 0)
             if new < len(batch.snapshots):
                 keys = [(row.run_id, row.market_id, row.timestamp, row.run_id) for row in batch.snapshots]
-                await self._connection.executemany(SAVE_CONFLICT, keys)
+                await self._execute(SAVE_CONFLICT, keys)
             errors = len(batch.failures) + len(batch.snapshots) - new
             await self._connection.execute(SAVE_PROGRESS, (new, new_posts, errors, batch.run_id))
         return Saved(new, new_posts)
@@ -2559,15 +2577,13 @@ class Database:
     async def save_matches(self, matches: Mapping[str, Match]) -> None:
         """Store which markets posts are about, by post id."""
         async with self._transaction("store what posts are about"):
-            await self._connection.executemany(
-                SAVE_MATCH, [(match.market_id, match.keywords, post_id) for post_id, match in matches.items()]
-            )
+            await self._execute(SAVE_MATCH, [(*match, post_id) for post_id, match in matches.items()])
 
     @uninterrupted
     async def save_signals(self, signals: Sequence[HypeSignal]) -> None:
         """Store what the attention for markets comes to."""
         async with self._transaction("store hype signals"):
-            await self._connection.executemany(SAVE_HYPE, signals)
+            await self._execute(SAVE_HYPE, signals)
 
     @uninterrupted
     async def finish_run(self, run_id: int, columns: Mapping[str, object]) -> None:
@@ -2604,6 +2620,12 @@ class Database:
             for statement in NEED_COLUMNS:  # a file that others have made may lack some
                 await self._connection.execute(f"EXPLAIN {statement}", [None] * statement.count("?"))
             await self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    async def _execute(self, statement: str, rows: Sequence[Sequence[object]]) -> int:
+        """Execute *statement* for each of *rows*, and return how many rows of the table it has changed."""
+        if not rows:  # which would be a trip to the connection's thread all the same
+            return 0
+        return (await self._connection.executemany(statement, rows)).rowcount
 
     async def _rows(self, query: str, *values: str | int) -> Iterable[Sequence[Any]]:
         with _naming(self._path, "read"):
@@ -2646,20 +2668,21 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-GOOD_WORDS: Final = _words(
+# a phrase counts as one word
+GOOD: Final = _words(
     "banger bullish confident easy gem gift goat great green guaranteed juicy lfg lock love moon mooning nailed "
-    "printing profit profits pump pumping safe steal underpriced undervalued win winner winning wins"
+    "printing profit profits pump pumping safe steal underpriced undervalued win winner winning wins "
+    "all_in cant_lose free_money great_bet locked_in no_brainer"
 )
-BAD_WORDS: Final = _words(
+BAD: Final = _words(
     "awful bad bearish broke cooked crash crashing dead disaster dumb dump dumping fade fading fake fraud garbage "
     "horrendous lose loser loses losing loss lost manipulated overpriced overvalued ponzi rekt rigged robbed robbery "
-    "rug rugged scam scammed scams short stupid terrible toast trash worst wrecked"
+    "rug rugged scam scammed scams short stupid terrible toast trash worst wrecked "
+    "dead_money exit_liquidity no_chance no_way rug_pull stay_away wash_trading"
 )
-# whole before their words
-GOOD_PHRASES: Final = _words("all_in cant_lose free_money great_bet locked_in no_brainer")
-BAD_PHRASES: Final = _words("dead_money exit_liquidity no_chance no_way rug_pull stay_away wash_trading")
-GOOD: Final = GOOD_WORDS | GOOD_PHRASES
-BAD: Final = BAD_WORDS | BAD_PHRASES
+_PHRASE: Final = re.compile(
+    rf"\b(?:{'|'.join(sorted(word for word in GOOD | BAD if '_' in word))})\b".replace("_", " ")
+)
 GOOD_SIGNS: Final = "🚀📈🔥💰🤑💎🟢✅🎯🏆💪🙌🐂🌕"
 BAD_SIGNS: Final = "📉💀🤡🔴❌🚩🗑😭😡🤮🐻💩🥶"
 NEGATIONS: Final = _words("aint arent cant didnt doesnt dont hardly isnt never nor not wasnt wont without")
@@ -2676,9 +2699,7 @@ def tone(text: str) -> float:
     plain = text.casefold().replace("'", "").replace("\N{RIGHT SINGLE QUOTATION MARK}", "")
     score = float(sum(plain.count(sign) for sign in GOOD_SIGNS) - sum(plain.count(sign) for sign in BAD_SIGNS))
     spoken = " ".join(re.findall(r"[^\W\d_]+", plain))
-    for phrase in GOOD_PHRASES | BAD_PHRASES:
-        spoken = re.sub(rf"\b{phrase.replace('_', ' ')}\b", phrase, spoken)
-    words = spoken.split()
+    words = _PHRASE.sub(lambda phrase: phrase[0].replace(" ", "_"), spoken).split()
     for place, word in enumerate(words):
         negated = not NEGATIONS.isdisjoint(words[max(0, place - NEGATION_REACH) : place])
         score += ((word in GOOD) - (word in BAD)) * (-0.5 if negated else 1)
@@ -2762,7 +2783,7 @@ class MarketIndex:
     two with its question, if these are 60 % of the question's weight, and if together they are so rare that by chance
     hardly one market would have them all. Months and years weigh nothing, but a post that names others than the
     question is about something else. A post that fits two markets equally well fits none. Ten thousand markets and a
-    thousand posts take about half a second.
+    thousand posts take about a quarter of a second.
 
     Args:
         markets: the open markets.
@@ -2785,8 +2806,9 @@ class MarketIndex:
                 self._with_word.setdefault(word, array("l")).append(place)
             weights.append(0.0)
         for word, places in self._with_word.items():
+            weight = self._weight(word)
             for place in places:
-                weights[place] += self._weight(word)
+                weights[place] += weight
         self._weights = weights  # of whole questions
         self._rare_weight = math.log(len(self._ids) + 1)  # of words that by chance hardly one market has together
 
@@ -3568,10 +3590,10 @@ class AsyncCollector:
             try:
                 run.posts_complete = await self._read_posts(run, since_id)
             except ApiError as error:
-                went_on = (
+                next_time = (
                     "older posts are left out" if run.posts_read else "the next run goes on where the last one stopped"
                 )
-                reason = f"{error}; {ADVICE.get(error.status or 0, went_on)}"
+                reason = f"{error}; {ADVICE.get(error.status or 0, next_time)}"
                 log.warning("no posts: %s", reason)
                 await run.record([None], "posts", reason)
         await run.rows.close()
@@ -3612,11 +3634,13 @@ class AsyncCollector:
         posts = await run.database.unmatched_posts(run.run_id, self._clock.now())
         if posts and run.snapshots:
             matches = await asyncio.to_thread(_match_all, posts, run.database.absolute_path, run.run_id, run.snapshots)
-            await run.database.save_matches(matches)
+            if matches:
+                await run.database.save_matches(matches)
         now = self._clock.now()
         heard = await run.database.attention(now)
         signals = [signal_of(attention, timestamp=sql_time(now), run_id=run.run_id) for attention in heard]
-        await run.database.save_signals(signals)
+        if signals:
+            await run.database.save_signals(signals)
 
     async def _write(self, run: Run) -> None:
         """Store the rows, a transaction per batch."""
