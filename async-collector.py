@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Collect Polymarket's markets into SQLite: the command `async-collector`.
 
-Results go to stdout; log, progress and errors go to stderr.
+Results go to stdout; log, progress and errors go to stderr. The file reads top down: what is said and asked, a run once
+or at every tick, `--status`, `--benchmark`, and `main`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,16 @@ import argparse
 import asyncio
 import json
 import logging
+import math
 import os
 import platform
 import signal
 import sqlite3
 import sys
+import time
+from contextlib import ExitStack, closing, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
@@ -24,7 +30,7 @@ from tqdm import tqdm
 import async_collector as ac
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
 
 EXIT_CODES: Final[tuple[tuple[type[Exception], int], ...]] = (
     (ac.ConfigError, 78),
@@ -37,7 +43,9 @@ EXIT_CODES: Final[tuple[tuple[type[Exception], int], ...]] = (
     (ac.ApiError, 69),
 )
 DRIFT: Final = 65
+UNWRITTEN: Final = 74
 PARTIAL: Final = 75
+INTERVAL_MIN: Final = 15
 INTERRUPTED: Final = 128  # and the number of the signal
 
 SUMMARY: Final = """\
@@ -53,24 +61,35 @@ Run {run_id} is {status}
   posts            {tweets}
   database         {database}"""
 
-BENCHMARK: Final = """\
-Benchmark: the same markets twice, each time in a process and a database of its own{sample}
-                      one by one          async
-  duration       {old[duration]:>12.2f} s {new[duration]:>12.2f} s
-  markets        {old[markets]:>14} {new[markets]:>14}
-  markets per s  {old[markets_per_second]:>14.0f} {new[markets_per_second]:>14.0f}
-  requests       {old[requests]:>14} {new[requests]:>14}
-  peak memory    {old_memory:>14} {new_memory:>14}
-  speed-up       {speed_up:.0f} times
-  same markets   {same}"""
 
-
-def say(text: str, stream: TextIO) -> None:
-    """Print *text*; what has been collected is not lost because nobody reads on."""
+def say(text: str, stream: TextIO) -> OSError | None:
+    """Print *text* and return why it could not be written; that nobody reads on is no reason to complain."""
     try:
         print(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream, flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except OSError as error:
+        drop_buffered(stream)
+        return None if isinstance(error, BrokenPipeError) else error
+    return None
+
+
+def drop_buffered(stream: TextIO) -> None:
+    """Send what *stream* holds nowhere: at the exit it would fail again."""
+    descriptor = stream.fileno()
+    kept = os.dup(descriptor)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), descriptor)
+        stream.flush()
+    if stream is sys.stdout:  # a later result may find room; stderr stays shut, for the bar writes to it as well
+        os.dup2(kept, descriptor)
+    os.close(kept)
+
+
+def answer(text: str, code: int = 0) -> int:
+    """Print *text*, the result that was asked for, and return the exit code: *code* if it could be written."""
+    if error := say(text, sys.stdout):
+        say(f"async-collector: the result could not be written: {error}", sys.stderr)
+        return UNWRITTEN
+    return code
 
 
 def checked(check: Callable[[str, object], float]) -> Callable[[str], float]:
@@ -85,6 +104,14 @@ def checked(check: Callable[[str, object], float]) -> Callable[[str], float]:
     return convert
 
 
+def database_file(text: str) -> str:
+    """Return *text*, which names a file."""
+    if not text.strip() or text == ":memory:":
+        msg = f"{text!r} names no file, and what is collected has to be stored in one"
+        raise argparse.ArgumentTypeError(msg)
+    return text
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; the README has the same table."""
     parser = argparse.ArgumentParser(
@@ -97,55 +124,44 @@ def build_parser() -> argparse.ArgumentParser:
     )
     number_above_0 = checked(lambda name, value: ac.finite_number(name, value, above=0))
     number_from_0 = checked(lambda name, value: ac.whole_number(name, value, at_least=0))
-    parser.add_argument("--db", metavar="PATH", help="database file (POLYMARKET_DB, else polymarket_data.db)")
-    parser.add_argument(
-        "--min-volume",
-        metavar="USD",
-        type=checked(ac.finite_number),
-        default=100_000,
-        help="leave out markets with less volume in 24 hours; 0 takes every open market (100000)",
-    )
-    parser.add_argument(
-        "--workers", metavar="N", type=checked(ac.whole_number), default=10, help="requests in flight, 1 to 1000 (10)"
-    )
-    parser.add_argument(
-        "--max-retries", metavar="N", type=number_from_0, default=3, help="further attempts per request (3)"
-    )
-    parser.add_argument(
-        "--timeout", metavar="SECONDS", type=number_above_0, default=10, help="for one attempt, to its last byte (10)"
-    )
-    parser.add_argument(
-        "--run-timeout",
-        metavar="SECONDS",
-        type=number_above_0,
-        default=600,
-        help="for a whole run, which ends with what it has then (600, or the interval if that is shorter)",
-    )
-    parser.add_argument(
-        "--no-follow",
-        action="store_true",
-        help="in this run, collect nothing for the mere reason that it was collected before",
-    )
+
+    def option(flag: str, says: str, group: argparse._ActionsContainer = parser, **kind: Any) -> None:  # noqa: ANN401
+        group.add_argument(flag, help=says, **kind)
+
     modes = parser.add_mutually_exclusive_group()
-    modes.add_argument(
-        "--continuous", action="store_true", help="collect now and at every multiple of the interval, until stopped"
-    )
-    parser.add_argument(
-        "--interval", metavar="MIN", type=checked(ac.minutes), default=15, help="minutes between two collections (15)"
-    )
-    modes.add_argument(
-        "--status", action="store_true", help="say how the collection is going; exit 1 if that is not well"
-    )
-    modes.add_argument(
-        "--benchmark",
-        action="store_true",
-        help="collect twice into temporary files, one by one and as always, and compare",
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
-    parser.add_argument("--quiet", action="store_true", help="print no header, no bar and no summary")
-    parser.add_argument("--verbose", action="store_true", help="log every request to stderr, instead of the bar")
+    option("--db", "database file (POLYMARKET_DB, else polymarket_data.db)", metavar="PATH", type=database_file)
+    volume = "leave out markets with less volume in 24 hours; 0 takes every open market (100000)"
+    option("--min-volume", volume, metavar="USD", type=checked(ac.finite_number), default=100_000)
+    option("--workers", "requests in flight, 1 to 1000 (10)", metavar="N", type=checked(ac.whole_number), default=10)
+    option("--max-retries", "further attempts per request (3)", metavar="N", type=number_from_0, default=3)
+    option("--timeout", "for one attempt, to its last byte (10)", metavar="SECONDS", type=number_above_0, default=10)
+    whole_run = "for a whole run, which ends with what it has then (600, or the interval if that is shorter)"
+    option("--run-timeout", whole_run, metavar="SECONDS", type=number_above_0, default=600)
+    no_follow = "in this run, collect nothing for the mere reason that it was collected before"
+    option("--no-follow", no_follow, action="store_true")
+    continuous = "collect now and at every multiple of the interval, until stopped"
+    option("--continuous", continuous, modes, action="store_true")
+    interval = f"minutes between two collections, for --continuous and --status ({INTERVAL_MIN})"
+    option("--interval", interval, metavar="MIN", type=checked(ac.minutes))
+    option("--status", "say how the collection is going; exit 1 if that is not well", modes, action="store_true")
+    benchmark = "collect twice into temporary files, one by one and as always, and compare"
+    option("--benchmark", benchmark, modes, action="store_true")
+    option("--json", "print the result as one line of JSON", action="store_true")
+    option("--quiet", "print no header, no bar and no summary", action="store_true")
+    option("--verbose", "log every request to stderr, instead of the bar", action="store_true")
     parser.add_argument("--version", action="version", version=versions)
     return parser
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return what *argv* asks for, or end the program if that makes no sense."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.interval is None:
+        args.interval = INTERVAL_MIN
+    elif not (args.continuous or args.status):
+        parser.error("argument --interval: only with --continuous or --status, for a single run has no interval")
+    return args
 
 
 def summary(result: ac.CollectionResult) -> str:
@@ -153,40 +169,6 @@ def summary(result: ac.CollectionResult) -> str:
     stats = result["stats"]
     rate = result["markets"] / result["duration"] if result["duration"] else 0.0
     return SUMMARY.format_map({**stats, **result, "rate": rate, "listed": stats["markets_fetched"]})
-
-
-def comparison(result: ac.BenchmarkResult) -> str:
-    """Return what a benchmark's *result* says to a person."""
-    ways = {"old": result["one_by_one"], "new": result["async_collector"]}
-    peaks = {name: way["peak_memory_mb"] for name, way in ways.items()}
-    memory = {f"{name}_memory": "unknown" if peak is None else f"{peak:.0f} MB" for name, peak in peaks.items()}
-    return BENCHMARK.format(
-        **ways,
-        **memory,
-        speed_up=result["speed_up"],
-        sample=f"; one by one: a sample of {result['sample']}" if result["sample"] else "",
-        same="yes" if result["same_markets"] else "no: the exchange has changed meanwhile",
-    )
-
-
-def status_lines(status: ac.Status) -> str:
-    """Return what a *status* says to a person."""
-    age = (
-        "never" if status["age"] is None else f"{status['last_complete_at']} UTC, {status['age'] / 60:.0f} minutes ago"
-    )
-    lines = [
-        f"{status['database']} is {'well' if status['healthy'] else 'NOT WELL'}",
-        f"  last complete run  {age}",
-        f"  missed in a day    {status['missed_ticks']}",
-        f"  file and WAL       {status['file_bytes'] / 1e6:.1f} MB and {status['wal_bytes'] / 1e6:.1f} MB",
-        *(
-            f"  run {run['run_id']:<14} {run['started_at']} {ac.printable(run['status'])}, "
-            f"{run['snapshots_saved']} markets of "
-            f"{run['markets_listed']}, {run['books_missing']} without books, {run['errors']} errors"
-            for run in status["runs"]
-        ),
-    ]
-    return "\n".join(lines)
 
 
 def is_well(result: ac.CollectionResult) -> bool:
@@ -203,11 +185,9 @@ def say_posts(result: ac.CollectionResult) -> None:
 def complaint(result: ac.CollectionResult) -> str:
     """Return why a run that is not complete is not."""
     good = result["markets"] - result["books_missing"]
-    why = (
-        f"the exchange's answers have changed: {result['drift']}"
-        if result["drift"]
-        else f"first failure: {result['reason']}"
-    )
+    why = f"first failure: {result['reason']}"
+    if result["drift"]:
+        why = f"the exchange's answers have changed: {result['drift']}"
     return (
         f"async-collector: {good} of {result['stats']['markets_fetched']} listed markets were stored with their books; "
         f"{why} (see the table failures, run {result['run_id']})"
@@ -270,7 +250,7 @@ async def keep_collecting(args: argparse.Namespace, chosen: dict[str, Any]) -> N
     def tell(tick: ac.Tick) -> None:
         result = tick.result
         if result and args.json:
-            say(json.dumps(result), sys.stdout)
+            answer(json.dumps(result))
         if result:
             say_posts(result)
         coming = f"next run {tick.next_run:%H:%M:%S} UTC"
@@ -289,31 +269,9 @@ async def keep_collecting(args: argparse.Namespace, chosen: dict[str, Any]) -> N
 
 def announce(settings: ac.Settings, cadence: str = "") -> None:
     """Say what is about to be collected."""
-    volume = settings.min_volume_usd
+    volume = settings.selection.min_volume_usd
     what = f"markets over ${volume:,.15g} in 24 h" if volume else "all open markets"
     say(f"Polymarket to {settings.db_path}: {what}, {settings.workers} workers{cadence}", sys.stderr)
-
-
-def run(args: argparse.Namespace) -> int:
-    """Do what *args* say and return the exit code."""
-    chosen = {name: getattr(args, name) for name in ("workers", "max_retries", "timeout", "run_timeout", "min_volume")}
-    chosen["follow"] = not args.no_follow
-    path = ac.DEFAULT_DB_PATH if args.db is None else args.db
-    if args.status:
-        status = ac.read_status(path, args.interval)
-        say(json.dumps(status) if args.json else status_lines(status), sys.stdout)
-        return 0 if status["healthy"] else 1
-    if args.benchmark:
-        compared = ac.benchmark(**chosen)
-        say(json.dumps(compared) if args.json else comparison(compared), sys.stdout)
-        return 0
-    if args.continuous:
-        chosen["run_timeout"] = min(args.run_timeout, args.interval * 60)
-        if not args.quiet:
-            announce(ac.AsyncCollector(path, **chosen).settings, f", every {args.interval:g} minutes")
-        asyncio.run(keep_collecting(args, chosen | {"db_path": path}))
-        return 0
-    return run_once(args, path, chosen)
 
 
 def run_once(args: argparse.Namespace, path: str, chosen: dict[str, Any]) -> int:
@@ -334,13 +292,278 @@ def run_once(args: argparse.Namespace, path: str, chosen: dict[str, Any]) -> int
         raise type(error)(msg) from error
     finally:
         bar.close()
-    if args.json or not args.quiet:
-        say(json.dumps(result) if args.json else summary(result), sys.stdout)
+    code = DRIFT if result["drift"] else 0 if is_well(result) else PARTIAL
+    if args.json:
+        code = answer(json.dumps(result), code)
+    elif not args.quiet:
+        say(summary(result), sys.stdout)  # for a person; whoever cannot have it has lost nothing
     say_posts(result)
     if not is_well(result):
         say(complaint(result), sys.stderr)
-        return DRIFT if result["drift"] else PARTIAL
-    return 0
+    return code
+
+
+# --- Status -----------------------------------------------------------------------------------------------------------
+
+RECENT_RUNS: Final = """
+    SELECT run_id, started_at, status, markets_listed, snapshots_saved, books_missing, errors, duration
+    FROM runs ORDER BY run_id DESC LIMIT 5
+"""
+LAST_COMPLETE: Final = "SELECT started_at FROM runs WHERE status = 'complete' ORDER BY run_id DESC LIMIT 1"
+STARTS_SINCE: Final = "SELECT started_at FROM runs WHERE started_at > ? ORDER BY run_id"
+CLOCKS_DIFFER_S: Final = 2  # by so much without one of them being wrong
+
+
+def size(path: Path, suffix: str = "") -> int:
+    """Return the bytes of the file at *path*, or of the one beside it with *suffix*; 0 if there is none."""
+    beside = Path(os.path.realpath(path) + suffix)
+    return beside.stat().st_size if beside.exists() else 0
+
+
+@contextmanager
+def looking_into(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open the database at *path* for reading and leave nothing beside it.
+
+    Raises:
+        StorageError: it cannot be read, or a collector would refuse it.
+    """
+    with ac.reading(path) as connection, ExitStack() as stack:
+        # beside a file that nobody has open a reader makes a log and an index, which it may not remove at its end
+        if not (size(path, "-wal") or size(path, "-journal")):
+            unchanging = sqlite3.connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)
+            connection = stack.enter_context(closing(unchanging))  # noqa: PLW2901  the first has read nothing yet
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > len(ac.MIGRATIONS):
+            msg = f"{path}: has schema {version} of a newer collector; this one knows {len(ac.MIGRATIONS)}"
+            raise ac.StorageError(msg)
+        if connection.execute(ac.IS_OF_ANOTHER_PROGRAM).fetchone()[0]:
+            msg = f"{path}: is the database of another program"
+            raise ac.StorageError(msg)
+        yield connection
+
+
+def moment(text: str) -> datetime:
+    """Return the time of a run that *text* from the database says."""
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=UTC)
+    except (TypeError, ValueError) as error:
+        msg = f"a run began at {ac.printable(str(text))!r}, which is no time"
+        raise ac.StorageError(msg) from error
+
+
+def missed_ticks(starts: Sequence[float], since: float, now: float, interval_s: float) -> int:
+    """Return how many ticks after *since* have passed without one of *starts*, all in seconds of Unix time."""
+    ran = {math.floor(start / interval_s + ac.EARLY_SHARE) for start in starts}
+    first = math.floor(since / interval_s + ac.EARLY_SHARE) + 1
+    return sum(tick not in ran for tick in range(first, math.floor(now / interval_s)))  # the newest may still come
+
+
+def read_status(path: Path, interval_min: float, now: datetime) -> dict[str, Any]:
+    """Return how the collection into *path* is going at *now*, as `--json` prints it, without writing to it."""
+    interval_s = interval_min * 60
+    with looking_into(path) as connection:
+        connection.row_factory = sqlite3.Row
+        runs = [dict(row) for row in connection.execute(RECENT_RUNS)]
+        (last_complete_at,) = connection.execute(LAST_COMPLETE).fetchone() or (None,)
+        (first_start,) = connection.execute("SELECT min(started_at) FROM runs").fetchone()
+        since = max(ac.sql_time(now - timedelta(days=1)), first_start or ac.sql_time(now))
+        starts = [moment(start).timestamp() for (start,) in connection.execute(STARTS_SINCE, (since,))]
+        file_bytes, wal_bytes = size(path), size(path, "-wal")
+    age = None if last_complete_at is None else (now - moment(last_complete_at)).total_seconds()
+    return {
+        "healthy": age is not None and -CLOCKS_DIFFER_S <= age < 2 * interval_s,
+        "last_complete_at": last_complete_at,  # when the newest complete run began
+        "age": age,  # seconds since then
+        "missed_ticks": missed_ticks(starts, moment(since).timestamp(), now.timestamp(), interval_s),  # in a day
+        "runs": runs,  # the newest first
+        "file_bytes": file_bytes,
+        "wal_bytes": wal_bytes,
+        "database": str(path),
+    }
+
+
+def status_lines(status: dict[str, Any], now: datetime) -> str:
+    """Return what a *status* says to a person at *now*."""
+    age, runs = status["age"], status["runs"]
+    ago = "never" if age is None else f"{status['last_complete_at']} UTC, {age / 60:.0f} minutes ago"
+    lines = [
+        f"{status['database']} is {'well' if status['healthy'] else 'NOT WELL'}",
+        f"  last complete run  {ago}",
+        f"  missed in a day    {status['missed_ticks']}",
+        f"  file and WAL       {status['file_bytes'] / 1e6:.1f} MB and {status['wal_bytes'] / 1e6:.1f} MB",
+        *(
+            f"  run {run['run_id']:<14} {run['started_at']} {ac.printable(run['status'])}, "
+            f"{run['snapshots_saved']} markets of "
+            f"{run['markets_listed']}, {run['books_missing']} without books, {run['errors']} errors"
+            for run in runs
+        ),
+    ]
+    if runs and moment(runs[0]["started_at"]) > now + timedelta(seconds=CLOCKS_DIFFER_S):
+        lines.append(f"  note               the clock was ahead: the newest run began {runs[0]['started_at']} UTC")
+    if status["wal_bytes"] > ac.WAL_LIMIT_BYTES:
+        lines.append("  note               the WAL is large: a reader that never finishes probably holds it")
+    return "\n".join(lines)
+
+
+# --- Benchmark --------------------------------------------------------------------------------------------------------
+
+SAMPLE_MARKETS: Final = 100  # that are collected one by one at most: it takes minutes for a thousand
+SIMPLE_TABLE: Final = "CREATE TABLE snapshots (timestamp, market_id, token_id, best_bid REAL, best_ask REAL)"
+BENCHMARK: Final = """\
+Benchmark: the same markets twice, each time in a process and a database of its own{sample}
+                      one by one          async
+  duration       {old[duration]:>12.2f} s {new[duration]:>12.2f} s
+  markets        {old[markets]:>14} {new[markets]:>14}
+  markets per s  {old[markets_per_second]:>14.0f} {new[markets_per_second]:>14.0f}
+  requests       {old[requests]:>14} {new[requests]:>14}
+  peak memory    {old_memory:>14} {new_memory:>14}
+  speed-up       {speed_up:.0f} times
+  same markets   {same}"""
+
+
+async def one_by_one(collector: ac.AsyncCollector) -> dict[str, Any]:
+    """Collect as a simple script does: page after page, then a request per token and a commit per market.
+
+    Hosts, limits, threshold, timeout and number of attempts are those of *collector*; the result has a part of what
+    `collect_all` returns. A request that fails each time is a `NetworkError`.
+    """
+    settings, started, requests = collector.settings, time.monotonic(), 0
+    limiters = {settings.gamma: collector.gamma_limiter, settings.clob: collector.clob_limiter}
+
+    async def get(host: ac.Endpoint, path: str, **params: str) -> Any:  # noqa: ANN401  whatever the JSON says
+        nonlocal requests
+        for attempt in range(settings.max_retries + 1):
+            await asyncio.sleep(min(2 ** (attempt - 1), 60) if attempt else 0)
+            await limiters[host].acquire()
+            requests += 1
+            try:
+                async with session.get(host.url + path, params=params, proxy=host.proxy) as response:
+                    if response.status == HTTPStatus.NOT_FOUND:  # a token without a book
+                        return {}
+                    response.raise_for_status()
+                    return await response.json()
+            except (aiohttp.ClientError, TimeoutError) as error:
+                failure = ac.NetworkError(str(error) or type(error).__name__, host.url + path)
+        raise failure
+
+    order = "volume24hr" if settings.selection.min_volume_usd else "id"
+    listing = {"order": order, "ascending": "false", "closed": "false", "limit": "100"}
+    sample: dict[str, list[str]] = {}
+    more = True
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(settings.timeout_s)) as session:
+        while more and len(sample) < SAMPLE_MARKETS:
+            page = await get(settings.gamma, "/markets/keyset", **listing)
+            for market in page["markets"]:
+                more = float(market.get("volume24hr") or 0) >= settings.selection.min_volume_usd
+                if more and market["active"] and market.get("clobTokenIds") and len(sample) < SAMPLE_MARKETS:
+                    sample[market["id"]] = json.loads(market["clobTokenIds"])
+            listing["after_cursor"] = page.get("next_cursor") or ""
+            more = more and listing["after_cursor"] != ""
+        with closing(sqlite3.connect(settings.db_path)) as connection:
+            connection.execute(SIMPLE_TABLE)
+            for market_id, tokens in sample.items():
+                for token_id in tokens:
+                    book = await get(settings.clob, "/book", token_id=token_id)
+                    bids, asks = ([float(level["price"]) for level in book.get(side, ())] for side in ("bids", "asks"))
+                    row = (market_id, token_id, max(bids, default=None), min(asks, default=None))
+                    connection.execute("INSERT INTO snapshots VALUES (datetime('now'), ?, ?, ?, ?)", row)
+                connection.commit()
+    return {"duration": time.monotonic() - started, "markets": len(sample), "requests": requests}
+
+
+def peak_memory_mb() -> float | None:
+    """Return the most memory that this process has had; None where the system does not tell."""
+    with suppress(ImportError):
+        import resource  # noqa: PLC0415  Unix only
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return None
+
+
+def measure(way: Callable[..., Coroutine[Any, Any, Any]], path: Path, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Collect in one *way* into *path* and return what that took this process."""
+    os.environ.pop("TWITTER_BEARER_TOKEN", None)  # posts cost money
+    took = asyncio.run(way(ac.AsyncCollector(path, **chosen)))
+    return {
+        "duration": took["duration"],
+        "markets": took["markets"],
+        "markets_per_second": took["markets"] / max(took["duration"], 1e-9),
+        "requests": took["requests"],
+        "peak_memory_mb": peak_memory_mb(),
+    }
+
+
+def benchmark(chosen: dict[str, Any]) -> dict[str, Any]:
+    """Collect the same markets in both ways and return what each took, as `--json` prints it.
+
+    Raises:
+        CollectorError: one of the two could not collect, or there is nothing to collect.
+    """
+    import multiprocessing  # noqa: PLC0415  nobody else is to wait for these three
+    from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415
+    from tempfile import TemporaryDirectory  # noqa: PLC0415
+
+    measured: list[dict[str, Any]] = []
+    stored: list[set[str]] = []
+    with TemporaryDirectory() as folder:
+        # what is wrong with the exchange the collector says best; and cold caches are at its expense
+        for way in (ac.AsyncCollector.collect_all, one_by_one):
+            path = Path(folder, f"{way.__name__}.db")
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                measured.append(process.submit(measure, way, path, chosen).result())
+            with ac.reading(path) as connection:
+                stored.append({market_id for (market_id,) in connection.execute("SELECT market_id FROM snapshots")})
+    new, old = measured
+    if not (old["markets"] and new["markets"]):
+        msg = f"{chosen}: there is no market to measure"
+        raise ac.ConfigError(msg)
+    sampled = old["markets"] == SAMPLE_MARKETS < new["markets"]
+    return {
+        "one_by_one": old,
+        "async_collector": new,
+        "speed_up": new["markets_per_second"] / old["markets_per_second"],
+        "same_markets": stored[1] <= stored[0] if sampled else stored[1] == stored[0],  # as far as the sample goes
+        "sample": old["markets"] if sampled else None,  # None: all of them
+    }
+
+
+def comparison(result: dict[str, Any]) -> str:
+    """Return what a benchmark's *result* says to a person."""
+    ways = {"old": result["one_by_one"], "new": result["async_collector"]}
+    peaks = {name: way["peak_memory_mb"] for name, way in ways.items()}
+    memory = {f"{name}_memory": "unknown" if peak is None else f"{peak:.0f} MB" for name, peak in peaks.items()}
+    return BENCHMARK.format(
+        **ways,
+        **memory,
+        speed_up=result["speed_up"],
+        sample=f"; one by one: a sample of {result['sample']}" if result["sample"] else "",
+        same="yes" if result["same_markets"] else "no: the exchange has changed meanwhile",
+    )
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what *args* say and return the exit code."""
+    chosen = {name: getattr(args, name) for name in ("workers", "max_retries", "timeout", "run_timeout", "min_volume")}
+    chosen["follow"] = not args.no_follow
+    path = ac.DEFAULT_DB_PATH if args.db is None else args.db
+    if args.status:
+        now = datetime.now(UTC)
+        status = read_status(ac.database_path(path, os.environ), args.interval, now)
+        text = json.dumps(status) if args.json else status_lines(status, now)
+        return answer(text, 0 if status["healthy"] else 1)
+    if args.benchmark:
+        compared = benchmark(chosen)
+        return answer(json.dumps(compared) if args.json else comparison(compared))
+    if args.continuous:
+        chosen["run_timeout"] = min(args.run_timeout, args.interval * 60)
+        if not args.quiet:
+            announce(ac.AsyncCollector(path, **chosen).settings, f", every {args.interval:g} minutes")
+        asyncio.run(keep_collecting(args, chosen | {"db_path": path}))
+        return 0
+    return run_once(args, path, chosen)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -348,7 +571,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("stdout", "stderr"):  # None where the caller has closed it
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  until the end
-    args = build_parser().parse_args(argv)
+    args = parse(argv)
     logging.basicConfig(level=logging.DEBUG if args.verbose else logging.CRITICAL, format="%(levelname)s %(message)s")
     for chatty in ("aiosqlite", "asyncio", "filelock"):  # aiosqlite logs every stored row at DEBUG
         logging.getLogger(chatty).setLevel(logging.INFO)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 @pytest.fixture
 async def api(collector: ac.AsyncCollector) -> AsyncIterator[ac.PolymarketApi]:
     """The API as a run of `collector` uses it."""
-    async with collector._session() as session:
-        yield collector._apis(session, ac.Traffic())[0]
+    async with collector.connect() as (_, api):
+        yield api
 
 
 async def listed(api: ac.PolymarketApi, *, order: str = "id", ascending: bool = True) -> list[str]:
@@ -135,11 +135,10 @@ async def test_a_429_counts_also_when_its_body_is_cut(
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     clob = dataclasses.replace(collector.settings.clob, url=url)
     collector.settings = dataclasses.replace(collector.settings, clob=clob)
-    traffic = ac.Traffic()
-    async with server, collector._session() as session:
+    async with server, collector.connect() as (wire, api):
         with pytest.raises(ac.RateLimitedError):
-            await collector._apis(session, traffic)[0].fetch_books(["1"])
-    assert (traffic.rate_limit_hits, clock.slept) == (2, [30.0])
+            await api.fetch_books(["1"])
+    assert (wire.traffic.rate_limit_hits, clock.slept) == (2, [30.0])
     assert exchange.url
 
 
@@ -199,9 +198,9 @@ async def test_a_server_that_hangs_is_left_after_the_timeout(
 ) -> None:
     exchange.fail_next("/books", hang=True)
     collector = make_collector(timeout=0.2, max_retries=0)
-    async with collector._session() as session:
+    async with collector.connect() as (_, api):
         with pytest.raises(ac.NetworkError, match=r"no complete answer within 0.2 s"):
-            await collector._apis(session, ac.Traffic())[0].fetch_books(["1"])
+            await api.fetch_books(["1"])
 
 
 async def test_waiting_for_the_limiter_is_no_part_of_the_timeout(
@@ -210,8 +209,7 @@ async def test_waiting_for_the_limiter_is_no_part_of_the_timeout(
     collector = make_collector(timeout=0.3, max_retries=0)
     collector.clob_limiter = ac.RateLimiter(1, 0.5)
     assert exchange.url
-    async with collector._session() as session:
-        api = collector._apis(session, ac.Traffic())[0]
+    async with collector.connect() as (_, api):
         await asyncio.gather(*(api.fetch_books(["1"]) for _ in range(3)))
 
 
@@ -220,9 +218,9 @@ async def test_a_nameless_host_is_a_network_error(
 ) -> None:
     monkeypatch.setenv("CLOB_API", "http://127.0.0.1:1")
     collector = make_collector(max_retries=0)
-    async with collector._session() as session:
+    async with collector.connect() as (_, api):
         with pytest.raises(ac.NetworkError, match=r"http://127.0.0.1:1/books: Cannot connect to host"):
-            await collector._apis(session, ac.Traffic())[0].fetch_books(["1"])
+            await api.fetch_books(["1"])
 
 
 class ClosingServer:
@@ -252,13 +250,11 @@ async def test_an_attempt_that_aiohttp_repeats_by_itself_passes_the_limiter_too(
     server = await asyncio.start_server(closing.serve, "127.0.0.1", 0)
     monkeypatch.setenv("GAMMA_API", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     collector = make_collector()
-    traffic = ac.Traffic()
-    async with server, collector._session() as session:
-        api = collector._apis(session, traffic)[0]
+    async with server, collector.connect() as (wire, api):
         for _ in range(3):
             assert await listed(api) == ["1"]
-    assert traffic.requests == closing.requests == 5
-    assert traffic.retries == 2
+    assert wire.traffic.requests == closing.requests == 5
+    assert wire.traffic.retries == 2
 
 
 async def test_a_proxy_from_the_environment_is_used(
@@ -277,8 +273,8 @@ async def test_a_proxy_from_the_environment_is_used(
     monkeypatch.setenv("no_proxy", "unproxied.invalid")
     monkeypatch.setenv("CLOB_API", "http://clob.invalid")
     collector = make_collector()
-    async with server, collector._session() as session:
-        await collector._apis(session, ac.Traffic())[0].fetch_books(["1"])
+    async with server, collector.connect() as (_, api):
+        await api.fetch_books(["1"])
     assert asked == [b"POST http://clob.invalid/books HTTP/1.1\r\n"]
 
 

@@ -245,6 +245,11 @@ async def test_a_bad_variable_is_78(exchange: FakePolymarket, database: Path) ->
         ("--timeout", "nan"),
         ("--min-volume", "-5"),
         ("--min-volume", "inf"),
+        ("--db", ""),
+        ("--db", " "),
+        ("--db", ":memory:"),
+        ("--interval", "5"),
+        ("--interval", "5", "--benchmark"),
         ("--unknown",),
         ("stray",),
     ],
@@ -332,6 +337,64 @@ async def test_what_is_collected_does_not_depend_on_who_listens(
     assert b"Exception" not in err
     assert b"Polymarket to" not in out
     assert [row["status"] for row in rows(database, "SELECT status FROM runs")] == ["complete"]
+
+
+@pytest.mark.parametrize(
+    ("args", "where", "code"),
+    [
+        ("--json", ">/dev/full", 74),
+        ("--status", ">/dev/full", 74),
+        ("--status --json", ">/dev/full", 74),
+        ("--json", "| true", 0),
+        ("--status", "| true", 0),
+        ("--json", ">&-", 0),
+    ],
+)
+async def test_a_result_that_cannot_be_written_is_74(
+    exchange: FakePolymarket, database: Path, args: str, where: str, code: int
+) -> None:
+    """Who asks for the result and has no room for it has to know; who does not read on knows."""
+    assert (await ac.AsyncCollector(database).collect_all())["status"] == "complete"
+    process = await asyncio.create_subprocess_shell(
+        f"set -o pipefail; {shlex.join([sys.executable, SCRIPT, '--quiet', '--db', str(database)])} {args} {where}",
+        executable="/bin/bash",
+        env=os.environ | exchange.environment,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, err = await asyncio.wait_for(process.communicate(), 30)
+    said = "async-collector: the result could not be written: [Errno 28] No space left on device\n" if code else ""
+    assert (process.returncode, err.decode()) == (code, said)
+    assert {row["status"] for row in rows(database, "SELECT status FROM runs")} == {"complete"}
+
+
+async def test_results_without_room_end_no_continuous_collection(exchange: FakePolymarket, database: Path) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, SCRIPT, "--db", str(database), "--quiet", "--json", "--continuous", "--interval", "0.02"),
+        env=os.environ | exchange.environment,
+        stdout=full,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.close(full)
+    assert process.stderr
+    for _ in range(2):
+        line = await asyncio.wait_for(process.stderr.readline(), 30)
+        assert line == b"async-collector: the result could not be written: [Errno 28] No space left on device\n"
+    process.terminate()
+    _, err = await asyncio.wait_for(process.communicate(), 30)
+    assert (process.returncode, b"Exception" in err, b"Traceback" in err) == (0, False, False)
+    assert len(rows(database, "SELECT run_id FROM runs")) >= 2
+
+
+async def test_an_interval_without_a_schedule_is_2_and_says_why(exchange: FakePolymarket, database: Path) -> None:
+    done = await run(exchange, database, "--interval", "5")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.endswith(
+        "argument --interval: only with --continuous or --status, for a single run has no interval\n"
+    )
+    assert not database.exists()
+    assert exchange.arrivals == []
 
 
 async def test_a_name_that_the_terminal_cannot_write_is_escaped(exchange: FakePolymarket, tmp_path: Path) -> None:

@@ -359,7 +359,7 @@ async def test_without_a_token_nothing_is_asked_and_one_line_says_so(
     database: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    ac._say_that_posts_are_off.cache_clear()
+    ac._log_that_posts_are_off.cache_clear()
     exchange.say("kalshi")
     with caplog.at_level(logging.INFO):
         results = [await collector.collect_all() for _ in range(2)]
@@ -371,6 +371,11 @@ async def test_without_a_token_nothing_is_asked_and_one_line_says_so(
         ("complete", None, 0)
     ] * 2
     assert rows(database, "SELECT DISTINCT tweets_complete FROM runs") == [{"tweets_complete": None}]
+
+
+async def first_page(collector: ac.AsyncCollector, wire: ac.Wire) -> ac.PostPage:
+    host = ac.HttpHost(collector.settings.twitter, collector.twitter_limiter, wire)
+    return await anext(ac.iter_post_pages(host, since_id=None, at_most=10, with_usernames=False))
 
 
 @pytest.mark.usefixtures("_token")
@@ -386,10 +391,9 @@ async def test_the_token_shows_up_nowhere(
             exchange.fail_next(SEARCH, **fault)
             await collector.collect_all()
         exchange.fail_next(SEARCH, status=400, body=echo)
-        async with collector._session() as session:
-            _, x = collector._apis(session, ac.Traffic())
+        async with collector.connect() as (wire, _):
             with pytest.raises(ac.RequestRejectedError) as caught:
-                [page async for page in x.iter_post_pages(since_id=None, at_most=10)]
+                await first_page(collector, wire)
         told += traces(caught.value)
     stored = b"".join(path.read_bytes() for path in database.parent.iterdir())
     assert exchange.token not in "\n".join([*told, caplog.text, *map(repr, caplog.records)])
@@ -409,10 +413,9 @@ async def test_a_host_that_repeats_the_token_in_what_is_no_http_shows_it_to_nobo
     monkeypatch.setenv("TWITTER_BEARER_TOKEN", exchange.token)
     monkeypatch.setenv("TWITTER_API", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     collector = make_collector()
-    async with server, collector._session() as session:
-        _, x = collector._apis(session, ac.Traffic())
+    async with server, collector.connect() as (wire, _):
         with pytest.raises(ac.NetworkError) as caught:
-            [page async for page in x.iter_post_pages(since_id=None, at_most=10)]
+            await first_page(collector, wire)
     told = traces(caught.value)
     assert exchange.token not in "\n".join(told)
 

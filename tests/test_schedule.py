@@ -8,12 +8,13 @@ import gc
 import itertools
 import logging
 import os
+import runpy
 import sqlite3
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import JumpingClock, NoChance, rows
+from conftest import PROJECT, JumpingClock, NoChance, rows
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     from fake_polymarket import FakePolymarket
 
 MINUTE, HOUR = 60.0, 3600.0
+SCRIPT: dict[str, Any] = runpy.run_path(str(PROJECT / "async-collector.py"), run_name="script")
+
+
+def read_status(database: Path, clock: JumpingClock, interval_min: float = 15) -> dict[str, Any]:
+    status: dict[str, Any] = SCRIPT["read_status"](database, interval_min, clock.now())
+    return status
 
 
 class Schedule:
@@ -227,7 +234,8 @@ def test_missed_ticks_are_those_without_a_run(starts: list[int], interval: int, 
     while tick + interval <= now:
         missed += not any(tick <= start + interval // 10 < tick + interval for start in starts)
         tick += interval
-    assert ac.missed_ticks([float(start) for start in starts], float(since), float(now), float(interval)) == missed
+    starts_s = [float(start) for start in starts]
+    assert SCRIPT["missed_ticks"](starts_s, float(since), float(now), float(interval)) == missed
 
 
 @given(after=st.floats(0, 4e9), interval=st.sampled_from((0.5, 15, 900, 86_400)))
@@ -244,7 +252,7 @@ async def test_the_status_of_a_collection_that_is_well(schedule: Callable[[str],
     plan = schedule("14:07:00")
     await plan.run(4)
     plan.clock.elapsed_s += 20 * MINUTE
-    status = ac.read_status(database, clock=plan.clock)
+    status = read_status(database, plan.clock)
     assert (status["healthy"], status["last_complete_at"], status["age"]) == (True, "2026-11-22 14:45:00", 1200.0)
     assert status["missed_ticks"] == 0
     assert [run["run_id"] for run in status["runs"]] == [4, 3, 2, 1]
@@ -267,9 +275,9 @@ async def test_a_collection_that_has_stood_still_is_not_well(
     plan = schedule("14:15:00")
     await plan.run(2)
     plan.clock.elapsed_s += HOUR
-    status = ac.read_status(database, clock=plan.clock)
+    status = read_status(database, plan.clock)
     assert (status["healthy"], status["missed_ticks"]) == (False, 3)
-    assert ac.read_status(database, 60, clock=plan.clock)["healthy"]
+    assert read_status(database, plan.clock, 60)["healthy"]
 
 
 async def test_an_outage_is_counted_while_it_lasts_and_after_it(
@@ -278,10 +286,10 @@ async def test_an_outage_is_counted_while_it_lasts_and_after_it(
     plan = schedule("14:15:00")
     await plan.run(1)
     plan.clock.elapsed_s += 72 * HOUR
-    assert ac.read_status(database, clock=plan.clock)["missed_ticks"] == 95
+    assert read_status(database, plan.clock)["missed_ticks"] == 95
     plan.stop.clear()
     await plan.run(2)
-    assert ac.read_status(database, clock=plan.clock)["missed_ticks"] == 95
+    assert read_status(database, plan.clock)["missed_ticks"] == 95
 
 
 async def test_a_run_in_the_future_is_no_sign_of_health(schedule: Callable[[str], Schedule], database: Path) -> None:
@@ -289,24 +297,67 @@ async def test_a_run_in_the_future_is_no_sign_of_health(schedule: Callable[[str]
     plan.clock.set_forward_s += 30 * 24 * HOUR
     await plan.run(1)
     plan.clock.set_forward_s -= 30 * 24 * HOUR
-    assert not ac.read_status(database, clock=plan.clock)["healthy"]
+    status = read_status(database, plan.clock)
+    assert not status["healthy"]
+    said = SCRIPT["status_lines"](status, plan.clock.now())
+    assert "note               the clock was ahead: the newest run began 2026-12-22 14:15:00 UTC" in said
+    plan.clock.set_forward_s += 30 * 24 * HOUR
+    assert "the clock" not in SCRIPT["status_lines"](read_status(database, plan.clock), plan.clock.now())
 
 
-async def test_a_status_writes_nothing(schedule: Callable[[str], Schedule], database: Path) -> None:
-    await schedule("14:15:00").run(1)
-    before = database.read_bytes()
-    ac.read_status(database)
-    assert database.read_bytes() == before
+async def test_a_status_writes_nothing(collector: ac.AsyncCollector, database: Path, clock: JumpingClock) -> None:
+    """Neither into the file nor beside it, where a log that belongs to another user would keep the collector out."""
+    await collector.collect_all()
+    before, beside = database.read_bytes(), sorted(path.name for path in database.parent.iterdir())
+    assert beside == ["polymarket_data.db", "polymarket_data.db.lock"]
+    assert read_status(database, clock)["healthy"]
+    assert (database.read_bytes(), sorted(path.name for path in database.parent.iterdir())) == (before, beside)
     with contextlib.closing(sqlite3.connect(database)) as connection:
         connection.execute("DELETE FROM runs")
         connection.commit()
-    assert ac.read_status(database)["healthy"] is False
+        assert read_status(database, clock)["healthy"] is False  # as the log says, which is not in the file yet
+    assert read_status(database, clock)["healthy"] is False
+
+
+async def test_a_large_log_is_said_to_be_held_by_a_reader(
+    schedule: Callable[[str], Schedule], database: Path, clock: JumpingClock
+) -> None:
+    await schedule("14:15:00").run(1)
+    for megabytes, said in ((64, False), (65, True)):
+        log = database.with_name(f"{database.name}-wal")
+        log.touch()
+        os.truncate(log, megabytes * 2**20)
+        status = read_status(database, clock)
+        assert status["wal_bytes"] == megabytes * 2**20
+        assert ("a reader" in SCRIPT["status_lines"](status, clock.now())) is said
 
 
 @pytest.mark.parametrize("content", [None, b"dear diary", b""])
-def test_a_status_of_what_is_no_collection_is_an_error(database: Path, content: bytes | None) -> None:
+def test_a_status_of_what_is_no_collection_is_an_error(
+    database: Path, clock: JumpingClock, content: bytes | None
+) -> None:
     if content is not None:
         database.write_bytes(content)
     with pytest.raises(ac.StorageError, match="cannot read"):
-        ac.read_status(database)
+        read_status(database, clock)
     assert (database.read_bytes() if database.exists() else None) == content
+
+
+@pytest.mark.parametrize(
+    ("change", "refusal"),
+    [
+        ("PRAGMA user_version = 99", "has schema 99 of a newer collector"),
+        ("ALTER TABLE snapshots RENAME TO photographs", "is the database of another program"),
+    ],
+)
+async def test_a_status_refuses_what_a_collector_refuses(
+    schedule: Callable[[str], Schedule], database: Path, clock: JumpingClock, change: str, refusal: str
+) -> None:
+    await schedule("14:15:00").run(1)
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute(change)
+    with pytest.raises(ac.StorageError, match=refusal) as by_status:
+        read_status(database, clock)
+    with pytest.raises(ac.StorageError) as by_collector:
+        await ac.AsyncCollector(database).collect_all()
+    assert str(by_status.value) == str(by_collector.value)

@@ -215,9 +215,9 @@ asyncio.run(main())
 
 async def test_the_file_survives_power_loss_and_is_readable_at_any_moment(tmp_path: Path) -> None:
     async with Database.open(tmp_path / "file.db") as database:
-        assert await database._value("PRAGMA journal_mode") == "wal"
-        assert await database._value("PRAGMA synchronous") == 2  # FULL
-        assert await database._value("PRAGMA foreign_keys") == 1
+        assert await database.value("PRAGMA journal_mode") == "wal"
+        assert await database.value("PRAGMA synchronous") == 2  # FULL
+        assert await database.value("PRAGMA foreign_keys") == 1
 
 
 async def test_a_batch_is_stored_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ async def test_a_batch_is_stored_whole_or_not_at_all(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match=r"cannot store a batch: FOREIGN KEY constraint failed"):
             await database.save(orphan)
         assert not database._connection.in_transaction
-        assert await database.save(Batch(1, [market("2")], [snapshot("2", run_id)])) == (1, 0)
+        assert await database.save(Batch(1, [market("2")], [snapshot("2", run_id)])) == 1
     assert [row["market_id"] for row in rows(path, "SELECT market_id FROM snapshots")] == ["2"]
     assert [row["market_id"] for row in rows(path, "SELECT market_id FROM markets")] == ["2"]
     assert rows(path, "SELECT * FROM failures") == []
@@ -258,7 +258,7 @@ async def test_a_second_snapshot_of_one_second_is_a_recorded_failure(tmp_path: P
         for price in (0.25, 0.75):
             run_id = await database.start_run(started_at=T0, min_volume=0)
             saved = await database.save(Batch(1, [market("1")], [snapshot("1", run_id, price_yes=price)]))
-    assert saved.snapshots == 0
+    assert saved == 0
     assert [row["price_yes"] for row in rows(path, "SELECT price_yes FROM snapshots")] == [0.25]
     (failure,) = rows(path, "SELECT * FROM failures")
     assert (failure["run_id"], failure["market_id"], failure["stage"]) == (2, "1", "save")
