@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DEPLOY = PROJECT / "deploy"
-README = (PROJECT / "README.md").read_text()
+OPERATIONS = (PROJECT / "docs/operations.md").read_text()
 ANALYZE = shutil.which("systemd-analyze")
 needs_systemd = pytest.mark.skipif(ANALYZE is None, reason="systemd is not installed")
 
@@ -40,10 +40,10 @@ def test_systemd_takes_the_units(units: Path) -> None:
 
 @needs_systemd
 @pytest.mark.parametrize("unit", ["polymarket-collector.service", "polymarket-collect.service"])
-def test_the_exposure_is_what_the_readme_says(units: Path, unit: str) -> None:
+def test_the_exposure_is_what_the_docs_say(units: Path, unit: str) -> None:
     done = analyze("security", "--offline=true", "--threshold=20", str(units / unit))
     found = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
-    stated = re.search(r"exposure level of ([\d.]+)", README)
+    stated = re.search(r"exposure level of ([\d.]+)", OPERATIONS)
     assert found
     assert stated
     assert done.returncode == 0

@@ -1,4 +1,4 @@
-"""The README and the program say the same, in both directions."""
+"""The README, the pages in docs and the program say the same, in both directions."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import re
 import runpy
 import signal
 import sys
+import tomllib
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from conftest import PROJECT, rows
 
-from async_collector import ENVIRONMENT, Database
+from async_collector import ENVIRONMENT, CollectionResult, Database
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,22 +23,62 @@ if TYPE_CHECKING:
     from fake_polymarket import FakePolymarket
 
 README = (PROJECT / "README.md").read_text()
+DATA = (PROJECT / "docs/data.md").read_text()
+OPERATIONS = (PROJECT / "docs/operations.md").read_text()
+PAGES = [*sorted(PROJECT.glob("*.md")), *sorted(PROJECT.glob("docs/*.md"))]
 SERVICE = (PROJECT / "collector-service.py").read_text()
+PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())
 SCRIPT: dict[str, Any] = runpy.run_path(str(PROJECT / "async-collector.py"), run_name="script")
 
 
-def section(heading: str) -> str:
-    """Return what stands under *heading* up to the next heading."""
-    title, following = rf"^(?:## |\*\*`){re.escape(heading)}(?:`\*\*(?:, a view)?)?\n", r"^## |^\*\*`|\Z"
-    found = re.search(f"{title}(.*?)(?={following})", README, re.MULTILINE | re.DOTALL)
+def section(heading: str, page: str = README) -> str:
+    """Return what stands under *heading* of *page* up to the next heading."""
+    found = re.search(rf"^##+ `?{re.escape(heading)}`?\n(.*?)(?=^##+ |\Z)", page, re.MULTILINE | re.DOTALL)
     assert found, heading
     return found[1]
 
 
-def first_cells(heading: str) -> list[str]:
-    """Return what stands in code quotes in the first column of the table under *heading*."""
-    lines = [line for line in section(heading).splitlines() if line.startswith("| `")]
+def first_cells(heading: str, page: str = README) -> list[str]:
+    """Return what stands in code quotes in the first column of the tables under *heading*."""
+    lines = [line for line in section(heading, page).splitlines() if line.startswith("| `")]
     return [name for line in lines for name in re.findall(r"`([^`]+)`", line.split("|")[1])]
+
+
+def anchors(page: str) -> list[str]:
+    """Return the anchors of the headings of *page*, as GitHub makes them."""
+    prose = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def names_of(database: Path) -> list[str]:
+    """Return the tables and views of *database*."""
+    schema = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite~_%' ESCAPE '~'"
+    return sorted(row["name"] for row in rows(database, schema))
+
+
+def columns_of(database: Path, table: str) -> list[str]:
+    return [row["name"] for row in rows(database, f"PRAGMA table_info({table})")]
+
+
+async def run_example(code: str, folder: Path, environment: dict[str, str]) -> bytes:
+    """Return what *code* prints when it runs in *folder*."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", "-c", code),
+        cwd=folder,
+        env=os.environ | environment | {"PYTHONPATH": str(PROJECT)},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    return out
+
+
+def examples(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 250
 
 
 def test_every_option_is_in_the_readme_with_its_default() -> None:
@@ -51,33 +93,54 @@ def test_every_option_is_in_the_readme_with_its_default() -> None:
     assert f"| `--interval MIN` | {SCRIPT['INTERVAL_MIN']} |" in section("Options")
 
 
-def test_every_variable_is_in_the_readme() -> None:
+def test_every_variable_is_in_a_table() -> None:
     read = {*ENVIRONMENT, *re.findall(r'[( ]value\("(\w+)"\)', SERVICE)}
-    assert sorted(first_cells("Environment")) == sorted(read)
+    documented = first_cells("Environment") + first_cells("Environment of the service", OPERATIONS)
+    assert sorted(documented) == sorted(read)
 
 
-async def test_every_column_is_in_the_readme(database: Path) -> None:
+async def test_every_table_and_view_is_in_the_docs(database: Path) -> None:
     async with Database.open(database):
         pass
-    for table in ("snapshots", "markets", "runs", "failures", "gaps", "tweets", "hype_signals"):
-        columns = [row["name"] for row in rows(database, f"PRAGMA table_info({table})")]
-        assert sorted(first_cells(table)) == sorted(columns), table
+    assert sorted(re.findall(r"^### `(\w+)`$", DATA, re.MULTILINE)) == names_of(database)
+    assert sorted([*first_cells("What is stored"), "listed_ids"]) == names_of(database)  # which is for us alone
 
 
-async def test_every_query_in_the_readme_runs(database: Path) -> None:
+async def test_every_column_is_in_the_docs(database: Path) -> None:
     async with Database.open(database):
         pass
-    queries = re.findall(r"```sql\n(.*?)```", README, re.DOTALL)
-    assert len(queries) == 4
-    assert [rows(database, query) for query in queries] == [[]] * 4
+    for table in names_of(database):
+        columns = set(columns_of(database, table))
+        if table == "latest_snapshots":  # of which the docs only list what it adds
+            assert columns > set(columns_of(database, "snapshots"))
+            columns -= set(columns_of(database, "snapshots"))
+        assert sorted(first_cells(table, DATA)) == sorted(columns), table
 
 
-def test_every_exit_code_is_in_the_readme() -> None:
-    codes = re.findall(r"^\| (\d+(?:, \d+)*) \|", section("Exit codes"), re.MULTILINE)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+async def test_every_query_runs(database: Path, page: Path) -> None:
+    async with Database.open(database):
+        pass
+    text = page.read_text()
+    blocks = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
+    assert [rows(database, query) for query in blocks] == [[]] * len(blocks)
+    assert bool(blocks) == (page.name in {"README.md", "data.md", "operations.md"})
+    for query in re.findall(r"""[`"](SELECT [^`"]+)[`"]""", text):
+        rows(database, query)
+
+
+@pytest.mark.parametrize(("heading", "page"), [("Exit codes", README), ("Exit codes in depth", OPERATIONS)])
+def test_every_exit_code_is_in_the_docs(heading: str, page: str) -> None:
+    codes = re.findall(r"^\| (\d+(?:, \d+)*) \|", section(heading, page), re.MULTILINE)
     documented = {int(code) for cell in codes for code in cell.split(", ")}
     returned = {code for _, code in SCRIPT["EXIT_CODES"]} | {SCRIPT["PARTIAL"], SCRIPT["DRIFT"], SCRIPT["UNWRITTEN"]}
     interrupted = {SCRIPT["INTERRUPTED"] + number for number in (signal.SIGINT, signal.SIGTERM)}
     assert documented == returned | interrupted | {0, 1, 2}  # success, Python's own for a bug, and argparse's
+
+
+def test_every_key_of_a_result_is_in_the_docs() -> None:
+    documented = [name for name in first_cells("The library", DATA) if name.isidentifier()]
+    assert sorted(documented) == sorted(CollectionResult.__annotations__)
 
 
 def test_the_example_output_has_the_lines_of_the_program() -> None:
@@ -88,16 +151,34 @@ def test_the_example_output_has_the_lines_of_the_program() -> None:
 
 
 async def test_the_library_example_runs(exchange: FakePolymarket, tmp_path: Path) -> None:
-    code = re.search(r"```python\n(.*?)```", section("Use as a library"), re.DOTALL)
-    assert code
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "error", "-c", code[1]),
-        cwd=tmp_path,
-        env=os.environ | exchange.environment | {"PYTHONPATH": str(PROJECT)},
-        stdout=asyncio.subprocess.PIPE,
-    )
-    out, _ = await asyncio.wait_for(process.communicate(), 30)
-    assert re.fullmatch(rb"complete 60 markets in \d\.\d+ s\n", out)
+    (code,) = examples(README)
+    out = await run_example(code, tmp_path, exchange.environment)
+    assert re.fullmatch(rb"complete 60 markets in \d+\.\d+ s\n", out)
+
+
+async def test_the_reading_example_runs(tmp_path: Path) -> None:
+    async with Database.open(tmp_path / "polymarket_data.db"):
+        pass
+    (code,) = examples(DATA)
+    assert await run_example(code, tmp_path, {}) == b"0 snapshots\n"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    text = page.read_text()
+    assert len(set(anchors(text))) == len(anchors(text))
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not link.startswith("https://"):
+            path, _, anchor = link.partition("#")
+            target = page.parent / path if path else page
+            assert target.is_file(), link
+            assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def test_every_page_is_in_the_source_distribution() -> None:
+    included = PYPROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    for page in PAGES:
+        assert not {f"/{page.relative_to(PROJECT).parts[0]}"}.isdisjoint(included), page
 
 
 def test_the_ci_runs_the_readmes_test_command() -> None:
