@@ -181,6 +181,13 @@ def test_every_page_is_in_the_source_distribution() -> None:
         assert not {f"/{page.relative_to(PROJECT).parts[0]}"}.isdisjoint(included), page
 
 
+def test_an_old_python_is_told_so_before_any_dependency() -> None:
+    extras = PYPROJECT["project"]["optional-dependencies"].values()
+    requirements = PYPROJECT["project"]["dependencies"] + [line for extra in extras for line in extra]
+    assert PYPROJECT["project"]["requires-python"] == ">=3.11"
+    assert [line for line in requirements if not line.endswith("; python_version >= '3.11'")] == []
+
+
 def test_the_ci_runs_the_readmes_test_command() -> None:
     assert re.search(r"^python3 -m venv .* \.venv/bin/pytest$", section("Development"), re.MULTILINE)
     assert "eval" in (PROJECT / ".ci/run").read_text()
