@@ -7,6 +7,11 @@ or at every tick, `--status`, `--benchmark`, and `main`.
 
 from __future__ import annotations
 
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036  said before an import fails without it
+    sys.exit(f"async-collector needs Python 3.11 or newer, and this is {sys.version.split()[0]}")
+
 import argparse
 import asyncio
 import json
@@ -16,7 +21,6 @@ import os
 import platform
 import signal
 import sqlite3
-import sys
 import time
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta

@@ -8,13 +8,17 @@ work, and STOPPING.
 
 from __future__ import annotations
 
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036  said before an import fails without it
+    sys.exit(f"collector-service needs Python 3.11 or newer, and this is {sys.version.split()[0]}")
+
 import argparse
 import asyncio
 import logging
 import os
 import signal
 import socket
-import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import async_collector as ac
