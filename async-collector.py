@@ -57,6 +57,8 @@ Run {run_id} is {status}
   duration         {duration:.2f} s
   markets          {markets} of {listed}
   snapshots        {snapshots}
+  books stored     {books_saved}
+  books unchanged  {books_unchanged}
   books missing    {books_missing}
   markets per s    {rate:.0f}
   errors           {errors}
@@ -136,6 +138,9 @@ def build_parser() -> argparse.ArgumentParser:
     option("--db", "database file (POLYMARKET_DB, else polymarket_data.db)", metavar="PATH", type=database_file)
     volume = "leave out markets with less volume in 24 hours; 0 takes every open market (100000)"
     option("--min-volume", volume, metavar="USD", type=checked(ac.finite_number), default=100_000)
+    depth = checked(lambda name, value: ac.whole_number(name, value, at_least=0, at_most=ac.MAX_DEPTH))
+    levels = "keep the best LEVELS of each side of a book; 0 keeps no books (all)"
+    option("--depth", levels, metavar="LEVELS", type=depth)
     option("--workers", "requests in flight, 1 to 1000 (10)", metavar="N", type=checked(ac.whole_number), default=10)
     option("--max-retries", "further attempts per request (3)", metavar="N", type=number_from_0, default=3)
     option("--timeout", "for one attempt, to its last byte (10)", metavar="SECONDS", type=number_above_0, default=10)
@@ -550,7 +555,10 @@ def comparison(result: dict[str, Any]) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Do what *args* say and return the exit code."""
-    chosen = {name: getattr(args, name) for name in ("workers", "max_retries", "timeout", "run_timeout", "min_volume")}
+    chosen = {
+        name: getattr(args, name)
+        for name in ("workers", "max_retries", "timeout", "run_timeout", "min_volume", "depth")
+    }
     chosen["follow"] = not args.no_follow
     path = ac.DEFAULT_DB_PATH if args.db is None else args.db
     if args.status:

@@ -58,8 +58,9 @@ from collections.abc import (
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from email.utils import parsedate_to_datetime
-from functools import cache, wraps
+from functools import cache, lru_cache, wraps
 from http import HTTPStatus
 from operator import attrgetter
 from pathlib import Path
@@ -217,6 +218,7 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
 RUN_TIMEOUT_S: Final = 600.0
 MIN_PAGE_POSTS: Final = 10  # X sends no smaller page
 MAX_POSTS: Final = 10_000
+MAX_DEPTH: Final = 1_000_000  # levels
 
 
 class _Default(str):
@@ -385,6 +387,7 @@ class Settings:
     timeout_s: float  # for one attempt, from its start to the last byte of the answer
     run_timeout_s: float  # no request starts later in a run
     selection: Selection
+    depth: int | None  # levels of each side of a book that are stored; None: all
     max_posts: int  # read on X per run; each costs money
     with_usernames: bool  # of authors on X; each costs twice as much as a post
     gamma: Endpoint
@@ -512,7 +515,9 @@ class Level(msgspec.Struct, gc=False):
 
 
 class OrderBook(msgspec.Struct, gc=False):
-    """The book of one token. The order of its levels means nothing to us.
+    """The book of one token, the best level of each side first. Shares of nothing are no level.
+
+    The exchange sends the best level last; that is not relied on. A price that it names twice stays twice.
 
     Source: https://docs.polymarket.com/market-data/prices-order-books
     """
@@ -523,15 +528,20 @@ class OrderBook(msgspec.Struct, gc=False):
     timestamp: Any = None  # of the book's last change; an odd one does not cost the book, as with the last trade
     last_trade_price: Any = None  # "" before the first trade
 
+    def __post_init__(self) -> None:
+        """Sort the levels."""
+        self.bids = sorted([level for level in self.bids if level.size], key=attrgetter("price"), reverse=True)
+        self.asks = sorted([level for level in self.asks if level.size], key=attrgetter("price"))
+
     @property
     def best_bid(self) -> Level | None:
         """The level of the highest bid, or None without bids."""
-        return max((level for level in self.bids if level.size), key=attrgetter("price"), default=None)
+        return self.bids[0] if self.bids else None
 
     @property
     def best_ask(self) -> Level | None:
         """The level of the lowest ask, or None without asks."""
-        return min((level for level in self.asks if level.size), key=attrgetter("price"), default=None)
+        return self.asks[0] if self.asks else None
 
     @property
     def traded_price(self) -> float | None:
@@ -821,7 +831,6 @@ class Market(NamedTuple):
     outcome_no: str | None
     tags: str | None
     first_seen: str
-    last_seen: str
 
     @classmethod
     def from_wire(cls, market: GammaMarket, *, seen_at: str) -> Self:
@@ -844,7 +853,6 @@ class Market(NamedTuple):
             outcome_no=no,
             tags=msgspec.json.encode(labels).decode() if labels else None,
             first_seen=seen_at,
-            last_seen=seen_at,
         )
 
 
@@ -914,6 +922,75 @@ class Snapshot(NamedTuple):
         )
 
 
+@lru_cache(maxsize=100_000)
+def mirrored_price(price: float) -> float | None:
+    """Return 1 - *price* exactly, or None for a price of more than 9 decimals, which the views could not restore."""
+    exact = Decimal(repr(price))
+    return float(1 - exact) if exact == round(exact, 9) else None
+
+
+def _mirrors(side: Sequence[Level], other: Sequence[Level]) -> bool:
+    """Return whether each level of *side* (bids of NO, say) is one of *other* (asks of YES) at 1 less its price."""
+    return [level.size for level in side] == [level.size for level in other] and [level.price for level in side] == [
+        mirrored_price(level.price) for level in other
+    ]
+
+
+def levels_text(levels: Sequence[Level]) -> str:
+    """Return *levels* as JSON: [[price, size], ...], in the digits that the exchange sent less trailing zeros.
+
+    A decimal of up to 15 digits survives being a float.
+    """
+    text = msgspec.json.encode([(level.price, level.size) for level in levels]).decode()
+    return text.replace(".0]", "]").replace(".0,", ",")
+
+
+class Book(NamedTuple):
+    """The content of a market's order books: one row of `books`, without its id."""
+
+    market_id: str
+    timestamp: str  # when it was first received
+    bids: str | None  # of YES, the best level first; None without a YES book
+    asks: str | None
+    mirrored: bool | None  # whether the NO book is the exact mirror of YES; None without a NO book
+    bids_no: str | None  # only of a book that is no mirror
+    asks_no: str | None
+
+    @property
+    def content(self) -> tuple[str | bool | None, ...]:
+        """What makes two books equal."""
+        return self[2:]
+
+    @classmethod
+    def from_wire(
+        cls, market_id: str, yes: OrderBook | None, no: OrderBook | None, *, depth: int | None, received_at: str
+    ) -> Self | None:
+        """Build the row of a market's books, or None where there are none to store.
+
+        Args:
+            market_id: of the market.
+            yes: the book of its first token.
+            no: the book of its second token.
+            depth: levels to keep of each side, the best ones; None keeps all.
+            received_at: in the database's form.
+        """
+        if depth == 0 or not (yes or no):
+            return None
+        mirrored = None
+        if no:
+            mirrored = yes is not None and _mirrors(no.bids, yes.asks) and _mirrors(no.asks, yes.bids)
+        own = no if mirrored is False else None
+        return cls(
+            market_id=market_id,
+            timestamp=received_at,
+            bids=levels_text(yes.bids[:depth]) if yes else None,
+            asks=levels_text(yes.asks[:depth]) if yes else None,
+            mirrored=mirrored,
+            bids_no=levels_text(own.bids[:depth]) if own else None,
+            asks_no=levels_text(own.asks[:depth]) if own else None,
+        )
+
+
 SPLIT: Final = "split"
 
 
@@ -973,6 +1050,21 @@ class Batch:
     resolutions: list[Resolution] = field(default_factory=list)
     # not open and without an outcome: the time, the minutes until they are asked for again at most, the market
     undecided: list[tuple[str, int, str]] = field(default_factory=list)
+    books: dict[str, Book] = field(default_factory=dict)  # by market, of these snapshots
+    follow: bool = False  # whether these markets are collected from now on until they resolve
+
+
+class Saved(NamedTuple):
+    """How many rows of a batch were stored."""
+
+    snapshots: int = 0
+    books: int = 0  # anew
+    books_unchanged: int = 0  # since the snapshot before
+    errors: int = 0  # rows in failures
+
+    def plus(self, other: Saved) -> Saved:
+        """Return the sum of both."""
+        return Saved(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
 
 class Stats(TypedDict):
@@ -997,6 +1089,9 @@ class CollectionResult(TypedDict):
     run_id: int
     status: str  # complete or partial, as in the table runs
     books_missing: int  # markets without both of the books that they should have
+    books_saved: int  # anew, because they changed or a UTC day began
+    books_unchanged: int
+    unmirrored: int  # markets whose NO book is not the mirror of their YES book
     reason: str | None  # of the first failure of the markets
     drift: str | None  # what the exchange sends in a shape that is not known; such answers are not stored
     tweets_reason: str | None  # of the first failure of the posts; None without a token
@@ -1757,12 +1852,6 @@ MIGRATIONS: Final = (
         market_id INTEGER PRIMARY KEY
     );
     CREATE INDEX failures_by_run ON failures(run_id);
-    CREATE VIEW latest_snapshots AS
-        SELECT m.question, m.category, m.outcome_yes, m.outcome_no, s.*
-        FROM markets AS m
-        JOIN snapshots AS s ON s.id = (
-            SELECT id FROM snapshots WHERE market_id = m.market_id ORDER BY timestamp DESC LIMIT 1
-        );
     """,
     # 3: posts on X, and which runs have read them
     """
@@ -1774,29 +1863,157 @@ MIGRATIONS: Final = (
     ALTER TABLE runs ADD COLUMN tweets_complete INTEGER;    -- 1: no post since the last search is left out
     CREATE INDEX IF NOT EXISTS tweets_by_time ON tweets(timestamp);
     CREATE INDEX IF NOT EXISTS tweets_by_market ON tweets(market_id, timestamp);
-    DROP VIEW IF EXISTS gaps;
-    -- the intervals between two snapshots of a market in which runs should have stored it and did not
-    CREATE VIEW gaps AS
-        WITH steps AS (
-            SELECT market_id, lag(timestamp) OVER w AS since, timestamp AS until,
-                   lag(run_id) OVER w AS last_run, run_id AS next_run
-            FROM snapshots WHERE run_id IS NOT NULL
-            WINDOW w AS (PARTITION BY market_id ORDER BY run_id)
-        )
-        SELECT market_id, since, until,
-               (SELECT json_group_array(run_id) FROM (
-                    SELECT run_id FROM runs WHERE run_id > last_run AND run_id < next_run AND follow = 1 ORDER BY run_id
-               )) AS run_ids,
-               (SELECT json_group_array(reason) FROM (
-                    SELECT DISTINCT f.reason FROM failures AS f JOIN runs AS r USING (run_id)
-                    WHERE run_id > last_run AND run_id < next_run AND r.follow = 1 AND f.stage <> 'posts'
-                      AND (f.market_id = steps.market_id OR f.market_id IS NULL) ORDER BY f.reason
-               )) AS reasons
-        FROM steps
-        WHERE next_run > last_run + 1
-          AND EXISTS (SELECT 1 FROM runs WHERE run_id > last_run AND run_id < next_run AND follow = 1);
+    """,
+    # 4: whole books, what changes in every run, who is followed, and which days are archived
+    """
+    CREATE TABLE books (                            -- one row per content, market and UTC day
+        book_id INTEGER PRIMARY KEY AUTOINCREMENT,
+        market_id TEXT NOT NULL REFERENCES markets(market_id),
+        timestamp TIMESTAMP NOT NULL,               -- when it was first received
+        bids TEXT,                                  -- of YES: JSON [[price, size], ...], the best level first
+        asks TEXT,                                  -- '[]' is an empty side; NULL: there is no YES book
+        mirrored INTEGER,                           -- 1: NO mirrors YES exactly; 0: it does not; NULL: no NO book
+        bids_no TEXT,                               -- of NO, where it is no mirror
+        asks_no TEXT
+    );
+    CREATE TABLE seen (                             -- what changes in every run
+        market_id TEXT PRIMARY KEY,
+        last_seen TIMESTAMP,                        -- when the market was last listed as open
+        snapshot_id INTEGER                         -- its snapshot of the newest run
+    ) WITHOUT ROWID;
+    INSERT INTO seen
+        SELECT market_id, last_seen, (SELECT max(id) FROM snapshots WHERE market_id = m.market_id)
+        FROM markets AS m WHERE market_id IS NOT NULL;
+    ALTER TABLE markets DROP COLUMN last_seen;
+    ALTER TABLE markets ADD COLUMN followed INTEGER NOT NULL DEFAULT 0; -- 1: collected in every run until it resolves
+    ALTER TABLE snapshots ADD COLUMN book_id INTEGER REFERENCES books(book_id); -- NULL: no book, or none was kept
+    ALTER TABLE failures ADD COLUMN markets INTEGER NOT NULL DEFAULT 1; -- how many it concerns
+    ALTER TABLE runs ADD COLUMN selection TEXT;     -- JSON of the names that were asked for; NULL: none
+    ALTER TABLE runs ADD COLUMN depth INTEGER;      -- levels kept of each side; NULL: all
+    ALTER TABLE runs ADD COLUMN books_saved INTEGER NOT NULL DEFAULT 0;     -- anew: changed, or the first of a day
+    ALTER TABLE runs ADD COLUMN books_unchanged INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE runs ADD COLUMN unmirrored INTEGER NOT NULL DEFAULT 0;      -- markets whose NO book is no mirror
+    CREATE TABLE lake (                             -- one row, made by the first archiving
+        database_id TEXT NOT NULL,                  -- a UUID
+        shard TEXT NOT NULL
+    );
+    CREATE TABLE archived_days (                    -- rows of the day with ids up to these are in the lake
+        day TEXT PRIMARY KEY,                       -- YYYY-MM-DD, UTC
+        archived_at TIMESTAMP NOT NULL,
+        parts INTEGER NOT NULL DEFAULT 1,           -- files per table
+        snapshots INTEGER NOT NULL,
+        books INTEGER NOT NULL,
+        runs INTEGER NOT NULL,
+        failures INTEGER NOT NULL,
+        tweets INTEGER NOT NULL,
+        hype_signals INTEGER NOT NULL
+    );
+    CREATE INDEX snapshots_by_time ON snapshots(timestamp);
+    CREATE INDEX snapshots_by_run ON snapshots(run_id);
+    CREATE INDEX runs_by_start ON runs(started_at);
+    CREATE INDEX markets_by_slug ON markets(slug);  -- else a market's series is looked for by walking all of time
+    CREATE INDEX markets_by_event ON markets(event_slug);
+    CREATE INDEX markets_by_category ON markets(category);
+    UPDATE markets SET followed = 1 WHERE resolved IS NOT 1 AND market_id IN (
+        SELECT market_id FROM snapshots
+        WHERE run_id IS NULL OR run_id IN (SELECT run_id FROM runs WHERE min_volume > 0)
+    );
     """,
 )
+
+
+def _mirror(side: str) -> str:
+    """Return SQL for the other token's side: bid p of a NO book that mirrors YES is ask 1 - p of YES."""
+    level = "json_array(round(1 - json_extract(value, '$[0]'), 9), json_extract(value, '$[1]'))"
+    return f"(SELECT json_group_array({level}) FROM json_each({side}))"  # noqa: S608
+
+
+# made anew by every upgrade
+VIEWS: Final[Mapping[str, str]] = {
+    "latest_snapshots": """
+    SELECT m.question, m.category, m.outcome_yes, m.outcome_no, s.*,
+           m.slug, m.event_slug, m.end_time, m.resolved, m.resolution_outcome, seen.last_seen
+    FROM seen JOIN snapshots AS s ON s.id = seen.snapshot_id JOIN markets AS m ON m.market_id = seen.market_id
+    """,
+    "order_books": f"""
+    SELECT s.id AS snapshot_id, s.market_id, s.timestamp, s.run_id, b.book_id, b.mirrored,
+           b.bids AS bids_yes, b.asks AS asks_yes,
+           CASE b.mirrored WHEN 0 THEN b.bids_no WHEN 1 THEN {_mirror("b.asks")} END AS bids_no,
+           CASE b.mirrored WHEN 0 THEN b.asks_no WHEN 1 THEN {_mirror("b.bids")} END AS asks_no
+    FROM snapshots AS s JOIN books AS b USING (book_id)
+    """,  # noqa: S608
+    # one row per level of each snapshot, level 1 being the best
+    "book_levels": """
+    WITH sides (outcome, side, mirror) AS (
+        VALUES ('YES', 'bid', 0), ('YES', 'ask', 0),
+               ('NO', 'bid', 0), ('NO', 'ask', 0), ('NO', 'bid', 1), ('NO', 'ask', 1)
+    )
+    SELECT s.id AS snapshot_id, s.market_id, s.timestamp, s.run_id, outcome, side, l.key + 1 AS level,
+           CAST(CASE mirror WHEN 0 THEN json_extract(l.value, '$[0]')
+                            ELSE round(1 - json_extract(l.value, '$[0]'), 9) END AS REAL) AS price,
+           CAST(json_extract(l.value, '$[1]') AS REAL) AS size
+    FROM snapshots AS s JOIN books AS b USING (book_id) JOIN sides
+    JOIN json_each(CASE
+        WHEN outcome = 'YES' THEN CASE side WHEN 'bid' THEN b.bids ELSE b.asks END
+        WHEN mirror = 1 AND b.mirrored = 1 THEN CASE side WHEN 'bid' THEN b.asks ELSE b.bids END
+        WHEN mirror = 0 THEN CASE side WHEN 'bid' THEN b.bids_no ELSE b.asks_no END
+    END) AS l
+    """,
+    # the runs that should have stored a market and did not; until is NULL while it is still missing
+    "gaps": """
+    WITH spans AS MATERIALIZED ( -- the runs of a market's first and last row
+        SELECT market_id,
+               (SELECT run_id FROM snapshots WHERE market_id = g.market_id AND timestamp = first_at) AS first_run,
+               (SELECT run_id FROM snapshots WHERE market_id = g.market_id AND timestamp = last_at) AS last_run
+        FROM (
+            SELECT market_id, min(timestamp) AS first_at, max(timestamp) AS last_at FROM snapshots GROUP BY market_id
+        ) AS g
+    ), spanned AS ( -- how many markets have rows before and after a run, or in it
+        SELECT run_id, sum(sum(change)) OVER (ORDER BY run_id) AS markets FROM (
+            SELECT run_id, 0 AS change FROM runs
+            UNION ALL SELECT coalesce(first_run, 0), 1 FROM spans
+            UNION ALL SELECT last_run + 1, -1 FROM spans
+        ) GROUP BY run_id
+    ), holed AS MATERIALIZED ( -- the runs with fewer rows than that
+        SELECT run_id, started_at, next_start, min_volume
+        FROM (SELECT *, lead(started_at, 1, '9999') OVER (ORDER BY run_id) AS next_start FROM runs)
+        JOIN spanned USING (run_id)
+        LEFT JOIN (SELECT run_id, count(*) AS stored FROM snapshots GROUP BY run_id) USING (run_id)
+        WHERE markets > coalesce(stored, 0) AND follow = 1 AND status <> 'running'
+    ), missed AS (
+        SELECT market_id, run_id,
+               (SELECT max(timestamp) FROM snapshots
+                WHERE market_id = e.market_id AND timestamp < started_at) AS since,
+               (SELECT min(timestamp) FROM snapshots
+                WHERE market_id = e.market_id AND timestamp >= started_at) AS until
+        FROM spans AS e CROSS JOIN markets AS m USING (market_id)
+        CROSS JOIN holed ON coalesce(first_run, 0) < run_id AND last_run > run_id
+        WHERE (m.followed = 1 OR min_volume = 0) AND NOT EXISTS (
+            SELECT 1 FROM snapshots
+            WHERE market_id = e.market_id AND timestamp >= started_at AND timestamp < next_start
+        )
+        UNION ALL  -- still missing
+        SELECT seen.market_id, r.run_id, s.timestamp, NULL
+        FROM seen CROSS JOIN snapshots AS s ON s.id = seen.snapshot_id
+        CROSS JOIN markets AS m ON m.market_id = seen.market_id
+        JOIN runs AS r ON r.run_id > s.run_id
+        WHERE m.resolved = 0 AND m.outcome_asked = 0 AND r.follow = 1 AND r.status <> 'running'
+          AND (m.followed = 1 OR r.min_volume = 0)
+    )
+    SELECT market_id, since, until, run_ids,
+           (SELECT json_group_array(reason) FROM (
+                SELECT DISTINCT f.reason FROM failures AS f JOIN runs AS r USING (run_id)
+                WHERE f.run_id BETWEEN first_missed AND last_missed AND r.follow = 1
+                  AND f.stage <> 'posts' AND (f.market_id = gap.market_id OR f.market_id IS NULL)
+                ORDER BY f.reason
+           )) AS reasons
+    FROM (
+        SELECT market_id, since, until, json_group_array(run_id) AS run_ids,
+               min(run_id) AS first_missed, max(run_id) AS last_missed
+        FROM (SELECT * FROM missed ORDER BY run_id) GROUP BY market_id, since
+    ) AS gap
+    """,
+}
 
 
 def insert_into(table: str, columns: Sequence[str]) -> str:
@@ -1809,28 +2026,46 @@ def newest_run(column: str) -> str:
     return f"SELECT (SELECT {column} FROM runs WHERE {column} IS NOT NULL ORDER BY run_id DESC LIMIT 1)"  # noqa: S608
 
 
-# what the exchange leaves out this time keeps its last known value
-SAVE_MARKET: Final = (
-    insert_into("markets", Market._fields)
-    + " ON CONFLICT (market_id) DO UPDATE SET "
-    + ", ".join(
-        f"{column} = coalesce(excluded.{column}, {column})"
-        for column in Market._fields
-        if column not in {"market_id", "first_seen"}
-    )
-)
+_MARKET_COLUMNS: Final = [column for column in Market._fields if column not in {"market_id", "first_seen"}]
+# what the exchange leaves out this time keeps its last known value; a row without a change is not written
+SAVE_MARKET: Final = f"""
+    {insert_into("markets", Market._fields)} ON CONFLICT (market_id) DO UPDATE SET
+        {", ".join(f"{column} = coalesce(excluded.{column}, {column})" for column in _MARKET_COLUMNS)}
+    WHERE ({", ".join(f"coalesce(excluded.{column}, {column})" for column in _MARKET_COLUMNS)})
+        IS NOT ({", ".join(_MARKET_COLUMNS)})
+"""
+SAVE_FOLLOWED: Final = "UPDATE markets SET followed = 1 WHERE market_id = ? AND followed = 0"
 # a market that is listed as open has reopened, whatever was known of its end
 SAVE_REOPENED: Final = """
     UPDATE markets SET
         resolved = 0, resolution_outcome = NULL, closed_at = NULL, outcome_asked = 0, outcome_ask_at = NULL
     WHERE market_id = ? AND (resolved = 1 OR outcome_asked > 0)
 """
-SAVE_SNAPSHOT: Final = insert_into("snapshots", Snapshot._fields) + " ON CONFLICT (market_id, timestamp) DO NOTHING"
+SAVE_BOOK: Final = insert_into("books", ("book_id", *Book._fields))
+SAVE_SNAPSHOT: Final = insert_into("snapshots", (*Snapshot._fields, "book_id"))
+SAVE_SEEN: Final = """
+    INSERT INTO seen (market_id, last_seen, snapshot_id) SELECT market_id, timestamp, id FROM snapshots WHERE id > ?
+    ON CONFLICT (market_id) DO UPDATE SET last_seen = excluded.last_seen, snapshot_id = excluded.snapshot_id
+"""
 SAVE_FAILURE: Final = insert_into("failures", Failure._fields)
-SAVE_CONFLICT: Final = """
-    INSERT INTO failures (run_id, market_id, stage, reason)
-    SELECT ?, market_id, 'save', 'it has a snapshot of the same second: the clock was set back'
-    FROM snapshots WHERE market_id = ? AND timestamp = ? AND run_id IS NOT ?
+LAST_IDS: Final = """
+    SELECT coalesce((SELECT max(id) FROM snapshots), 0),
+           max(coalesce((SELECT max(book_id) FROM books), 0),
+               coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'books'), 0))
+"""
+# of new snapshots, JSON [[market_id, timestamp], ...]: whether there is one of that second already, and the book of the
+# market's snapshot before, if it is of the same UTC day
+STORED_BEFORE: Final = """
+    WITH new AS (
+        SELECT json_extract(value, '$[0]') AS market_id, json_extract(value, '$[1]') AS timestamp FROM json_each(?)
+    )
+    SELECT new.market_id,
+           EXISTS (SELECT 1 FROM snapshots WHERE market_id = new.market_id AND timestamp = new.timestamp),
+           b.book_id, b.bids, b.asks, b.mirrored, b.bids_no, b.asks_no
+    FROM new
+    LEFT JOIN seen ON seen.market_id = new.market_id
+    LEFT JOIN snapshots AS s ON s.id = seen.snapshot_id
+    LEFT JOIN books AS b ON b.book_id = s.book_id AND date(b.timestamp) = date(new.timestamp)
 """
 SAVE_RESOLUTION: Final = """
     UPDATE markets SET resolved = 1, resolution_outcome = ?, closed_at = ?, outcome_ask_at = NULL WHERE market_id = ?
@@ -1845,6 +2080,7 @@ SAVE_UNDECIDED: Final = """
 UNRESOLVED: Final = """
     SELECT CAST(market_id AS INTEGER) FROM markets
     WHERE resolved = 0 AND market_id NOT GLOB '*[^0-9]*' AND (outcome_ask_at IS NULL OR outcome_ask_at <= ?)
+      AND (followed = 1 OR ?)
     ORDER BY CAST(market_id AS INTEGER)
 """
 LISTED_IDS: Final = "SELECT market_id FROM listed_ids ORDER BY market_id"
@@ -2041,7 +2277,12 @@ class Database:
             raise StorageError(f"{self._path}: is the database of another program")
         if await self._first("PRAGMA journal_mode = WAL") != "wal":
             raise StorageError(f"{self._path}: cannot have a write-ahead log there")
-        for pragma in ("synchronous = FULL", f"journal_size_limit = {WAL_LIMIT_BYTES}", "foreign_keys = ON"):
+        for pragma in (
+            "synchronous = FULL",
+            f"journal_size_limit = {WAL_LIMIT_BYTES}",
+            "foreign_keys = ON",
+            "analysis_limit = 400",
+        ):
             await self._connection.execute(f"PRAGMA {pragma}")
         if version < len(MIGRATIONS):
             await self._migrate(version)
@@ -2050,10 +2291,14 @@ class Database:
     async def _migrate(self, version: int) -> None:
         has_column = "SELECT count(*) FROM pragma_table_info(?) WHERE name = ? COLLATE NOCASE"
         async with self.transaction("upgrade"):
+            for view in VIEWS:
+                await self._connection.execute(f"DROP VIEW IF EXISTS {view}")
             for statement in itertools.chain.from_iterable(map(_statements, MIGRATIONS[version:])):
                 column = _ADD_COLUMN.search(statement)
                 if column is None or not await self._first(has_column, *column.groups()):  # the user may have added it
                     await self._connection.execute(statement)
+            for view, query in VIEWS.items():
+                await self._connection.execute(f"CREATE VIEW {view} AS {query}")
             for table, columns in our_columns().items():  # a file that others have made may lack some
                 await self._connection.execute(f"EXPLAIN {insert_into(table, columns)}", [None] * len(columns))
             await self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
@@ -2072,39 +2317,69 @@ class Database:
         (row, *_) = await self._connection.execute_fetchall(query, values)
         return row[0]
 
-    async def ids(self, query: str, *values: str) -> array[int]:
+    async def ids(self, query: str, *values: str | int) -> array[int]:
         """Return the integers of the first column that *query* finds, in its order, 8 bytes each."""
         with _naming(self._path, "read"):
             async with self._connection.execute(query, values) as cursor:
                 return array("q", [row[0] async for row in cursor])
 
     @uninterrupted
-    async def start_run(self, *, started_at: str, min_volume: float, follow: bool = True) -> int:
-        """Open a run and return its id; runs that died unfinished are marked as failed."""
-        columns = ("started_at", "status", "min_volume", "follow", "version")
+    async def start_run(self, **columns: object) -> int:
+        """Open a run with these columns and return its id; runs that died unfinished are marked as failed."""
+        columns |= {"status": "running", "version": __version__}
         async with self.transaction("start a run"):
             await self._connection.execute("UPDATE runs SET status = 'failed' WHERE status = 'running'")
-            values = (started_at, "running", min_volume, follow, __version__)
-            cursor = await self._connection.execute(insert_into("runs", columns), values)
+            cursor = await self._connection.execute(insert_into("runs", list(columns)), list(columns.values()))
         return cursor.lastrowid or 0
 
     @uninterrupted
-    async def save(self, batch: Batch) -> int:
-        """Store *batch* whole or not at all, and return how many of its snapshots were new."""
+    async def save(self, batch: Batch) -> Saved:
+        """Store *batch* whole or not at all."""
         async with self.transaction("store a batch"):
             await self.execute(SAVE_MARKET, batch.markets)  # before the snapshots that refer to them
             await self.execute(SAVE_REOPENED, [(market.market_id,) for market in batch.markets])
-            new = await self.execute(SAVE_SNAPSHOT, batch.snapshots)
+            if batch.follow:
+                await self.execute(SAVE_FOLLOWED, [(market.market_id,) for market in batch.markets])
+            saved = await self._save_snapshots(batch) if batch.snapshots else Saved()
             await self.execute(SAVE_FAILURE, batch.failures)
             await self.execute(SAVE_RESOLUTION, batch.resolutions)
             await self.execute(SAVE_UNDECIDED, batch.undecided)
-            if new < len(batch.snapshots):
-                keys = [(row.run_id, row.market_id, row.timestamp, row.run_id) for row in batch.snapshots]
-                await self.execute(SAVE_CONFLICT, keys)
-            errors = len(batch.failures) + len(batch.snapshots) - new
-            counted = "UPDATE runs SET snapshots_saved = snapshots_saved + ?, errors = errors + ? WHERE run_id = ?"
-            await self._connection.execute(counted, (new, errors, batch.run_id))
-        return new
+            saved = saved.plus(Saved(errors=len(batch.failures)))
+            counted = """
+                UPDATE runs SET snapshots_saved = snapshots_saved + ?, books_saved = books_saved + ?,
+                    books_unchanged = books_unchanged + ?, errors = errors + ?
+                WHERE run_id = ?
+            """
+            await self._connection.execute(counted, (*saved, batch.run_id))
+        return saved
+
+    async def _save_snapshots(self, batch: Batch) -> Saved:
+        """Store the snapshots of *batch*, and those of their books that are not those of the snapshot before."""
+        keys = msgspec.json.encode([(row.market_id, row.timestamp) for row in batch.snapshots]).decode()
+        before = {row[0]: row[1:] for row in await self._connection.execute_fetchall(STORED_BEFORE, (keys,))}
+        ((last_snapshot, last_book),) = await self._connection.execute_fetchall(LAST_IDS)
+        snapshots: list[Sequence[object]] = []
+        books: list[Sequence[object]] = []
+        unchanged = 0
+        for snapshot in batch.snapshots:
+            is_stored, book_id, *content = before[snapshot.market_id]
+            book = batch.books.get(snapshot.market_id)
+            if is_stored:
+                reason = "it has a snapshot of the same second: the clock was set back"
+                batch.failures.append(Failure(snapshot.run_id, snapshot.market_id, "save", reason))
+                continue
+            if book is None:
+                book_id = None
+            elif book_id is not None and tuple(content) == book.content:
+                unchanged += 1
+            else:
+                book_id = last_book + len(books) + 1
+                books.append((book_id, *book))
+            snapshots.append((*snapshot, book_id))
+        await self.execute(SAVE_BOOK, books)
+        await self.execute(SAVE_SNAPSHOT, snapshots)
+        await self._connection.execute(SAVE_SEEN, (last_snapshot,))
+        return Saved(len(snapshots), len(books), unchanged)
 
     @uninterrupted
     async def finish_run(self, run_id: int, columns: Mapping[str, object]) -> None:
@@ -2113,6 +2388,7 @@ class Database:
         async with self.transaction("finish the run"):
             statement = f"UPDATE runs SET {assignments} WHERE run_id = ?"  # noqa: S608  the names are ours
             await self._connection.execute(statement, (*columns.values(), run_id))
+            await self._connection.execute("PRAGMA optimize")
 
     async def execute(self, statement: str, rows: Sequence[Sequence[object]]) -> int:
         """Execute *statement* for each of *rows* in a transaction, and return how many rows of the table it changed."""
@@ -2187,8 +2463,8 @@ class Run:
     reason: str | None = None  # of the first failure
     drift: str | None = None  # what the exchange sends in a shape that is not known
     books_missing: int = 0  # counted by `AsyncCollector._snapshot`
-    snapshots: int = 0  # counted by `AsyncCollector._store`
-    errors: int = 0  # counted by `AsyncCollector._store`
+    unmirrored: int = 0  # counted by `AsyncCollector._snapshot`
+    saved: Saved = field(default_factory=Saved)  # counted by `AsyncCollector._store`
 
     def failure(self, market_id: str | None, stage: str, reason: str) -> Failure:
         """Return a row for `failures`; the first one is the reason why the run is not complete."""
@@ -2285,7 +2561,7 @@ class Discovery:
         """Recall what earlier runs have collected, and what they have listed unless it is time for a full walk."""
         database, now = self._run.database, self._clock.now()
         if self._follow:
-            self._followed = await database.ids(UNRESOLVED, self._run.started_at)
+            self._followed = await database.ids(UNRESOLVED, self._run.started_at, self._selection.whole_exchange)
         if self._selection.whole_exchange:
             self._full_walk_at = await database.value(newest_run("full_walk_at"))
             if sql_time(now - FULL_WALK_EVERY) < (self._full_walk_at or "") <= sql_time(now):
@@ -2516,6 +2792,7 @@ class AsyncCollector:
         timeout: seconds for one attempt, to the last byte of its answer.
         run_timeout: seconds after which a run asks nothing more, and ends with what it has.
         min_volume: USD traded in the last 24 hours, below which a market is left out; 0 takes every open market.
+        depth: levels of each side of a book to store, the best ones; 0 stores no books, None all levels.
         twitter_max_posts: read on X at most per run, 10 to 10,000; each costs money. Environment: TWITTER_MAX_POSTS,
             else 100. Posts are only read if the environment has a TWITTER_BEARER_TOKEN.
         follow: keep collecting every market that was collected before, whatever its volume, until it resolves, and
@@ -2542,6 +2819,7 @@ class AsyncCollector:
         *,
         run_timeout: float = RUN_TIMEOUT_S,
         min_volume: float = 100_000,
+        depth: int | None = None,
         twitter_max_posts: int | None = None,
         follow: bool = True,
         progress: Callable[[Progress], None] | None = None,
@@ -2559,6 +2837,7 @@ class AsyncCollector:
             timeout_s=finite_number("timeout", timeout, above=0),
             run_timeout_s=finite_number("run_timeout", run_timeout, above=0),
             selection=Selection(finite_number("min_volume", min_volume)),
+            depth=None if depth is None else whole_number("depth", depth, at_least=0, at_most=MAX_DEPTH),
             max_posts=whole_number(*posts, at_least=MIN_PAGE_POSTS, at_most=MAX_POSTS),
             with_usernames=whole_number("TWITTER_USERNAMES", given["TWITTER_USERNAMES"], at_least=0, at_most=1) == 1,
             gamma=Endpoint.resolve("GAMMA", given),
@@ -2594,10 +2873,10 @@ class AsyncCollector:
                     tasks.create_task(self._fetch_books(run, discovery), name="fetch")  # batches -> rows
                     tasks.create_task(self._write(run, discovery), name="write")  # rows -> SQLite
                     tasks.create_task(posts.read(), name="posts")  # posts -> SQLite
-                await posts.score(run.snapshots)  # posts and markets -> hype signals
+                await posts.score(run.saved.snapshots)  # posts and markets -> hype signals
         except BaseExceptionGroup as group:
             raise _first_error(group) from group
-        if discovery.error and not run.snapshots:
+        if discovery.error and not run.saved.snapshots:
             raise discovery.error
         return self._result(run, discovery, posts, self._clock.monotonic() - started)
 
@@ -2612,6 +2891,7 @@ class AsyncCollector:
                 started_at=started_at,
                 min_volume=settings.selection.min_volume_usd,
                 follow=self._follow or settings.selection.whole_exchange,
+                depth=settings.depth,
             )
             run = Run(run_id, started_at, database, api, wire.traffic)
             discovery = Discovery(
@@ -2689,11 +2969,15 @@ class AsyncCollector:
             run.check_drift(error)
             otherwise, failed = str(error), True
         now = sql_time(self._clock.now())
-        batch = Batch(run.run_id)
+        batch = Batch(run.run_id, follow=not self.settings.selection.whole_exchange)
         for market in markets:
             yes, no = (books.get(token) for token in market.tokens)
             batch.markets.append(Market.from_wire(market, seen_at=now))
             batch.snapshots.append(Snapshot.from_wire(market, yes, no, run_id=run.run_id, received_at=now))
+            book = Book.from_wire(market.market_id, yes, no, depth=self.settings.depth, received_at=now)
+            if book:
+                batch.books[market.market_id] = book
+                run.unmirrored += book.mirrored is False
             missing: dict[str, list[str]] = {}  # sides by reason
             for side, token in zip(("YES", "NO"), market.tokens, strict=True):
                 if token not in books:
@@ -2708,22 +2992,20 @@ class AsyncCollector:
         """Store the rows, a transaction per batch."""
         async for batch in run.rows:
             await self._store(batch, run)
-            self._progress(Progress(discovery.listed, run.snapshots, run.errors, discovery.all_listed))
+            self._progress(Progress(discovery.listed, run.saved.snapshots, run.saved.errors, discovery.all_listed))
 
     @uninterrupted
     async def _store(self, batch: Batch, run: Run) -> None:
         """Store *batch* and count it, which belongs together."""
-        new = await run.database.save(batch)
-        run.snapshots += new
-        run.errors += len(batch.failures) + len(batch.snapshots) - new
+        run.saved = run.saved.plus(await run.database.save(batch))
 
     def _status(self, run: Run, discovery: Discovery) -> str:
         """Return the status of a run that ends now."""
-        with_books = run.snapshots - run.books_missing
+        with_books = run.saved.snapshots - run.books_missing
         enough = with_books >= MIN_COMPLETE_SHARE * discovery.listed
         if discovery.all_listed and discovery.error is None and enough:
             return "complete"
-        return "partial" if run.snapshots else "failed"
+        return "partial" if run.saved.snapshots else "failed"
 
     @uninterrupted
     async def _finish(self, run: Run, discovery: Discovery, posts: Posts, started: float) -> None:
@@ -2732,6 +3014,7 @@ class AsyncCollector:
             "finished_at": sql_time(self._clock.now()),
             "status": self._status(run, discovery),
             "books_missing": run.books_missing,
+            "unmirrored": run.unmirrored,
             "requests": run.traffic.requests,
             "retries": run.traffic.retries,
             "rate_limit_hits": run.traffic.rate_limit_hits,
@@ -2739,25 +3022,30 @@ class AsyncCollector:
             "duration": self._clock.monotonic() - started,
         }
         await run.database.finish_run(run.run_id, columns)
-        log.info("run %d %s: %d snapshots, %d errors", run.run_id, columns["status"], run.snapshots, run.errors)
+        log.info(
+            "run %d %s: %d snapshots, %d errors", run.run_id, columns["status"], run.saved.snapshots, run.saved.errors
+        )
 
     def _result(self, run: Run, discovery: Discovery, posts: Posts, duration: float) -> CollectionResult:
         return CollectionResult(
-            markets=run.snapshots,
-            snapshots=run.snapshots,
+            markets=run.saved.snapshots,
+            snapshots=run.saved.snapshots,
             tweets=posts.stored,
             duration=duration,
             stats=Stats(
                 markets_fetched=discovery.listed,
-                snapshots_saved=run.snapshots,
+                snapshots_saved=run.saved.snapshots,
                 tweets_fetched=posts.received,
-                errors=run.errors + posts.errors,
+                errors=run.saved.errors + posts.errors,
                 retries=run.traffic.retries,
                 rate_limit_hits=run.traffic.rate_limit_hits,
             ),
             run_id=run.run_id,
             status=self._status(run, discovery),
             books_missing=run.books_missing,
+            books_saved=run.saved.books,
+            books_unchanged=run.saved.books_unchanged,
+            unmirrored=run.unmirrored,
             reason=run.reason,
             drift=run.drift,
             tweets_reason=posts.reason,

@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fake_polymarket import FakePolymarket
+from hypothesis import settings
 
 from async_collector import AsyncCollector, Clock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
+
+settings.register_profile("shared", deadline=None)  # a busy neighbour is no fault of ours
+settings.load_profile("shared")
 
 SETTINGS = ("POLYMARKET_DB", "GAMMA_", "CLOB_", "TWITTER_", "COLLECTOR_", "NOTIFY_SOCKET", "JOURNAL_STREAM")
 PROJECT = Path(__file__).parent.parent

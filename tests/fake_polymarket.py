@@ -343,7 +343,7 @@ class Oddities:
     waver: float = 0.0  # how far, as a share, the volume that a listing is ordered by is off the volume it shows
     most_tokens: int = MAX_TOKENS  # in one request for books; more is a 400
     tokens_in_time: int = MAX_TOKENS  # more books than this are not found in time: 504
-    poisoned: dict[str, int] = field(default_factory=dict)  # token: status of every question for books that names it
+    poisoned: dict[str, int] = field(default_factory=dict)  # token or Gamma id: status of each question that names it
     headers: dict[str, str] = field(default_factory=dict)  # of every answer, as a network in between adds them
     moving_share: float = 0.0  # of the books, before each collection: at a listing's first page after some books
 
@@ -361,7 +361,7 @@ class FakePolymarket:
         now: the exchange's time, Unix; windows close by it.
     """
 
-    def __init__(  # noqa: PLR0913  what a test may want to set before anything is made
+    def __init__(  # noqa: PLR0913  what a test may set
         self,
         markets: int = 60,
         *,
@@ -748,6 +748,9 @@ class FakePolymarket:
         query = request.query
         if "offset" in query:
             return problem(422, {"type": "validation error", "error": "offset is not allowed on keyset endpoints"})
+        for id_ in query.getall("id", []):
+            if status := self.odd.poisoned.get(id_):
+                return problem(status, {"type": "internal error", "error": "cannot get the information"})
         if query.get("order", "id") not in orders:
             return problem(422, {"type": "validation error", "error": "order fields are not valid"})
         try:

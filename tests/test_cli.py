@@ -65,6 +65,8 @@ async def test_in_a_pipe_there_are_plain_lines(exchange: FakePolymarket, databas
   duration         \d\.\d\d s
   markets          60 of 60
   snapshots        60
+  books stored     60
+  books unchanged  0
   books missing    0
   markets per s    \d+
   errors           0

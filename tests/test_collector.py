@@ -103,7 +103,6 @@ def true_market(market: FakeMarket) -> dict[str, Any]:
         "outcome_no": market.outcomes[1],
         "tags": "[" + ",".join(f'"{tag}"' for tag in market.tags) + "]",
         "first_seen": T0,
-        "last_seen": T0,
     }
 
 
@@ -191,6 +190,11 @@ async def test_a_run_leaves_its_account(exchange: FakePolymarket, collector: ac.
         "version": ac.__version__,
         "newest_tweet_id": None,
         "tweets_complete": None,
+        "selection": None,
+        "depth": None,
+        "books_saved": 60,
+        "books_unchanged": 0,
+        "unmirrored": 0,
     }
     assert result == {
         "markets": 60,
@@ -208,6 +212,9 @@ async def test_a_run_leaves_its_account(exchange: FakePolymarket, collector: ac.
         "run_id": 1,
         "status": "complete",
         "books_missing": 0,
+        "books_saved": 60,
+        "books_unchanged": 0,
+        "unmirrored": 0,
         "reason": None,
         "drift": None,
         "tweets_reason": None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -361,11 +360,11 @@ def true_gaps(history: list[tuple[str, bool, set[str], list[tuple[str | None, st
     gaps = []
     for market in "abc":
         stored = [number for number, (_, _, markets, _) in enumerate(history, 1) if market in markets]
-        for last, following in pairwise(stored):
-            missed = [number for number in range(last + 1, following) if history[number - 1][1]]
+        for last, following in zip(stored, [*stored[1:], None], strict=True):
+            missed = [number for number in range(last + 1, following or len(history) + 1) if history[number - 1][1]]
             reasons = {reason for number in missed for name, reason in history[number - 1][3] if name in {None, market}}
             if missed:
-                gaps.append({"market_id": market, "run_ids": missed, "reasons": sorted(reasons)})
+                gaps.append({"market_id": market, "until": following, "run_ids": missed, "reasons": sorted(reasons)})
     return gaps
 
 
@@ -380,7 +379,7 @@ async def test_gaps_are_the_runs_that_should_have_stored_a_market_and_did_not(
         execute = database._connection.execute
         await execute("BEGIN")
         for market in "abc":
-            await execute("INSERT INTO markets (market_id) VALUES (?)", (market,))
+            await execute("INSERT INTO markets (market_id, followed) VALUES (?, 1)", (market,))
         for number, (status, follows, markets, failures) in enumerate(history, 1):
             run = (number, f"2026-11-22 14:{number:02d}:00", status, follows)
             await execute("INSERT INTO runs (run_id, started_at, status, follow) VALUES (?, ?, ?, ?)", run)
@@ -388,7 +387,12 @@ async def test_gaps_are_the_runs_that_should_have_stored_a_market_and_did_not(
                 row = (market, run[1], number)
                 await execute("INSERT INTO snapshots (market_id, timestamp, run_id) VALUES (?, ?, ?)", row)
             for failure in failures:
-                await execute("INSERT INTO failures VALUES (?, ?, 'book', ?)", (number, *failure))
+                await execute(
+                    "INSERT INTO failures (run_id, market_id, stage, reason) VALUES (?, ?, 'book', ?)",
+                    (number, *failure),
+                )
+        await execute("INSERT INTO seen SELECT market_id, max(timestamp), max(id) FROM snapshots GROUP BY market_id")
         await execute("COMMIT")
-    found = rows(path, "SELECT market_id, run_ids, reasons FROM gaps ORDER BY market_id, since")
+    columns = "market_id, CAST(substr(until, 15, 2) AS INTEGER) AS until, run_ids, reasons"
+    found = rows(path, f"SELECT {columns} FROM gaps ORDER BY market_id, since")  # noqa: S608
     assert [row | {key: json.loads(row[key]) for key in ("run_ids", "reasons")} for row in found] == true_gaps(history)

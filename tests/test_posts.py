@@ -207,7 +207,7 @@ async def test_the_markets_are_the_same_whatever_x_does(
     result = await make_collector(db_path=bad).collect_all()
     for query in ("SELECT * FROM snapshots ORDER BY market_id", "SELECT * FROM markets ORDER BY market_id"):
         stored = [
-            {key: value for key, value in row.items() if key not in {"id", "timestamp", "first_seen", "last_seen"}}
+            {key: value for key, value in row.items() if key not in {"id", "timestamp", "first_seen"}}
             for path in (good, bad)
             for row in rows(path, query)
         ]

@@ -82,7 +82,6 @@ def test_a_market_row_has_the_exchanges_words() -> None:
         outcome_no="No",
         tags='["Climate","Weather"]',
         first_seen="2026-11-22 14:15:00",
-        last_seen="2026-11-22 14:15:00",
     )
 
 
@@ -94,7 +93,6 @@ def test_what_is_absent_is_none() -> None:
         "token_id_yes": "339",
         "token_id_no": "105",
         "first_seen": "now",
-        "last_seen": "now",
     }
     assert row._asdict() == dict.fromkeys(Market._fields) | known
     snapshot = Snapshot.from_wire(bare, None, None, run_id=7, received_at="now")

@@ -54,6 +54,8 @@ async def until_stored(database: Path, count: int) -> None:
 def assert_sound(database: Path) -> None:
     assert rows(database, "PRAGMA integrity_check") == [{"integrity_check": "ok"}]
     assert rows(database, "SELECT * FROM snapshots WHERE market_id NOT IN (SELECT market_id FROM markets)") == []
+    assert rows(database, "SELECT * FROM snapshots WHERE book_id NOT IN (SELECT book_id FROM books)") == []
+    assert rows(database, "SELECT * FROM books EXCEPT SELECT b.* FROM books AS b JOIN snapshots USING (book_id)") == []
 
 
 @pytest.mark.parametrize(
@@ -214,7 +216,7 @@ async def kill_and_look(exchange: FakePolymarket, database: Path, after_s: float
     with contextlib.suppress(ProcessLookupError):
         process.kill()
     await process.communicate()
-    if database.exists() and database.stat().st_size:
+    if database.exists() and rows(database, "SELECT 1 FROM sqlite_master LIMIT 1"):  # else it died before it began
         assert_sound(database)
 
 

@@ -21,6 +21,7 @@ from async_collector import (
     DatabaseBusy,
     Failure,
     Market,
+    Saved,
     Snapshot,
     StorageError,
 )
@@ -62,7 +63,7 @@ def make_file(path: Path, script: str) -> None:
 
 def market(market_id: str, **values: object) -> Market:
     fields = dict.fromkeys(Market._fields) | {"market_id": market_id, "token_id_yes": "1", "token_id_no": "2"}
-    return Market(**(fields | {"first_seen": T0, "last_seen": T0} | values))  # type: ignore[arg-type]
+    return Market(**(fields | {"first_seen": T0} | values))  # type: ignore[arg-type]
 
 
 def snapshot(market_id: str, run_id: int, timestamp: str = T0, **values: object) -> Snapshot:
@@ -116,8 +117,8 @@ async def test_an_upgrade_keeps_every_row_and_what_the_user_added(tmp_path: Path
     make_file(path, OLD_FILE)
     await opened_once(path)
     await opened_once(path)
-    assert rows(path, "SELECT market_id, question, first_seen, last_seen FROM markets") == [
-        {"market_id": "1", "question": "Old?", "first_seen": "2025-01-01 00:00:00", "last_seen": None}
+    assert rows(path, "SELECT market_id, question, first_seen FROM markets") == [
+        {"market_id": "1", "question": "Old?", "first_seen": "2025-01-01 00:00:00"}
     ]
     assert [row["price_yes"] for row in rows(path, "SELECT price_yes FROM snapshots ORDER BY id")] == [0.25, 0.5]
     assert rows(path, "SELECT * FROM my_notes") == [{"note": "mine"}]
@@ -230,7 +231,7 @@ async def test_a_batch_is_stored_whole_or_not_at_all(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match=r"cannot store a batch: FOREIGN KEY constraint failed"):
             await database.save(orphan)
         assert not database._connection.in_transaction
-        assert await database.save(Batch(1, [market("2")], [snapshot("2", run_id)])) == 1
+        assert await database.save(Batch(1, [market("2")], [snapshot("2", run_id)])) == Saved(snapshots=1)
     assert [row["market_id"] for row in rows(path, "SELECT market_id FROM snapshots")] == ["2"]
     assert [row["market_id"] for row in rows(path, "SELECT market_id FROM markets")] == ["2"]
     assert rows(path, "SELECT * FROM failures") == []
@@ -241,13 +242,12 @@ async def test_a_market_keeps_its_first_seen_and_what_is_absent_this_time(tmp_pa
     async with Database.open(path) as database:
         await database.save(Batch(1, [market("1", question="Old?", category="Sports")]))
         await database._connection.execute("UPDATE markets SET first_seen = '2025-01-01 00:00:00'")
-        await database.save(Batch(1, [market("1", question="New?", last_seen="2026-11-22 14:30:00")]))
-    (row,) = rows(path, "SELECT question, category, first_seen, last_seen, resolved FROM markets")
+        await database.save(Batch(1, [market("1", question="New?")]))
+    (row,) = rows(path, "SELECT question, category, first_seen, resolved FROM markets")
     assert row == {
         "question": "New?",
         "category": "Sports",
         "first_seen": "2025-01-01 00:00:00",
-        "last_seen": "2026-11-22 14:30:00",
         "resolved": 0,
     }
 
@@ -258,13 +258,13 @@ async def test_a_second_snapshot_of_one_second_is_a_recorded_failure(tmp_path: P
         for price in (0.25, 0.75):
             run_id = await database.start_run(started_at=T0, min_volume=0)
             saved = await database.save(Batch(1, [market("1")], [snapshot("1", run_id, price_yes=price)]))
-    assert saved == 0
+    assert saved == Saved(errors=1)
     assert [row["price_yes"] for row in rows(path, "SELECT price_yes FROM snapshots")] == [0.25]
     (failure,) = rows(path, "SELECT * FROM failures")
     assert (failure["run_id"], failure["market_id"], failure["stage"]) == (2, "1", "save")
 
 
-async def test_latest_snapshots_has_one_row_per_market(tmp_path: Path) -> None:
+async def test_the_latest_snapshot_is_the_one_stored_last_whatever_the_clocks_said(tmp_path: Path) -> None:
     path = tmp_path / "file.db"
     async with Database.open(path) as database:
         for hour in (16, 14, 15):
@@ -272,8 +272,8 @@ async def test_latest_snapshots_has_one_row_per_market(tmp_path: Path) -> None:
             await database.save(Batch(1, [market("1", question="One?"), market("2"), market("3")], prices))
     latest = rows(path, "SELECT market_id, question, price_yes FROM latest_snapshots ORDER BY market_id")
     assert latest == [
-        {"market_id": "1", "question": "One?", "price_yes": 0.16},
-        {"market_id": "2", "question": None, "price_yes": 0.16},
+        {"market_id": "1", "question": "One?", "price_yes": 0.15},
+        {"market_id": "2", "question": None, "price_yes": 0.15},
     ]
 
 
