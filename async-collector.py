@@ -437,7 +437,9 @@ async def one_by_one(collector: ac.AsyncCollector) -> dict[str, Any]:
             await limiters[host].acquire()
             requests += 1
             try:
-                async with session.get(host.url + path, params=params, proxy=host.proxy) as response:
+                async with session.get(
+                    host.url + path, params=params, proxy=host.proxy, proxy_headers=host.proxy_headers
+                ) as response:
                     if response.status == HTTPStatus.NOT_FOUND:  # a token without a book
                         return {}
                     response.raise_for_status()

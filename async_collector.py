@@ -41,6 +41,7 @@ import sqlite3
 import time
 import unicodedata
 from array import array
+from base64 import b64encode
 from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from collections.abc import (
@@ -64,6 +65,7 @@ from http import HTTPStatus
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Final, Generic, NamedTuple, ParamSpec, Self, TypedDict, TypeVar
+from urllib.parse import quote
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -118,6 +120,9 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in shown)
 
 
+_LOGIN: Final = re.compile(r"(?<=//)[^\s'\"<>]{0,1000}@")  # user and password of an address in a text
+
+
 class ApiError(CollectorError):
     """A request to the exchange or to X failed.
 
@@ -142,7 +147,7 @@ class ApiError(CollectorError):
         retryable: bool | None = None,
     ) -> None:
         super().__init__(message, url, status, retry_after)  # so that it survives a pickle
-        self.message = printable(message)
+        self.message = printable(_LOGIN.sub("***@", message))
         self.url = url
         self.status = status
         self.retry_after = retry_after
@@ -151,6 +156,12 @@ class ApiError(CollectorError):
 
     def __str__(self) -> str:
         return f"{self.url}: {self.message}"
+
+    def hide(self, starred: Callable[[str], str]) -> None:
+        """Pass the text through *starred*, and forget the errors of libraries behind it, whose texts nobody checks."""
+        self.message = starred(self.message)
+        self.args = (self.message, *self.args[1:])
+        self.__cause__ = self.__context__ = None
 
     @property
     def too_large(self) -> bool:
@@ -272,15 +283,15 @@ def _http_url(value: str) -> URL | None:
     return url if valid else None
 
 
-def _without_password(address: str) -> str:
-    return re.sub(r"[^/]*@", "***@", address)
+def _without_login(address: str) -> str:
+    return re.sub(r"^([^/@]*//)?.*@", r"\1***@", address, flags=re.DOTALL)
 
 
 def base_url(name: str, value: str) -> str:
     """Return *value*, an http or https address, without a slash at its end, or raise a `ConfigError`."""
     url = _http_url(value)
-    if not url or url.user or url.password or url.query_string or url.fragment:
-        raise ConfigError(f"{name}={_without_password(value)!r}: must be an address such as https://example.com")
+    if not url or "@" in value or url.query_string or url.fragment:
+        raise ConfigError(f"{name}={_without_login(value)!r}: must be an address such as https://example.com")
     return str(url).rstrip("/")
 
 
@@ -292,13 +303,25 @@ def proxy_for(url: str) -> URL | None:
     """
     address = URL(url)
     proxies = getproxies()
-    value = proxies.get(address.scheme) or proxies.get("all")
-    if not value or proxy_bypass(f"{address.host}:{address.port}"):
+    value = (proxies.get(address.scheme) or proxies.get("all") or "").strip()
+    host = address.host or ""
+    if not value or proxy_bypass(f"{host}:{address.port}") or _is_in_network(host, proxies.get("no", "")):
         return None
     proxy = _http_url(value if "://" in value else f"http://{value}")
-    if proxy is None:
-        raise ConfigError(f"the proxy {_without_password(value)!r} for {url}: must be an http or https address")
+    if proxy is None or "@" in f"{proxy.path_qs}{proxy.fragment}":  # a password with a slash in it
+        raise ConfigError(f"the proxy {_without_login(value)!r} for {url}: must be an http or https address")
     return proxy
+
+
+def _is_in_network(host: str, exceptions: str) -> bool:
+    """Return whether *host* is an IP address in one of *exceptions*, which may be a network such as 10.0.0.0/8."""
+    with suppress(ValueError):
+        address = ipaddress.ip_address(host)
+        for exception in re.split(r"[\s,]+", exceptions):
+            with suppress(ValueError):
+                if address in ipaddress.ip_network(exception.strip("[]"), strict=False):
+                    return True
+    return False
 
 
 class Secret(str):
@@ -330,12 +353,29 @@ def _is_loopback(url: str) -> bool:
         return host == "localhost"
 
 
+MAX_WORD_CHARS: Final = 3
+
+
+@cache
+def _stars(*secrets: str) -> re.Pattern[str]:
+    """Return what finds *secrets*; a short one only as a word of its own, for it may be a part of many."""
+    longest_first = sorted(filter(None, secrets), key=len, reverse=True)
+    forms = (
+        re.escape(text) if len(text) > MAX_WORD_CHARS else rf"(?<!\w){re.escape(text)}(?!\w)" for text in longest_first
+    )
+    return re.compile("|".join(forms) or r"(?!)", re.IGNORECASE)  # %2f is %2F
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One host: its address, the proxy on the way there, its rate limit and the token that opens it."""
+    """One host: its address, the proxy on the way there, its rate limit and the token that opens it.
+
+    No library sees the login of the proxy in an address, which its errors would show.
+    """
 
     url: str
-    proxy: URL | None
+    proxy: URL | None  # without user and password
+    proxy_login: Secret | None  # user:password
     rate_limit: int  # requests per second
     token: Secret | None  # a host with a token charges for its answers
 
@@ -351,12 +391,40 @@ class Endpoint:
         if bearer in environment and url.startswith("http:") and not _is_loopback(url):
             raise ConfigError(f"{api}={url!r}: must be an https address, for the token travels in the open otherwise")
         token = bearer_token(bearer, environment.get(bearer, ""))
+        proxy = None if token and url.startswith("http:") else proxy_for(url)  # a proxy would see the token
+        login = f"{proxy.user or ''}:{proxy.password or ''}" if proxy else ":"
         return cls(
             url=url,
-            proxy=None if token and url.startswith("http:") else proxy_for(url),  # a proxy would see the token
+            proxy=proxy and proxy.with_user(None),
+            proxy_login=None if login == ":" else Secret(login),
             rate_limit=whole_number(rate_limit, environment[rate_limit]),
             token=token,
         )
+
+    @property
+    def proxy_headers(self) -> dict[str, str] | None:
+        """What opens the proxy."""
+        login = self.proxy_login
+        return {"Proxy-Authorization": Secret("Basic " + b64encode(login.encode()).decode())} if login else None
+
+    @property
+    def has_secrets(self) -> bool:
+        """Whether there is anything that nobody may see."""
+        return bool(self.token or self.proxy_login)
+
+    def starred(self, text: str, *, token_only: bool = False) -> str:
+        """Return *text* with stars for the token and for the login of the proxy, in every form that it travels in.
+
+        Args:
+            text: what a host or a library says.
+            token_only: leave other words alone, because they are data.
+        """
+        secrets = [self.token or ""]
+        if self.proxy_headers and not token_only:
+            parts = self.proxy_login.partition(":")[::2] if self.proxy_login else ()
+            secrets += [self.proxy_headers["Proxy-Authorization"].removeprefix("Basic ")]
+            secrets += [form for part in parts for form in (part, quote(part), quote(part, safe=""))]
+        return _stars(*secrets).sub("***", text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -1353,13 +1421,15 @@ class HttpHost:
             try:
                 result = self._decoded(await self._ask(request), self.address(request.path), decode)
             except ApiError as error:
+                if self._endpoint.has_secrets:
+                    error.hide(self._endpoint.starred)
                 self._breaker.count(error)
                 raise
             self._breaker.count(None)
             return result
 
         wire = self._wire
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, wire.deadline - wire.clock.monotonic())):
                 return await retry(
                     attempt,
@@ -1369,8 +1439,7 @@ class HttpHost:
                     rng=wire.rng,
                     may_repeat=self._may_repeat,
                 )
-        except TimeoutError as error:
-            raise self._too_late(self.address(request.path)) from error
+        raise self._too_late(self.address(request.path))
 
     async def _ask(self, request: Request) -> Answer:
         """Send *request* once, when the limiter lets it, and return the answer if it is a success."""
@@ -1420,6 +1489,7 @@ class HttpHost:
             data=request.body,
             headers=headers,
             proxy=self._endpoint.proxy,
+            proxy_headers=self._endpoint.proxy_headers,
             allow_redirects=False,
         )
         try:
@@ -1428,12 +1498,17 @@ class HttpHost:
         except TimeoutError as error:
             raise NetworkError(f"no complete answer within {timeout_s:g} s", url) from error
         except aiohttp.ClientError as error:
-            # what a host that knows the token has sent may repeat it
-            raise self._network_error(error, url) from (None if token else error)
-        if not token:
+            raise self._network_error(error, url) from error
+        return self._answer(response, body)
+
+    def _answer(self, response: aiohttp.ClientResponse, body: bytearray) -> Answer:
+        """Return what came back without the secrets that it repeats; good data lose nothing but the token."""
+        endpoint, data = self._endpoint, response.ok
+        if not (endpoint.token if data else endpoint.has_secrets):
             return Answer(response.status, response.headers, body)
-        shown = CIMultiDict((name, value.replace(token, "***")) for name, value in response.headers.items())
-        return Answer(response.status, shown, body.replace(token.encode(), b"***"))
+        shown = [(name, endpoint.starred(value, token_only=data)) for name, value in response.headers.items()]
+        text = endpoint.starred(body.decode("utf-8", "surrogateescape"), token_only=data)
+        return Answer(response.status, CIMultiDict(shown), bytearray(text.encode("utf-8", "surrogateescape")))
 
     async def _read(self, response: aiohttp.ClientResponse, max_bytes: int, url: str) -> bytearray:
         """Return the decoded body piece by piece, so that what is too long is never held in memory.
@@ -1456,12 +1531,10 @@ class HttpHost:
         return pieces
 
     def _network_error(self, error: aiohttp.ClientError, url: str) -> NetworkError:
-        proxy, token = self._endpoint.proxy, self._endpoint.token
+        proxy = self._endpoint.proxy
         text = str(error) or type(error).__name__
         if isinstance(error, aiohttp.ServerDisconnectedError):
             text = CLOSED_EARLY
-        if token:
-            text = text.replace(token, "***")
         if proxy:
             text += f" (through the proxy {proxy.host}:{proxy.port})"
         permanent = isinstance(error, (aiohttp.ClientConnectorCertificateError, aiohttp.InvalidURL))
@@ -1490,7 +1563,7 @@ class HttpHost:
         if status < HTTPStatus.MULTIPLE_CHOICES:
             return None
         if status < HTTPStatus.BAD_REQUEST:
-            target = answer.headers.get("Location")
+            target = _without_login(answer.headers.get("Location", ""))
             return RequestRejectedError(f"HTTP {status}: refusing a redirect to {target!r}", url, status, retry_after)
         if status in DENIED:
             text = f"access is denied to this region, address or token; {text}"

@@ -167,6 +167,29 @@ def test_a_proxy_without_a_scheme_is_http_as_curl_has_it(monkeypatch: pytest.Mon
     assert (str(settings.gamma.proxy), settings.clob.proxy) == ("http://localhost:3128", None)
 
 
+@pytest.mark.parametrize(
+    ("address", "exceptions", "direct"),
+    [
+        ("http://127.0.0.1:9", "127.0.0.0/8", True),
+        ("http://127.0.0.1:9", "192.168.0.0/16, 127.0.0.1/30", True),
+        ("http://127.0.0.1:9", "10.0.0.0/8 127.0.0.0/8", True),
+        ("http://127.0.0.1:9", "10.0.0.0/8,128.0.0.0/1,nonsense/8,/8", False),
+        ("http://127.0.0.1:9", "::/0", False),
+        ("http://[::1]:9", "::1/128", True),
+        ("http://[::1]:9", "[::1]", True),
+        ("http://[::1]:9", "fe80::/10", False),
+        ("http://localhost:9", "127.0.0.0/8", False),
+    ],
+)
+def test_no_proxy_may_name_networks(
+    monkeypatch: pytest.MonkeyPatch, address: str, exceptions: str, *, direct: bool
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://proxy:1")
+    monkeypatch.setenv("NO_PROXY", exceptions)
+    monkeypatch.setenv("CLOB_API", address)
+    assert (AsyncCollector().settings.clob.proxy is None) is direct
+
+
 def test_a_limit_of_nothing_is_refused_wherever_it_is_set() -> None:
     with pytest.raises(ConfigError, match="max_requests=0"):
         RateLimiter(0)
