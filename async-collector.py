@@ -22,7 +22,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO, TypeVar
 
 import aiohttp
 from tqdm import tqdm
@@ -31,6 +31,8 @@ import async_collector as ac
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
+
+T = TypeVar("T")
 
 EXIT_CODES: Final[tuple[tuple[type[Exception], int], ...]] = (
     (ac.ConfigError, 78),
@@ -92,24 +94,16 @@ def answer(text: str, code: int = 0) -> int:
     return code
 
 
-def checked(check: Callable[[str, object], float]) -> Callable[[str], float]:
+def checked(check: Callable[[str, str], T]) -> Callable[[str], T]:
     """Return *check* as an argparse type, whose complaint argparse prints."""
 
-    def convert(text: str) -> float:
+    def convert(text: str) -> T:
         try:
             return check("", text)
         except ac.ConfigError as error:
             raise argparse.ArgumentTypeError(str(error).removeprefix("=")) from error
 
     return convert
-
-
-def database_file(text: str) -> str:
-    """Return *text*, which names a file."""
-    if not text.strip() or text == ":memory:":
-        msg = f"{text!r} names no file, and what is collected has to be stored in one"
-        raise argparse.ArgumentTypeError(msg)
-    return text
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -129,7 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
         group.add_argument(flag, help=says, **kind)
 
     modes = parser.add_mutually_exclusive_group()
-    option("--db", "database file (POLYMARKET_DB, else polymarket_data.db)", metavar="PATH", type=database_file)
+    option("--db", "database file (POLYMARKET_DB, else polymarket_data.db)", metavar="PATH", type=checked(ac.file_name))
     volume = "leave out markets with less volume in 24 hours; 0 takes every open market (100000)"
     option("--min-volume", volume, metavar="USD", type=checked(ac.finite_number), default=100_000)
     option("--workers", "requests in flight, 1 to 1000 (10)", metavar="N", type=checked(ac.whole_number), default=10)

@@ -239,9 +239,32 @@ class _Default(str):
 DEFAULT_DB_PATH: Final = _Default(ENVIRONMENT["POLYMARKET_DB"])
 
 
+def read_variables(environment: Mapping[str, str], defaults: Mapping[str, str] = ENVIRONMENT) -> dict[str, str]:
+    """Return the values of the variables in *defaults*, without blanks and line ends around them.
+
+    An empty variable has its default; one of blanks alone is kept, for somebody to complain about.
+    """
+    values = {name: environment.get(name) or default for name, default in defaults.items()}
+    return {name: value.strip() or value for name, value in values.items()}
+
+
+def file_name(name: str, value: str | os.PathLike[str]) -> str:
+    """Return *value* if it can be the name of a file, or raise a `ConfigError` that names it."""
+    text = os.fspath(value)
+    if not text.strip() or text == ":memory:" or "\0" in text:
+        raise ConfigError(f"{name}={text!r}: must be the name of a file, for what is collected has to be stored in one")
+    return text
+
+
 def database_path(db_path: str | os.PathLike[str], environment: Mapping[str, str]) -> Path:
-    """Return where the database is: the explicit path, else that of POLYMARKET_DB, else the default."""
-    return Path(environment.get("POLYMARKET_DB") or db_path if isinstance(db_path, _Default) else db_path)
+    """Return where the database is: the explicit path, else that of POLYMARKET_DB, else the default.
+
+    Raises:
+        ConfigError: that is no name of a file.
+    """
+    if isinstance(db_path, _Default):
+        return Path(file_name("POLYMARKET_DB", read_variables(environment)["POLYMARKET_DB"]))
+    return Path(file_name("db_path", db_path))
 
 
 def whole_number(name: str, value: object, *, at_least: int = 1, at_most: int = 1_000) -> int:
@@ -2621,7 +2644,7 @@ class AsyncCollector:
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        given = {name: os.environ.get(name) or default for name, default in ENVIRONMENT.items()}
+        given = read_variables(os.environ)
         posts: tuple[str, object] = ("twitter_max_posts", twitter_max_posts)
         if twitter_max_posts is None:
             posts = ("TWITTER_MAX_POSTS", given["TWITTER_MAX_POSTS"])
