@@ -213,7 +213,7 @@ class Bar:
 
 
 def on_signals(stop: Callable[[], object], caught: list[int]) -> None:
-    """Call *stop* at the first SIGINT or SIGTERM, and end the process at the second."""
+    """Call *stop* at the first SIGINT or SIGTERM, and end the process at the second; a name server delays neither."""
 
     def handle(number: int) -> None:
         if caught:
@@ -221,6 +221,7 @@ def on_signals(stop: Callable[[], object], caught: list[int]) -> None:
         caught.append(number)
         stop()
 
+    asyncio.get_running_loop().set_default_executor(ac.DaemonThreads())
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
             asyncio.get_running_loop().add_signal_handler(number, handle, number)

@@ -39,6 +39,7 @@ import random
 import re
 import sqlite3
 import time
+import threading
 import unicodedata
 from array import array
 from base64 import b64encode
@@ -57,6 +58,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, contextmanager, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -2998,6 +3000,28 @@ async def continuous_collection(  # noqa: PLR0913  a collector's settings and th
 
 
 # --- End of the price path --------------------------------------------------------------------------------------------
+class DaemonThreads(ThreadPoolExecutor):
+    """A default executor for an event loop that waits for nobody at its end.
+
+    A silent name server holds a thread for as long as the resolver likes (20 s and more), and `asyncio.run`, as well as
+    Python itself, would wait for it, though the database is closed. For the scripts; a library leaves the loop alone.
+    """
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run *fn* in a thread of its own."""
+        future: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:  # noqa: BLE001  it is the caller's
+                future.set_exception(error)
+
+        future.set_running_or_notify_cancel()
+        threading.Thread(target=work, daemon=True).start()
+        return future
+
+
 # What follows is off without TWITTER_BEARER_TOKEN.
 
 # --- Posts: X as it answers -------------------------------------------------------------------------------------------

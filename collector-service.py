@@ -108,6 +108,7 @@ async def serve(settings: dict[str, Any]) -> None:
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
+    asyncio.get_running_loop().set_default_executor(ac.DaemonThreads())
         try:
             asyncio.get_running_loop().add_signal_handler(number, handle, number)
         except NotImplementedError:  # Windows has no signals on the loop; there Ctrl-C is a KeyboardInterrupt
