@@ -59,7 +59,8 @@ from collections.abc import (
 )
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, contextmanager, suppress
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, contextmanager, suppress
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import cache, wraps
@@ -2188,7 +2189,18 @@ class Database:
 
     @uninterrupted
     async def save(self, batch: Batch) -> int:
-        """Store *batch* whole or not at all, and return how many of its snapshots were new."""
+        """Store *batch* whole or not at all, and return how many of its snapshots were new.
+
+        Where a trigger or a CHECK of the user's refuses a row, the rest is stored, and *batch* has a failure instead.
+        """
+        try:
+            return await self._save_whole(batch)
+        except StorageError as error:
+            if not isinstance(error.__cause__, sqlite3.IntegrityError):
+                raise
+            return await self._save_singly(batch)
+
+    async def _save_whole(self, batch: Batch) -> int:
         async with self.transaction("store a batch"):
             await self.execute(SAVE_MARKET, batch.markets)  # before the snapshots that refer to them
             await self.execute(SAVE_REOPENED, [(market.market_id,) for market in batch.markets])
@@ -2264,6 +2276,31 @@ class Handover(Generic[T]):
     async def close(self) -> None:
         """Say that nothing more will come."""
         await self._queue.put(None)
+
+    async def _save_singly(self, batch: Batch) -> int:
+        """Store *batch* in halves, down to the rows that SQLite refuses, each of which becomes a failure of *batch*."""
+        parts = [[(column.name, row) for column in fields(batch)[1:] for row in getattr(batch, column.name)]]
+        refused, new = Batch(batch.run_id), 0
+        while parts:
+            part = parts.pop()
+            half = Batch(batch.run_id)
+            for name, row in part:
+                getattr(half, name).append(row)
+            try:
+                new += await self._save_whole(half)
+            except StorageError as error:
+                (name, row), middle = part[0], len(part) // 2
+                if not isinstance(error.__cause__, sqlite3.IntegrityError) or half.failures == [row]:
+                    raise
+                if middle:
+                    parts += [part[middle:], part[:middle]]  # the first half is stored first
+                else:
+                    getattr(batch, name).remove(row)
+                    failure = Failure(batch.run_id, getattr(row, "market_id", row[-1]), "save", str(error.__cause__))
+                    if failure.market_id not in {earlier.market_id for earlier in refused.failures}:
+                        refused.failures.append(failure)  # without its market a snapshot is refused as well
+        batch.failures += refused.failures
+        return new + await self._save_whole(refused)
 
     async def __aiter__(self) -> AsyncIterator[T]:
         """Yield items until the end; several takers may share them."""
@@ -2876,6 +2913,8 @@ class Tick(NamedTuple):
     result: CollectionResult | None
     error: Exception | None
     next_run: datetime
+        if batch.failures:
+            run.reason = run.reason or batch.failures[0].reason  # SQLite may have refused a row
     missed: int  # ticks without a run, since the schedule began
 
 

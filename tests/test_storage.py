@@ -224,11 +224,10 @@ async def test_a_batch_is_stored_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "file.db"
     async with Database.open(path) as database:
         run_id = await database.start_run(started_at=T0, min_volume=0)
-        orphan = Batch(
-            1, [market("1")], [snapshot("1", run_id), snapshot("2", run_id)], [Failure(run_id, "1", "book", "x")]
-        )
-        with pytest.raises(StorageError, match=r"cannot store a batch: FOREIGN KEY constraint failed"):
-            await database.save(orphan)
+        await database._connection.execute("ALTER TABLE failures RENAME TO elsewhere")
+        batch = Batch(1, [market("1")], [snapshot("1", run_id)], [Failure(run_id, "1", "book", "x")])
+        with pytest.raises(StorageError, match=r"cannot store a batch: no such table: failures"):
+            await database.save(batch)
         assert not database._connection.in_transaction
         assert await database.save(Batch(1, [market("2")], [snapshot("2", run_id)])) == 1
     assert [row["market_id"] for row in rows(path, "SELECT market_id FROM snapshots")] == ["2"]
@@ -253,12 +252,49 @@ async def test_a_market_keeps_its_first_seen_and_what_is_absent_this_time(tmp_pa
 
 
 async def test_a_second_snapshot_of_one_second_is_a_recorded_failure(tmp_path: Path) -> None:
+        await database._connection.execute("ALTER TABLE elsewhere RENAME TO failures")
     path = tmp_path / "file.db"
     async with Database.open(path) as database:
         for price in (0.25, 0.75):
             run_id = await database.start_run(started_at=T0, min_volume=0)
             saved = await database.save(Batch(1, [market("1")], [snapshot("1", run_id, price_yes=price)]))
     assert saved == 0
+@pytest.mark.parametrize("way", ["ABORT", "FAIL", "ROLLBACK"])
+async def test_rows_that_sqlite_refuses_are_failures_and_the_rest_is_stored(tmp_path: Path, way: str) -> None:
+    path = tmp_path / "file.db"
+    async with Database.open(path) as database:
+        await database._connection.execute(
+            "CREATE TRIGGER mine BEFORE INSERT ON snapshots WHEN NEW.price_yes > 0.5 "
+            f"BEGIN SELECT RAISE({way}, 'too dear'); END"
+        )
+        run_id = await database.start_run(started_at=T0, min_volume=0)
+        names = [str(number) for number in range(1, 8)]
+        prices = [snapshot(name, run_id, price_yes=0.9 if name in "36" else 0.1) for name in names]
+        batch = Batch(run_id, [market(name) for name in names], [*prices, snapshot("no such market", run_id)])
+        batch.failures.append(Failure(run_id, "1", "book", "x"))
+        assert await database.save(batch) == 5
+        assert (len(batch.snapshots), len(batch.failures)) == (5, 4)
+    stored = rows(path, "SELECT market_id FROM snapshots ORDER BY market_id")
+    assert [row["market_id"] for row in stored] == ["1", "2", "4", "5", "7"]
+    assert rows(path, "SELECT count(*) AS n FROM markets") == [{"n": 7}]
+    assert rows(path, "SELECT market_id, stage, reason FROM failures ORDER BY rowid") == [
+        {"market_id": "1", "stage": "book", "reason": "x"},
+        {"market_id": "3", "stage": "save", "reason": "too dear"},
+        {"market_id": "6", "stage": "save", "reason": "too dear"},
+        {"market_id": "no such market", "stage": "save", "reason": "FOREIGN KEY constraint failed"},
+    ]
+    assert rows(path, "SELECT snapshots_saved, errors FROM runs") == [{"snapshots_saved": 5, "errors": 4}]
+
+
+async def test_a_failure_that_sqlite_refuses_is_an_error(tmp_path: Path) -> None:
+    async with Database.open(tmp_path / "file.db") as database:
+        trigger = "CREATE TRIGGER mine BEFORE INSERT ON failures BEGIN SELECT RAISE(ABORT, 'no failures'); END"
+        await database._connection.execute(trigger)
+        for batch in (Batch(1, failures=[Failure(1, "1", "book", "x")]), Batch(1, snapshots=[snapshot("none", 1)])):
+            with pytest.raises(StorageError, match="no failures"):
+                await database.save(batch)
+
+
     assert [row["price_yes"] for row in rows(path, "SELECT price_yes FROM snapshots")] == [0.25]
     (failure,) = rows(path, "SELECT * FROM failures")
     assert (failure["run_id"], failure["market_id"], failure["stage"]) == (2, "1", "save")
@@ -280,13 +316,14 @@ async def test_latest_snapshots_has_one_row_per_market(tmp_path: Path) -> None:
 async def test_an_error_of_a_cancelled_save_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with Database.open(tmp_path / "file.db") as database:
         run_id = await database.start_run(started_at=T0, min_volume=0)
-        saving = asyncio.ensure_future(database.save(Batch(run_id, [], [snapshot("no such market", run_id)])))
+        await database._connection.execute("ALTER TABLE failures RENAME TO elsewhere")
+        saving = asyncio.ensure_future(database.save(Batch(run_id, failures=[Failure(run_id, "1", "book", "x")])))
         await asyncio.sleep(0)
         saving.cancel()
         await asyncio.wait([saving])
     assert saving.cancelled()
     assert "failed while being cancelled" in caplog.text
-    assert "FOREIGN KEY constraint failed" in caplog.text
+    assert "no such table: failures" in caplog.text
 
 
 async def test_a_cancelled_save_is_finished_first_and_leaves_no_lock(tmp_path: Path) -> None:
