@@ -18,7 +18,7 @@ import signal
 import sqlite3
 import sys
 import time
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
@@ -30,7 +30,7 @@ from tqdm import tqdm
 import async_collector as ac
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
 T = TypeVar("T")
 
@@ -284,7 +284,7 @@ def run_once(args: argparse.Namespace, path: str, chosen: dict[str, Any]) -> int
         return INTERRUPTED + (caught[0] if caught else signal.SIGINT)
     except ac.StorageError as error:
         msg = f"{error}; {bar.stored} markets of this run are stored" if bar.stored else str(error)
-        raise type(error)(msg) from error
+        raise type(error)(msg, lasting=error.lasting) from error
     finally:
         bar.close()
     code = DRIFT if result["drift"] else 0 if is_well(result) else PARTIAL
@@ -315,28 +315,6 @@ def size(path: Path, suffix: str = "") -> int:
     return beside.stat().st_size if beside.exists() else 0
 
 
-@contextmanager
-def looking_into(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open the database at *path* for reading and leave nothing beside it.
-
-    Raises:
-        StorageError: it cannot be read, or a collector would refuse it.
-    """
-    with ac.reading(path) as connection, ExitStack() as stack:
-        # beside a file that nobody has open a reader makes a log and an index, which it may not remove at its end
-        if not (size(path, "-wal") or size(path, "-journal")):
-            unchanging = sqlite3.connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)
-            connection = stack.enter_context(closing(unchanging))  # noqa: PLW2901  the first has read nothing yet
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version > len(ac.MIGRATIONS):
-            msg = f"{path}: has schema {version} of a newer collector; this one knows {len(ac.MIGRATIONS)}"
-            raise ac.StorageError(msg)
-        if connection.execute(ac.IS_OF_ANOTHER_PROGRAM).fetchone()[0]:
-            msg = f"{path}: is the database of another program"
-            raise ac.StorageError(msg)
-        yield connection
-
-
 def moment(text: str) -> datetime:
     """Return the time of a run that *text* from the database says."""
     try:
@@ -356,7 +334,7 @@ def missed_ticks(starts: Sequence[float], since: float, now: float, interval_s: 
 def read_status(path: Path, interval_min: float, now: datetime) -> dict[str, Any]:
     """Return how the collection into *path* is going at *now*, as `--json` prints it, without writing to it."""
     interval_s = interval_min * 60
-    with looking_into(path) as connection:
+    with ac.reading(path, briefly=True) as connection:
         connection.row_factory = sqlite3.Row
         runs = [dict(row) for row in connection.execute(RECENT_RUNS)]
         (last_complete_at,) = connection.execute(LAST_COMPLETE).fetchone() or (None,)
@@ -508,7 +486,7 @@ def benchmark(chosen: dict[str, Any]) -> dict[str, Any]:
             path = Path(folder, f"{way.__name__}.db")
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
                 measured.append(process.submit(measure, way, path, chosen).result())
-            with ac.reading(path) as connection:
+            with closing(sqlite3.connect(path)) as connection:
                 stored.append({market_id for (market_id,) in connection.execute("SELECT market_id FROM snapshots")})
     new, old = measured
     if not (old["markets"] and new["markets"]):

@@ -28,6 +28,7 @@ section; whoever cares for prices alone may skip it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import html
 import ipaddress
 import itertools
@@ -38,8 +39,8 @@ import os
 import random
 import re
 import sqlite3
-import time
 import threading
+import time
 import unicodedata
 from array import array
 from base64 import b64encode
@@ -57,7 +58,6 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, contextmanager, suppress
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field, fields
@@ -107,7 +107,16 @@ class ConfigError(CollectorError, ValueError):
 
 
 class StorageError(CollectorError):
-    """The database cannot be opened, read or written; the text names the file."""
+    """The database cannot be opened, read or written; the text names the file.
+
+    Attributes:
+        lasting: whether this stays until somebody changes the file or its folder; what may pass is a locked file, a
+            full disk, an error of the disk, and a file that is not there any more.
+    """
+
+    def __init__(self, message: str, *, lasting: bool = False) -> None:
+        super().__init__(message)
+        self.lasting = lasting
 
 
 class DatabaseBusy(StorageError):  # noqa: N818  a state of the file, not a defect
@@ -1984,6 +1993,15 @@ def our_columns() -> Mapping[str, Sequence[str]]:
 FILE_MODE: Final = 0o660  # less the umask: nobody but the owner and the group reads or writes a new file
 BUSY_TIMEOUT_S: Final = 30.0
 WAL_LIMIT_BYTES: Final = 64 * 2**20
+MOVED: Final = "it was moved or replaced, or its disk is not mounted"
+PASSING_CODES: Final = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_NOMEM,
+}
+PASSING_ERRNOS: Final = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 def uninterrupted(work: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
@@ -2014,21 +2032,72 @@ def _naming(path: Path, doing: str) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-        raise (DatabaseBusy if busy else StorageError)(f"{path}: cannot {doing}: {error}") from error
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        kind = DatabaseBusy if code == sqlite3.SQLITE_BUSY else StorageError
+        passing = code in PASSING_CODES or getattr(error, "errno", None) in PASSING_ERRNOS
+        raise kind(f"{path}: cannot {doing}: {error}", lasting=not passing) from error
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open the database at *path* for reading only, beside whoever writes to it."""
-    with _naming(path, "read"), closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-        yield connection
+def _real_path(path: Path) -> Path:
+    """Return where the links of *path* lead.
 
-
-@contextmanager
-def _held_alone(path: Path) -> Iterator[None]:
-    """Hold the lock on the database at *path*; it dies with its process. The file beside it names the holder."""
+    Raises:
+        StorageError: no database of ours can be there; the words are clearer than SQLite's.
+    """
     real_path = Path(os.path.realpath(path))
+    complaint = None
+    if real_path.is_symlink():
+        complaint = "is a link that leads in a circle"
+    elif real_path.is_dir():
+        complaint = "is a folder"
+    elif not real_path.parent.is_dir():
+        complaint = f"there is no folder {real_path.parent}"
+    elif real_path.exists() and not real_path.is_file():
+        complaint = "is no file"
+    elif real_path.exists() and real_path.stat().st_nlink > 1:  # SQLite has a log per name, and we have a lock
+        complaint = "has a second name (a hard link), under which others would not see its log and its lock"
+    if complaint:
+        raise StorageError(f"{path}: {complaint}", lasting=True)
+    return real_path
+
+
+def _check_owner(path: Path, version: int, *, of_another_program: bool) -> None:
+    """Refuse a file with a schema that we do not know."""
+    if version > len(MIGRATIONS):
+        known = f"this one knows {len(MIGRATIONS)}"
+        raise StorageError(f"{path}: has schema {version} of a newer collector; {known}", lasting=True)
+    if of_another_program:
+        raise StorageError(f"{path}: is the database of another program", lasting=True)
+
+
+@contextmanager
+def reading(path: Path, *, briefly: bool = False) -> Iterator[sqlite3.Connection]:
+    """Open the database at *path* for reading only, beside whoever writes to it.
+
+    Args:
+        path: of the file.
+        briefly: for a moment, and leave nothing beside the file.
+
+    Raises:
+        StorageError: it cannot be read, or a collector would refuse it.
+    """
+    with _naming(path, "read"):
+        real_path = _real_path(path)
+        logs = (Path(f"{real_path}{suffix}") for suffix in ("-wal", "-journal"))
+        # beside a file that nobody has open a reader makes a log and an index, which it may not remove at its end
+        mode = "ro&immutable=1" if briefly and not any(log.exists() for log in logs) else "ro"
+        with closing(sqlite3.connect(f"{real_path.as_uri()}?mode={mode}", uri=True)) as connection:
+            version, of_another_program = (
+                connection.execute(query).fetchone()[0] for query in ("PRAGMA user_version", IS_OF_ANOTHER_PROGRAM)
+            )
+            _check_owner(path, version, of_another_program=of_another_program)
+            yield connection
+
+
+@contextmanager
+def _held_alone(path: Path) -> Iterator[Path]:
+    """Hold the lock on the database at *path*; it dies with its process. The file beside it names the holder."""
+    real_path = _real_path(path)
     signature = f"process {os.getpid()} since {sql_time(datetime.now(UTC))} UTC"
 
     def sign(descriptor: int) -> None:
@@ -2045,19 +2114,9 @@ def _held_alone(path: Path) -> Iterator[None]:
             holder = printable(lock_path.read_text(errors="replace")) or holder
         raise DatabaseBusy(f"{path}: in use by {holder}") from error
     try:
-        yield
+        yield real_path
     finally:
         lock.release()
-
-
-def _check_path(path: Path) -> None:
-    """Refuse a path that no database can be at, in clearer words than SQLite's."""
-    if path.is_dir():
-        raise StorageError(f"{path}: is a folder")
-    if path.exists() and not path.is_file():
-        raise StorageError(f"{path}: is no file")
-    if not path.parent.is_dir():
-        raise StorageError(f"{path}: there is no folder {path.parent}")
 
 
 def _create(path: Path) -> None:
@@ -2103,15 +2162,19 @@ class Database:
         self._path = path
         self._one_at_a_time = asyncio.Lock()
         self.absolute_path: Final = path.absolute()  # the program may go to another folder meanwhile
-        self._file = _identity(self.absolute_path)
+        self.file: Final = _identity(self.absolute_path)
 
     def __repr__(self) -> str:
         return f"<Database {self._path}>"
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, path: Path) -> AsyncIterator[Self]:
+    async def open(cls, path: Path, file: tuple[int, int] | None = None) -> AsyncIterator[Self]:
         """Open the database at *path*, upgrade it to the current schema, and close it at the end.
+
+        Args:
+            path: where it is made if there is none.
+            file: what an earlier `Database` has as its `file`; no other is opened, and none is made.
 
         Raises:
             DatabaseBusy: another collector holds it.
@@ -2119,9 +2182,11 @@ class Database:
         """
         async with AsyncExitStack() as stack:
             with _naming(path, "open"):
-                _check_path(path)
-                stack.enter_context(_held_alone(path))
-                _create(path)
+                if file and _identity(path) != file:
+                    raise StorageError(
+                        f"{path}: is not the file of the runs before: {MOVED}; put it back or start anew"
+                    )
+                _create(stack.enter_context(_held_alone(path)))
                 _warn_of_old_sqlite()
                 # aiosqlite's thread outlives a connect that fails and may write a traceback: let it fail here
                 sqlite3.connect(path).close()
@@ -2133,13 +2198,9 @@ class Database:
     async def _prepare(self) -> None:
         """Refuse a file that is not ours, set the connection up, and bring the schema to this version."""
         version = await self._first("PRAGMA user_version")
-        if version > len(MIGRATIONS):
-            known = f"this one knows {len(MIGRATIONS)}"
-            raise StorageError(f"{self._path}: has schema {version} of a newer collector; {known}")
-        if await self._first(IS_OF_ANOTHER_PROGRAM):
-            raise StorageError(f"{self._path}: is the database of another program")
+        _check_owner(self._path, version, of_another_program=await self._first(IS_OF_ANOTHER_PROGRAM))
         if await self._first("PRAGMA journal_mode = WAL") != "wal":
-            raise StorageError(f"{self._path}: cannot have a write-ahead log there")
+            raise StorageError(f"{self._path}: cannot have a write-ahead log there", lasting=True)
         for pragma in ("synchronous = FULL", f"journal_size_limit = {WAL_LIMIT_BYTES}", "foreign_keys = ON"):
             await self._connection.execute(f"PRAGMA {pragma}")
         if version < len(MIGRATIONS):
@@ -2216,6 +2277,31 @@ class Database:
             await self._connection.execute(counted, (new, errors, batch.run_id))
         return new
 
+    async def _save_singly(self, batch: Batch) -> int:
+        """Store *batch* in halves, down to the rows that SQLite refuses, each of which becomes a failure of *batch*."""
+        parts = [[(column.name, row) for column in fields(batch)[1:] for row in getattr(batch, column.name)]]
+        refused, new = Batch(batch.run_id), 0
+        while parts:
+            part = parts.pop()
+            half = Batch(batch.run_id)
+            for name, row in part:
+                getattr(half, name).append(row)
+            try:
+                new += await self._save_whole(half)
+            except StorageError as error:
+                (name, row), middle = part[0], len(part) // 2
+                if not isinstance(error.__cause__, sqlite3.IntegrityError) or half.failures == [row]:
+                    raise
+                if middle:
+                    parts += [part[middle:], part[:middle]]  # the first half is stored first
+                else:
+                    getattr(batch, name).remove(row)
+                    failure = Failure(batch.run_id, getattr(row, "market_id", row[-1]), "save", str(error.__cause__))
+                    if failure.market_id not in {earlier.market_id for earlier in refused.failures}:
+                        refused.failures.append(failure)  # without its market a snapshot is refused as well
+        batch.failures += refused.failures
+        return new + await self._save_whole(refused)
+
     @uninterrupted
     async def finish_run(self, run_id: int, columns: Mapping[str, object]) -> None:
         """Write *columns* into the row of run *run_id*."""
@@ -2235,7 +2321,7 @@ class Database:
         """Begin a transaction, and commit it at the end or undo it; *doing* is for the text of an error."""
         async with self._one_at_a_time:
             with _naming(self._path, doing):
-                if _identity(self.absolute_path) != self._file:
+                if _identity(self.absolute_path) != self.file:
                     lost = "was deleted or replaced while it was in use; what was stored went with it"
                     raise StorageError(f"{self._path}: {lost}")
                 await self._connection.execute("BEGIN IMMEDIATE")
@@ -2276,31 +2362,6 @@ class Handover(Generic[T]):
     async def close(self) -> None:
         """Say that nothing more will come."""
         await self._queue.put(None)
-
-    async def _save_singly(self, batch: Batch) -> int:
-        """Store *batch* in halves, down to the rows that SQLite refuses, each of which becomes a failure of *batch*."""
-        parts = [[(column.name, row) for column in fields(batch)[1:] for row in getattr(batch, column.name)]]
-        refused, new = Batch(batch.run_id), 0
-        while parts:
-            part = parts.pop()
-            half = Batch(batch.run_id)
-            for name, row in part:
-                getattr(half, name).append(row)
-            try:
-                new += await self._save_whole(half)
-            except StorageError as error:
-                (name, row), middle = part[0], len(part) // 2
-                if not isinstance(error.__cause__, sqlite3.IntegrityError) or half.failures == [row]:
-                    raise
-                if middle:
-                    parts += [part[middle:], part[:middle]]  # the first half is stored first
-                else:
-                    getattr(batch, name).remove(row)
-                    failure = Failure(batch.run_id, getattr(row, "market_id", row[-1]), "save", str(error.__cause__))
-                    if failure.market_id not in {earlier.market_id for earlier in refused.failures}:
-                        refused.failures.append(failure)  # without its market a snapshot is refused as well
-        batch.failures += refused.failures
-        return new + await self._save_whole(refused)
 
     async def __aiter__(self) -> AsyncIterator[T]:
         """Yield items until the end; several takers may share them."""
@@ -2663,6 +2724,7 @@ class AsyncCollector:
         gamma_limiter: the pace on Gamma; replaceable, and its attributes may be changed. Environment: GAMMA_RATE_LIMIT.
         clob_limiter: the pace on the CLOB. Environment: CLOB_RATE_LIMIT.
         twitter_limiter: the pace on X. Environment: TWITTER_RATE_LIMIT.
+        file: device and inode of the database once a run has opened it; later runs of this collector take no other.
 
     Raises:
         ConfigError: a value cannot work.
@@ -2702,6 +2764,7 @@ class AsyncCollector:
         )
         self._clock = clock or Clock()
         self._rng = rng or random.Random()  # noqa: S311  spreads retries, keeps no secret
+        self.file: tuple[int, int] | None = None
         self._follow = follow
         self._progress = progress or (lambda _: None)
         self.gamma_limiter = RateLimiter(self.settings.gamma.rate_limit, RATE_WINDOW_S, clock=self._clock)
@@ -2740,7 +2803,8 @@ class AsyncCollector:
     async def _open_run(self, started: float) -> AsyncIterator[tuple[Run, Discovery, Posts]]:
         """Open what a run needs, and close the run with its true state however it ends."""
         settings = self.settings
-        async with Database.open(settings.db_path) as database, self.connect() as (wire, api):
+        async with Database.open(settings.db_path, self.file) as database, self.connect() as (wire, api):
+            self.file = database.file
             await self._wait_for_a_fresh_second(database)
             started_at = sql_time(self._clock.now())
             run_id = await database.start_run(
@@ -2849,6 +2913,8 @@ class AsyncCollector:
     async def _store(self, batch: Batch, run: Run) -> None:
         """Store *batch* and count it, which belongs together."""
         new = await run.database.save(batch)
+        if batch.failures:
+            run.reason = run.reason or batch.failures[0].reason  # SQLite may have refused a row
         run.snapshots += new
         run.errors += len(batch.failures) + len(batch.snapshots) - new
 
@@ -2913,8 +2979,6 @@ class Tick(NamedTuple):
     result: CollectionResult | None
     error: Exception | None
     next_run: datetime
-        if batch.failures:
-            run.reason = run.reason or batch.failures[0].reason  # SQLite may have refused a row
     missed: int  # ticks without a run, since the schedule began
 
 
@@ -2934,6 +2998,28 @@ async def unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T
             working.cancel()
             await asyncio.wait({working})
     return None if working.cancelled() else working.result()
+
+
+class DaemonThreads(ThreadPoolExecutor):
+    """A default executor for an event loop that waits for nobody at its end.
+
+    A silent name server holds a thread for as long as the resolver likes (20 s and more), and `asyncio.run`, as well as
+    Python itself, would wait for it, though the database is closed. For the scripts; a library leaves the loop alone.
+    """
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run *fn* in a thread of its own."""
+        future: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:  # noqa: BLE001  it is the caller's
+                future.set_exception(error)
+
+        future.set_running_or_notify_cancel()
+        threading.Thread(target=work, daemon=True).start()
+        return future
 
 
 class Schedule:
@@ -2977,10 +3063,16 @@ class Schedule:
 
 
 async def _run_once(collector: AsyncCollector, stop: asyncio.Event) -> tuple[CollectionResult | None, Exception | None]:
-    """Return the result of one run, or the error that ended it, or neither if it was stopped."""
+    """Return the result of one run, or the error that ended it, or neither if it was stopped.
+
+    Raises:
+        StorageError: the file has never been opened and cannot be before somebody changes something.
+    """
     try:
         return await unless_stopped(stop, collector.collect_all()), None
     except CollectorError as error:
+        if isinstance(error, StorageError) and error.lasting and collector.file is None:
+            raise
         log.error("a run failed: %s", error)  # noqa: TRY400  the text says it all
         return None, error
     except Exception as error:  # a bug must not end months of collecting
@@ -3001,7 +3093,8 @@ async def continuous_collection(  # noqa: PLR0913  a collector's settings and th
     """Collect at once, and then at every multiple of the interval (UTC): at :00, :15, :30 and :45 by default.
 
     A run that outlasts its interval makes the ticks that pass meanwhile be skipped. A run that fails is logged, and the
-    next tick comes all the same. Signal handlers are the caller's business.
+    next tick comes all the same. No run takes another file than the first: one that is moved, or whose disk is not
+    mounted, is a `StorageError` at each tick until it is back. Signal handlers are the caller's business.
 
     Args:
         workers: as in `AsyncCollector`.
@@ -3015,6 +3108,7 @@ async def continuous_collection(  # noqa: PLR0913  a collector's settings and th
 
     Raises:
         ConfigError: a value cannot work.
+        StorageError: nothing can be stored before somebody changes the file or its folder, from the start.
     """
     clock = clock or Clock()
     stop = stop or asyncio.Event()
@@ -3039,28 +3133,6 @@ async def continuous_collection(  # noqa: PLR0913  a collector's settings and th
 
 
 # --- End of the price path --------------------------------------------------------------------------------------------
-class DaemonThreads(ThreadPoolExecutor):
-    """A default executor for an event loop that waits for nobody at its end.
-
-    A silent name server holds a thread for as long as the resolver likes (20 s and more), and `asyncio.run`, as well as
-    Python itself, would wait for it, though the database is closed. For the scripts; a library leaves the loop alone.
-    """
-
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run *fn* in a thread of its own."""
-        future: Future[T] = Future()
-
-        def work() -> None:
-            try:
-                future.set_result(fn(*args, **kwargs))
-            except BaseException as error:  # noqa: BLE001  it is the caller's
-                future.set_exception(error)
-
-        future.set_running_or_notify_cancel()
-        threading.Thread(target=work, daemon=True).start()
-        return future
-
-
 # What follows is off without TWITTER_BEARER_TOKEN.
 
 # --- Posts: X as it answers -------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ ENVIRONMENT: Final = {
     "COLLECTOR_INTERVAL_MINUTES": "15",
     "COLLECTOR_MIN_VOLUME": "100000",
 }
+BAD_FILE: Final = 74
 BAD_CONFIGURATION: Final = 78
 LEVEL_PREFIXES: Final = {
     logging.DEBUG: "<7>",
@@ -107,8 +108,8 @@ async def serve(settings: dict[str, Any]) -> None:
         notify("STOPPING=1")
         stop.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
     asyncio.get_running_loop().set_default_executor(ac.DaemonThreads())
+    for number in (signal.SIGINT, signal.SIGTERM):
         try:
             asyncio.get_running_loop().add_signal_handler(number, handle, number)
         except NotImplementedError:  # Windows has no signals on the loop; there Ctrl-C is a KeyboardInterrupt
@@ -129,6 +130,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ac.ConfigError as error:
         log.critical("%s", error)
         return BAD_CONFIGURATION
+    except ac.StorageError as error:
+        log.critical("%s", error)
+        return BAD_FILE
     except KeyboardInterrupt:
         pass
     return 0

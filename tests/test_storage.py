@@ -23,6 +23,7 @@ from async_collector import (
     Market,
     Snapshot,
     StorageError,
+    reading,
 )
 
 if TYPE_CHECKING:
@@ -172,6 +173,28 @@ async def test_a_folder_is_no_database(tmp_path: Path) -> None:
         await opened_once(tmp_path)
 
 
+async def test_a_file_with_a_second_name_is_refused_and_told(tmp_path: Path) -> None:
+    """SQLite keeps a log per name: two writers would destroy the file."""
+    path = tmp_path / "file.db"
+    await opened_once(path)
+    (tmp_path / "other.db").hardlink_to(path)
+    for name in (path, tmp_path / "other.db"):
+        with pytest.raises(StorageError, match=r"\.db: has a second name \(a hard link\)") as caught:
+            await opened_once(name)
+        assert caught.value.lasting
+        with pytest.raises(StorageError, match="has a second name"), reading(name):
+            pass
+
+
+async def test_a_link_makes_its_file_where_it_leads(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    path, link = tmp_path / "there" / "file.db", tmp_path / "link.db"
+    link.symlink_to(path)
+    await opened_once(link)
+    assert path.stat().st_mode & 0o007 == 0
+    assert sorted(tmp_path.iterdir()) == [link, tmp_path / "there"]
+
+
 async def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:
     path = tmp_path / "empty.db"
     path.touch()
@@ -229,36 +252,13 @@ async def test_a_batch_is_stored_whole_or_not_at_all(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match=r"cannot store a batch: no such table: failures"):
             await database.save(batch)
         assert not database._connection.in_transaction
+        await database._connection.execute("ALTER TABLE elsewhere RENAME TO failures")
         assert await database.save(Batch(1, [market("2")], [snapshot("2", run_id)])) == 1
     assert [row["market_id"] for row in rows(path, "SELECT market_id FROM snapshots")] == ["2"]
     assert [row["market_id"] for row in rows(path, "SELECT market_id FROM markets")] == ["2"]
     assert rows(path, "SELECT * FROM failures") == []
 
 
-async def test_a_market_keeps_its_first_seen_and_what_is_absent_this_time(tmp_path: Path) -> None:
-    path = tmp_path / "file.db"
-    async with Database.open(path) as database:
-        await database.save(Batch(1, [market("1", question="Old?", category="Sports")]))
-        await database._connection.execute("UPDATE markets SET first_seen = '2025-01-01 00:00:00'")
-        await database.save(Batch(1, [market("1", question="New?", last_seen="2026-11-22 14:30:00")]))
-    (row,) = rows(path, "SELECT question, category, first_seen, last_seen, resolved FROM markets")
-    assert row == {
-        "question": "New?",
-        "category": "Sports",
-        "first_seen": "2025-01-01 00:00:00",
-        "last_seen": "2026-11-22 14:30:00",
-        "resolved": 0,
-    }
-
-
-async def test_a_second_snapshot_of_one_second_is_a_recorded_failure(tmp_path: Path) -> None:
-        await database._connection.execute("ALTER TABLE elsewhere RENAME TO failures")
-    path = tmp_path / "file.db"
-    async with Database.open(path) as database:
-        for price in (0.25, 0.75):
-            run_id = await database.start_run(started_at=T0, min_volume=0)
-            saved = await database.save(Batch(1, [market("1")], [snapshot("1", run_id, price_yes=price)]))
-    assert saved == 0
 @pytest.mark.parametrize("way", ["ABORT", "FAIL", "ROLLBACK"])
 async def test_rows_that_sqlite_refuses_are_failures_and_the_rest_is_stored(tmp_path: Path, way: str) -> None:
     path = tmp_path / "file.db"
@@ -295,6 +295,29 @@ async def test_a_failure_that_sqlite_refuses_is_an_error(tmp_path: Path) -> None
                 await database.save(batch)
 
 
+async def test_a_market_keeps_its_first_seen_and_what_is_absent_this_time(tmp_path: Path) -> None:
+    path = tmp_path / "file.db"
+    async with Database.open(path) as database:
+        await database.save(Batch(1, [market("1", question="Old?", category="Sports")]))
+        await database._connection.execute("UPDATE markets SET first_seen = '2025-01-01 00:00:00'")
+        await database.save(Batch(1, [market("1", question="New?", last_seen="2026-11-22 14:30:00")]))
+    (row,) = rows(path, "SELECT question, category, first_seen, last_seen, resolved FROM markets")
+    assert row == {
+        "question": "New?",
+        "category": "Sports",
+        "first_seen": "2025-01-01 00:00:00",
+        "last_seen": "2026-11-22 14:30:00",
+        "resolved": 0,
+    }
+
+
+async def test_a_second_snapshot_of_one_second_is_a_recorded_failure(tmp_path: Path) -> None:
+    path = tmp_path / "file.db"
+    async with Database.open(path) as database:
+        for price in (0.25, 0.75):
+            run_id = await database.start_run(started_at=T0, min_volume=0)
+            saved = await database.save(Batch(1, [market("1")], [snapshot("1", run_id, price_yes=price)]))
+    assert saved == 0
     assert [row["price_yes"] for row in rows(path, "SELECT price_yes FROM snapshots")] == [0.25]
     (failure,) = rows(path, "SELECT * FROM failures")
     assert (failure["run_id"], failure["market_id"], failure["stage"]) == (2, "1", "save")
