@@ -411,14 +411,18 @@ async def one_by_one(collector: ac.AsyncCollector) -> dict[str, Any]:
             requests += 1
             try:
                 async with session.get(
-                    host.url + path, params=params, proxy=host.proxy, proxy_headers=host.proxy_headers
+                    host.url + path,
+                    params=params,
+                    headers=host.headers,
+                    proxy=host.proxy,
+                    proxy_headers=host.proxy_headers,
                 ) as response:
                     if response.status == HTTPStatus.NOT_FOUND:  # a token without a book
                         return {}
                     response.raise_for_status()
                     return await response.json()
             except (aiohttp.ClientError, TimeoutError) as error:
-                failure = ac.NetworkError(str(error) or type(error).__name__, host.url + path)
+                failure = ac.NetworkError(host.starred(str(error)) or type(error).__name__, host.url + path)
         raise failure
 
     order = "volume24hr" if settings.selection.min_volume_usd else "id"

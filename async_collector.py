@@ -437,10 +437,16 @@ class Endpoint:
         )
 
     @property
-    def proxy_headers(self) -> dict[str, str] | None:
-        """What opens the proxy."""
+    def proxy_headers(self) -> dict[str, str]:
+        """What opens the proxy, when it is asked for a tunnel to an https address."""
         login = self.proxy_login
-        return {"Proxy-Authorization": Secret("Basic " + b64encode(login.encode()).decode())} if login else None
+        return {"Proxy-Authorization": Secret("Basic " + b64encode(login.encode()).decode())} if login else {}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What opens the host, and the proxy that a request to an http address passes as it is."""
+        opening: dict[str, str] = {"Authorization": Secret("Bearer " + self.token)} if self.token else {}
+        return opening | self.proxy_headers if self.url.startswith("http:") else opening
 
     @property
     def has_secrets(self) -> bool:
@@ -455,10 +461,10 @@ class Endpoint:
             token_only: leave other words alone, because they are data.
         """
         secrets = [self.token or ""]
-        if self.proxy_headers and not token_only:
-            parts = self.proxy_login.partition(":")[::2] if self.proxy_login else ()
-            secrets += [self.proxy_headers["Proxy-Authorization"].removeprefix("Basic ")]
-            secrets += [form for part in parts for form in (part, quote(part), quote(part, safe=""))]
+        if self.proxy_login and not token_only:
+            secrets.append(b64encode(self.proxy_login.encode()).decode())
+            for part in self.proxy_login.split(":", 1):
+                secrets += [part, quote(part), quote(part, safe="")]
         return _stars(*secrets).sub("***", text)
 
 
@@ -1513,16 +1519,13 @@ class HttpHost:
 
     async def _send(self, request: Request, url: str) -> Answer:
         """Send *request* now and read its answer."""
-        token, timeout_s = self._endpoint.token, self._wire.settings.timeout_s
-        headers = {"Content-Type": "application/json"} if request.body else {}
-        if token:
-            headers["Authorization"] = Secret("Bearer " + token)
+        timeout_s, json_type = self._wire.settings.timeout_s, {"Content-Type": "application/json"}
         exchange = self._wire.session.request(
             request.method,
             url,
             params=request.params,
             data=request.body,
-            headers=headers,
+            headers=self._endpoint.headers | (json_type if request.body else {}),
             proxy=self._endpoint.proxy,
             proxy_headers=self._endpoint.proxy_headers,
             allow_redirects=False,
@@ -1993,14 +1996,9 @@ def our_columns() -> Mapping[str, Sequence[str]]:
 FILE_MODE: Final = 0o660  # less the umask: nobody but the owner and the group reads or writes a new file
 BUSY_TIMEOUT_S: Final = 30.0
 WAL_LIMIT_BYTES: Final = 64 * 2**20
-MOVED: Final = "it was moved or replaced, or its disk is not mounted"
-PASSING_CODES: Final = {
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_NOMEM,
-}
+WHOSE_IT_IS: Final = ("PRAGMA user_version", IS_OF_ANOTHER_PROGRAM)
+# what may pass without anybody's help
+PASSING_CODES: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM}
 PASSING_ERRNOS: Final = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
@@ -2061,8 +2059,8 @@ def _real_path(path: Path) -> Path:
     return real_path
 
 
-def _check_owner(path: Path, version: int, *, of_another_program: bool) -> None:
-    """Refuse a file with a schema that we do not know."""
+def _check_owner(path: Path, version: int, of_another_program: int) -> None:
+    """Refuse a file with a schema that we do not know; the numbers answer `WHOSE_IT_IS`."""
     if version > len(MIGRATIONS):
         known = f"this one knows {len(MIGRATIONS)}"
         raise StorageError(f"{path}: has schema {version} of a newer collector; {known}", lasting=True)
@@ -2087,10 +2085,7 @@ def reading(path: Path, *, briefly: bool = False) -> Iterator[sqlite3.Connection
         # beside a file that nobody has open a reader makes a log and an index, which it may not remove at its end
         mode = "ro&immutable=1" if briefly and not any(log.exists() for log in logs) else "ro"
         with closing(sqlite3.connect(f"{real_path.as_uri()}?mode={mode}", uri=True)) as connection:
-            version, of_another_program = (
-                connection.execute(query).fetchone()[0] for query in ("PRAGMA user_version", IS_OF_ANOTHER_PROGRAM)
-            )
-            _check_owner(path, version, of_another_program=of_another_program)
+            _check_owner(path, *(connection.execute(query).fetchone()[0] for query in WHOSE_IT_IS))
             yield connection
 
 
@@ -2183,9 +2178,8 @@ class Database:
         async with AsyncExitStack() as stack:
             with _naming(path, "open"):
                 if file and _identity(path) != file:
-                    raise StorageError(
-                        f"{path}: is not the file of the runs before: {MOVED}; put it back or start anew"
-                    )
+                    moved = "it was moved or replaced, or its disk is not mounted"
+                    raise StorageError(f"{path}: is not the file of the runs before: {moved}")
                 _create(stack.enter_context(_held_alone(path)))
                 _warn_of_old_sqlite()
                 # aiosqlite's thread outlives a connect that fails and may write a traceback: let it fail here
@@ -2197,8 +2191,8 @@ class Database:
 
     async def _prepare(self) -> None:
         """Refuse a file that is not ours, set the connection up, and bring the schema to this version."""
-        version = await self._first("PRAGMA user_version")
-        _check_owner(self._path, version, of_another_program=await self._first(IS_OF_ANOTHER_PROGRAM))
+        version, of_another_program = [await self._first(query) for query in WHOSE_IT_IS]
+        _check_owner(self._path, version, of_another_program)
         if await self._first("PRAGMA journal_mode = WAL") != "wal":
             raise StorageError(f"{self._path}: cannot have a write-ahead log there", lasting=True)
         for pragma in ("synchronous = FULL", f"journal_size_limit = {WAL_LIMIT_BYTES}", "foreign_keys = ON"):
@@ -3001,10 +2995,9 @@ async def unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T
 
 
 class DaemonThreads(ThreadPoolExecutor):
-    """A default executor for an event loop that waits for nobody at its end.
+    """A default executor whose threads nobody waits for at the end, as a silent name server may hold one for minutes.
 
-    A silent name server holds a thread for as long as the resolver likes (20 s and more), and `asyncio.run`, as well as
-    Python itself, would wait for it, though the database is closed. For the scripts; a library leaves the loop alone.
+    For the event loop of a program; the library itself leaves the loop alone.
     """
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:

@@ -207,27 +207,35 @@ async def test_an_answer_that_repeats_the_password_is_stored_without_it(
     assert_silent(done.out, done.err, content)
 
 
-@pytest.mark.parametrize(("user", "password"), [("me", "пароль"), ("a:b", "x"), ("me", "")])
+@pytest.mark.parametrize("scheme", ["https", "http"])
+@pytest.mark.parametrize(("user", "password"), [("me", "пароль"), ("ab", "x:y"), ("me", "")])
 async def test_the_login_reaches_the_proxy_as_it_is(
-    make_collector: Callable[..., ac.AsyncCollector], monkeypatch: pytest.MonkeyPatch, user: str, password: str
+    make_collector: Callable[..., ac.AsyncCollector],
+    monkeypatch: pytest.MonkeyPatch,
+    scheme: str,
+    user: str,
+    password: str,
 ) -> None:
     """In UTF-8, as curl sends it; a name of two letters hides no part of other words."""
     heads: list[bytes] = []
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         heads.append(await reader.readuntil(b"\r\n\r\n"))
-        writer.write(b"HTTP/1.1 502 some message for me\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        body = b"some message for you"
+        head = b"HTTP/1.1 502 " + body + b"\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+        writer.write(head + body)
         await writer.drain()
         writer.close()
 
     async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
         info = f"{quote(user, safe='')}:{quote(password)}"
-        monkeypatch.setenv("HTTPS_PROXY", f"http://{info}@127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        with pytest.raises(ac.NetworkError) as caught:
+        monkeypatch.setenv("GAMMA_API", f"{scheme}://exchange.invalid")
+        monkeypatch.setenv("ALL_PROXY", f"http://{info}@127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        with pytest.raises(ac.ApiError) as caught:
             await make_collector(max_retries=0).collect_all()
     sent = b64encode(f"{user}:{password}".encode())
     assert b"Proxy-Authorization: Basic " + sent + b"\r\n" in heads[0]
-    assert "some message for " in str(caught.value)
+    assert "some message for you" in str(caught.value)
 
 
 @pytest.mark.parametrize("form", ["http://me:12/34@host", "http://me:p@ss/w?o#r@d@host:3128", "me:12/34@host"])
