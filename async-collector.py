@@ -22,11 +22,11 @@ import platform
 import signal
 import sqlite3
 import time
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO, TypeVar
 
 import aiohttp
 from tqdm import tqdm
@@ -34,7 +34,9 @@ from tqdm import tqdm
 import async_collector as ac
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
+
+T = TypeVar("T")
 
 EXIT_CODES: Final[tuple[tuple[type[Exception], int], ...]] = (
     (ac.ConfigError, 78),
@@ -98,24 +100,16 @@ def answer(text: str, code: int = 0) -> int:
     return code
 
 
-def checked(check: Callable[[str, object], float]) -> Callable[[str], float]:
+def checked(check: Callable[[str, str], T]) -> Callable[[str], T]:
     """Return *check* as an argparse type, whose complaint argparse prints."""
 
-    def convert(text: str) -> float:
+    def convert(text: str) -> T:
         try:
             return check("", text)
         except ac.ConfigError as error:
             raise argparse.ArgumentTypeError(str(error).removeprefix("=")) from error
 
     return convert
-
-
-def database_file(text: str) -> str:
-    """Return *text*, which names a file."""
-    if not text.strip() or text == ":memory:":
-        msg = f"{text!r} names no file, and what is collected has to be stored in one"
-        raise argparse.ArgumentTypeError(msg)
-    return text
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -135,7 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
         group.add_argument(flag, help=says, **kind)
 
     modes = parser.add_mutually_exclusive_group()
-    option("--db", "database file (POLYMARKET_DB, else polymarket_data.db)", metavar="PATH", type=database_file)
+    option("--db", "database file (POLYMARKET_DB, else polymarket_data.db)", metavar="PATH", type=checked(ac.file_name))
     volume = "leave out markets with less volume in 24 hours; 0 takes every open market (100000)"
     option("--min-volume", volume, metavar="USD", type=checked(ac.finite_number), default=100_000)
     depth = checked(lambda name, value: ac.whole_number(name, value, at_least=0, at_most=ac.MAX_DEPTH))
@@ -228,7 +222,7 @@ class Bar:
 
 
 def on_signals(stop: Callable[[], object], caught: list[int]) -> None:
-    """Call *stop* at the first SIGINT or SIGTERM, and end the process at the second."""
+    """Call *stop* at the first SIGINT or SIGTERM, and end the process at the second; a name server delays neither."""
 
     def handle(number: int) -> None:
         if caught:
@@ -236,6 +230,7 @@ def on_signals(stop: Callable[[], object], caught: list[int]) -> None:
         caught.append(number)
         stop()
 
+    asyncio.get_running_loop().set_default_executor(ac.DaemonThreads())
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
             asyncio.get_running_loop().add_signal_handler(number, handle, number)
@@ -298,7 +293,7 @@ def run_once(args: argparse.Namespace, path: str, chosen: dict[str, Any]) -> int
         return INTERRUPTED + (caught[0] if caught else signal.SIGINT)
     except ac.StorageError as error:
         msg = f"{error}; {bar.stored} markets of this run are stored" if bar.stored else str(error)
-        raise type(error)(msg) from error
+        raise type(error)(msg, lasting=error.lasting) from error
     finally:
         bar.close()
     code = DRIFT if result["drift"] else 0 if is_well(result) else PARTIAL
@@ -329,28 +324,6 @@ def size(path: Path, suffix: str = "") -> int:
     return beside.stat().st_size if beside.exists() else 0
 
 
-@contextmanager
-def looking_into(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open the database at *path* for reading and leave nothing beside it.
-
-    Raises:
-        StorageError: it cannot be read, or a collector would refuse it.
-    """
-    with ac.reading(path) as connection, ExitStack() as stack:
-        # beside a file that nobody has open a reader makes a log and an index, which it may not remove at its end
-        if not (size(path, "-wal") or size(path, "-journal")):
-            unchanging = sqlite3.connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)
-            connection = stack.enter_context(closing(unchanging))  # noqa: PLW2901  the first has read nothing yet
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version > len(ac.MIGRATIONS):
-            msg = f"{path}: has schema {version} of a newer collector; this one knows {len(ac.MIGRATIONS)}"
-            raise ac.StorageError(msg)
-        if connection.execute(ac.IS_OF_ANOTHER_PROGRAM).fetchone()[0]:
-            msg = f"{path}: is the database of another program"
-            raise ac.StorageError(msg)
-        yield connection
-
-
 def moment(text: str) -> datetime:
     """Return the time of a run that *text* from the database says."""
     try:
@@ -370,7 +343,7 @@ def missed_ticks(starts: Sequence[float], since: float, now: float, interval_s: 
 def read_status(path: Path, interval_min: float, now: datetime) -> dict[str, Any]:
     """Return how the collection into *path* is going at *now*, as `--json` prints it, without writing to it."""
     interval_s = interval_min * 60
-    with looking_into(path) as connection:
+    with ac.reading(path, briefly=True) as connection:
         connection.row_factory = sqlite3.Row
         runs = [dict(row) for row in connection.execute(RECENT_RUNS)]
         (last_complete_at,) = connection.execute(LAST_COMPLETE).fetchone() or (None,)
@@ -446,13 +419,19 @@ async def one_by_one(collector: ac.AsyncCollector) -> dict[str, Any]:
             await limiters[host].acquire()
             requests += 1
             try:
-                async with session.get(host.url + path, params=params, proxy=host.proxy) as response:
+                async with session.get(
+                    host.url + path,
+                    params=params,
+                    headers=host.headers,
+                    proxy=host.proxy,
+                    proxy_headers=host.proxy_headers,
+                ) as response:
                     if response.status == HTTPStatus.NOT_FOUND:  # a token without a book
                         return {}
                     response.raise_for_status()
                     return await response.json()
             except (aiohttp.ClientError, TimeoutError) as error:
-                failure = ac.NetworkError(str(error) or type(error).__name__, host.url + path)
+                failure = ac.NetworkError(host.starred(str(error)) or type(error).__name__, host.url + path)
         raise failure
 
     order = "volume24hr" if settings.selection.min_volume_usd else "id"
@@ -520,7 +499,7 @@ def benchmark(chosen: dict[str, Any]) -> dict[str, Any]:
             path = Path(folder, f"{way.__name__}.db")
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
                 measured.append(process.submit(measure, way, path, chosen).result())
-            with ac.reading(path) as connection:
+            with closing(sqlite3.connect(path)) as connection:
                 stored.append({market_id for (market_id,) in connection.execute("SELECT market_id FROM snapshots")})
     new, old = measured
     if not (old["markets"] and new["markets"]):

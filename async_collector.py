@@ -28,6 +28,7 @@ section; whoever cares for prices alone may skip it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import html
 import ipaddress
 import itertools
@@ -38,9 +39,11 @@ import os
 import random
 import re
 import sqlite3
+import threading
 import time
 import unicodedata
 from array import array
+from base64 import b64encode
 from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from collections.abc import (
@@ -55,6 +58,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -65,6 +69,7 @@ from http import HTTPStatus
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Final, Generic, NamedTuple, ParamSpec, Self, TypedDict, TypeVar
+from urllib.parse import quote
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -103,7 +108,16 @@ class ConfigError(CollectorError, ValueError):
 
 
 class StorageError(CollectorError):
-    """The database cannot be opened, read or written; the text names the file."""
+    """The database cannot be opened, read or written; the text names the file.
+
+    Attributes:
+        lasting: whether this stays until somebody changes the file or its folder; what may pass is a locked file, a
+            full disk, an error of the disk, and a file that is not there any more.
+    """
+
+    def __init__(self, message: str, *, lasting: bool = False) -> None:
+        super().__init__(message)
+        self.lasting = lasting
 
 
 class DatabaseBusy(StorageError):  # noqa: N818  a state of the file, not a defect
@@ -117,6 +131,9 @@ def printable(text: str) -> str:
     """Return *text* for a terminal or a log: one line, control characters escaped, cut after 500 characters."""
     shown = text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}... ({len(text)} characters)"
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in shown)
+
+
+_LOGIN: Final = re.compile(r"(?<=//)[^\s'\"<>]{0,1000}@")  # user and password of an address in a text
 
 
 class ApiError(CollectorError):
@@ -143,7 +160,7 @@ class ApiError(CollectorError):
         retryable: bool | None = None,
     ) -> None:
         super().__init__(message, url, status, retry_after)  # so that it survives a pickle
-        self.message = printable(message)
+        self.message = printable(_LOGIN.sub("***@", message))
         self.url = url
         self.status = status
         self.retry_after = retry_after
@@ -152,6 +169,12 @@ class ApiError(CollectorError):
 
     def __str__(self) -> str:
         return f"{self.url}: {self.message}"
+
+    def hide(self, starred: Callable[[str], str]) -> None:
+        """Pass the text through *starred*, and forget the errors of libraries behind it, whose texts nobody checks."""
+        self.message = starred(self.message)
+        self.args = (self.message, *self.args[1:])
+        self.__cause__ = self.__context__ = None
 
     @property
     def too_large(self) -> bool:
@@ -230,9 +253,32 @@ class _Default(str):
 DEFAULT_DB_PATH: Final = _Default(ENVIRONMENT["POLYMARKET_DB"])
 
 
+def read_variables(environment: Mapping[str, str], defaults: Mapping[str, str] = ENVIRONMENT) -> dict[str, str]:
+    """Return the values of the variables in *defaults*, without blanks and line ends around them.
+
+    An empty variable has its default; one of blanks alone is kept, for somebody to complain about.
+    """
+    values = {name: environment.get(name) or default for name, default in defaults.items()}
+    return {name: value.strip() or value for name, value in values.items()}
+
+
+def file_name(name: str, value: str | os.PathLike[str]) -> str:
+    """Return *value* if it can be the name of a file, or raise a `ConfigError` that names it."""
+    text = os.fspath(value)
+    if not text.strip() or text == ":memory:" or "\0" in text:
+        raise ConfigError(f"{name}={text!r}: must be the name of a file, for what is collected has to be stored in one")
+    return text
+
+
 def database_path(db_path: str | os.PathLike[str], environment: Mapping[str, str]) -> Path:
-    """Return where the database is: the explicit path, else that of POLYMARKET_DB, else the default."""
-    return Path(environment.get("POLYMARKET_DB") or db_path if isinstance(db_path, _Default) else db_path)
+    """Return where the database is: the explicit path, else that of POLYMARKET_DB, else the default.
+
+    Raises:
+        ConfigError: that is no name of a file.
+    """
+    if isinstance(db_path, _Default):
+        return Path(file_name("POLYMARKET_DB", read_variables(environment)["POLYMARKET_DB"]))
+    return Path(file_name("db_path", db_path))
 
 
 def whole_number(name: str, value: object, *, at_least: int = 1, at_most: int = 1_000) -> int:
@@ -274,15 +320,15 @@ def _http_url(value: str) -> URL | None:
     return url if valid else None
 
 
-def _without_password(address: str) -> str:
-    return re.sub(r"[^/]*@", "***@", address)
+def _without_login(address: str) -> str:
+    return re.sub(r"^([^/@]*//)?.*@", r"\1***@", address, flags=re.DOTALL)
 
 
 def base_url(name: str, value: str) -> str:
     """Return *value*, an http or https address, without a slash at its end, or raise a `ConfigError`."""
     url = _http_url(value)
-    if not url or url.user or url.password or url.query_string or url.fragment:
-        raise ConfigError(f"{name}={_without_password(value)!r}: must be an address such as https://example.com")
+    if not url or "@" in value or url.query_string or url.fragment:
+        raise ConfigError(f"{name}={_without_login(value)!r}: must be an address such as https://example.com")
     return str(url).rstrip("/")
 
 
@@ -294,13 +340,25 @@ def proxy_for(url: str) -> URL | None:
     """
     address = URL(url)
     proxies = getproxies()
-    value = proxies.get(address.scheme) or proxies.get("all")
-    if not value or proxy_bypass(f"{address.host}:{address.port}"):
+    value = (proxies.get(address.scheme) or proxies.get("all") or "").strip()
+    host = address.host or ""
+    if not value or proxy_bypass(f"{host}:{address.port}") or _is_in_network(host, proxies.get("no", "")):
         return None
     proxy = _http_url(value if "://" in value else f"http://{value}")
-    if proxy is None:
-        raise ConfigError(f"the proxy {_without_password(value)!r} for {url}: must be an http or https address")
+    if proxy is None or "@" in f"{proxy.path_qs}{proxy.fragment}":  # a password with a slash in it
+        raise ConfigError(f"the proxy {_without_login(value)!r} for {url}: must be an http or https address")
     return proxy
+
+
+def _is_in_network(host: str, exceptions: str) -> bool:
+    """Return whether *host* is an IP address in one of *exceptions*, which may be a network such as 10.0.0.0/8."""
+    with suppress(ValueError):
+        address = ipaddress.ip_address(host)
+        for exception in re.split(r"[\s,]+", exceptions):
+            with suppress(ValueError):
+                if address in ipaddress.ip_network(exception.strip("[]"), strict=False):
+                    return True
+    return False
 
 
 class Secret(str):
@@ -332,12 +390,29 @@ def _is_loopback(url: str) -> bool:
         return host == "localhost"
 
 
+MAX_WORD_CHARS: Final = 3
+
+
+@cache
+def _stars(*secrets: str) -> re.Pattern[str]:
+    """Return what finds *secrets*; a short one only as a word of its own, for it may be a part of many."""
+    longest_first = sorted(filter(None, secrets), key=len, reverse=True)
+    forms = (
+        re.escape(text) if len(text) > MAX_WORD_CHARS else rf"(?<!\w){re.escape(text)}(?!\w)" for text in longest_first
+    )
+    return re.compile("|".join(forms) or r"(?!)", re.IGNORECASE)  # %2f is %2F
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One host: its address, the proxy on the way there, its rate limit and the token that opens it."""
+    """One host: its address, the proxy on the way there, its rate limit and the token that opens it.
+
+    No library sees the login of the proxy in an address, which its errors would show.
+    """
 
     url: str
-    proxy: URL | None
+    proxy: URL | None  # without user and password
+    proxy_login: Secret | None  # user:password
     rate_limit: int  # requests per second
     token: Secret | None  # a host with a token charges for its answers
 
@@ -353,12 +428,46 @@ class Endpoint:
         if bearer in environment and url.startswith("http:") and not _is_loopback(url):
             raise ConfigError(f"{api}={url!r}: must be an https address, for the token travels in the open otherwise")
         token = bearer_token(bearer, environment.get(bearer, ""))
+        proxy = None if token and url.startswith("http:") else proxy_for(url)  # a proxy would see the token
+        login = f"{proxy.user or ''}:{proxy.password or ''}" if proxy else ":"
         return cls(
             url=url,
-            proxy=None if token and url.startswith("http:") else proxy_for(url),  # a proxy would see the token
+            proxy=proxy and proxy.with_user(None),
+            proxy_login=None if login == ":" else Secret(login),
             rate_limit=whole_number(rate_limit, environment[rate_limit]),
             token=token,
         )
+
+    @property
+    def proxy_headers(self) -> dict[str, str]:
+        """What opens the proxy, when it is asked for a tunnel to an https address."""
+        login = self.proxy_login
+        return {"Proxy-Authorization": Secret("Basic " + b64encode(login.encode()).decode())} if login else {}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What opens the host, and the proxy that a request to an http address passes as it is."""
+        opening: dict[str, str] = {"Authorization": Secret("Bearer " + self.token)} if self.token else {}
+        return opening | self.proxy_headers if self.url.startswith("http:") else opening
+
+    @property
+    def has_secrets(self) -> bool:
+        """Whether there is anything that nobody may see."""
+        return bool(self.token or self.proxy_login)
+
+    def starred(self, text: str, *, token_only: bool = False) -> str:
+        """Return *text* with stars for the token and for the login of the proxy, in every form that it travels in.
+
+        Args:
+            text: what a host or a library says.
+            token_only: leave other words alone, because they are data.
+        """
+        secrets = [self.token or ""]
+        if self.proxy_login and not token_only:
+            secrets.append(b64encode(self.proxy_login.encode()).decode())
+            for part in self.proxy_login.split(":", 1):
+                secrets += [part, quote(part), quote(part, safe="")]
+        return _stars(*secrets).sub("***", text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -1039,6 +1148,11 @@ class Failure(NamedTuple):
     reason: str
 
 
+def _market_of(row: tuple[Any, ...]) -> str | None:
+    market_id: str | None = getattr(row, "market_id", row[-1])
+    return market_id
+
+
 @dataclass(slots=True)
 class Batch:
     """Rows of a run that are stored together or not at all."""
@@ -1052,6 +1166,29 @@ class Batch:
     undecided: list[tuple[str, int, str]] = field(default_factory=list)
     books: dict[str, Book] = field(default_factory=dict)  # by market, of these snapshots
     follow: bool = False  # whether these markets are collected from now on until they resolve
+
+    @property
+    def market_ids(self) -> list[str | None]:
+        """The markets that have rows here."""
+        rows = itertools.chain(self.markets, self.snapshots, self.failures, self.resolutions, self.undecided)
+        return list(dict.fromkeys(_market_of(row) for row in rows))
+
+    def part(self, market_ids: Collection[str | None]) -> Batch:
+        """Return the rows of *market_ids* alone."""
+
+        def of(rows: Sequence[Any]) -> list[Any]:
+            return [row for row in rows if _market_of(row) in market_ids]
+
+        return Batch(
+            self.run_id,
+            of(self.markets),
+            of(self.snapshots),
+            of(self.failures),
+            of(self.resolutions),
+            of(self.undecided),
+            self.books,
+            self.follow,
+        )
 
 
 class Saved(NamedTuple):
@@ -1448,13 +1585,15 @@ class HttpHost:
             try:
                 result = self._decoded(await self._ask(request), self.address(request.path), decode)
             except ApiError as error:
+                if self._endpoint.has_secrets:
+                    error.hide(self._endpoint.starred)
                 self._breaker.count(error)
                 raise
             self._breaker.count(None)
             return result
 
         wire = self._wire
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, wire.deadline - wire.clock.monotonic())):
                 return await retry(
                     attempt,
@@ -1464,8 +1603,7 @@ class HttpHost:
                     rng=wire.rng,
                     may_repeat=self._may_repeat,
                 )
-        except TimeoutError as error:
-            raise self._too_late(self.address(request.path)) from error
+        raise self._too_late(self.address(request.path))
 
     async def _ask(self, request: Request) -> Answer:
         """Send *request* once, when the limiter lets it, and return the answer if it is a success."""
@@ -1504,17 +1642,15 @@ class HttpHost:
 
     async def _send(self, request: Request, url: str) -> Answer:
         """Send *request* now and read its answer."""
-        token, timeout_s = self._endpoint.token, self._wire.settings.timeout_s
-        headers = {"Content-Type": "application/json"} if request.body else {}
-        if token:
-            headers["Authorization"] = Secret("Bearer " + token)
+        timeout_s, json_type = self._wire.settings.timeout_s, {"Content-Type": "application/json"}
         exchange = self._wire.session.request(
             request.method,
             url,
             params=request.params,
             data=request.body,
-            headers=headers,
+            headers=self._endpoint.headers | (json_type if request.body else {}),
             proxy=self._endpoint.proxy,
+            proxy_headers=self._endpoint.proxy_headers,
             allow_redirects=False,
         )
         try:
@@ -1523,12 +1659,17 @@ class HttpHost:
         except TimeoutError as error:
             raise NetworkError(f"no complete answer within {timeout_s:g} s", url) from error
         except aiohttp.ClientError as error:
-            # what a host that knows the token has sent may repeat it
-            raise self._network_error(error, url) from (None if token else error)
-        if not token:
+            raise self._network_error(error, url) from error
+        return self._answer(response, body)
+
+    def _answer(self, response: aiohttp.ClientResponse, body: bytearray) -> Answer:
+        """Return what came back without the secrets that it repeats; good data lose nothing but the token."""
+        endpoint, data = self._endpoint, response.ok
+        if not (endpoint.token if data else endpoint.has_secrets):
             return Answer(response.status, response.headers, body)
-        shown = CIMultiDict((name, value.replace(token, "***")) for name, value in response.headers.items())
-        return Answer(response.status, shown, body.replace(token.encode(), b"***"))
+        shown = [(name, endpoint.starred(value, token_only=data)) for name, value in response.headers.items()]
+        text = endpoint.starred(body.decode("utf-8", "surrogateescape"), token_only=data)
+        return Answer(response.status, CIMultiDict(shown), bytearray(text.encode("utf-8", "surrogateescape")))
 
     async def _read(self, response: aiohttp.ClientResponse, max_bytes: int, url: str) -> bytearray:
         """Return the decoded body piece by piece, so that what is too long is never held in memory.
@@ -1551,12 +1692,10 @@ class HttpHost:
         return pieces
 
     def _network_error(self, error: aiohttp.ClientError, url: str) -> NetworkError:
-        proxy, token = self._endpoint.proxy, self._endpoint.token
+        proxy = self._endpoint.proxy
         text = str(error) or type(error).__name__
         if isinstance(error, aiohttp.ServerDisconnectedError):
             text = CLOSED_EARLY
-        if token:
-            text = text.replace(token, "***")
         if proxy:
             text += f" (through the proxy {proxy.host}:{proxy.port})"
         permanent = isinstance(error, (aiohttp.ClientConnectorCertificateError, aiohttp.InvalidURL))
@@ -1585,7 +1724,7 @@ class HttpHost:
         if status < HTTPStatus.MULTIPLE_CHOICES:
             return None
         if status < HTTPStatus.BAD_REQUEST:
-            target = answer.headers.get("Location")
+            target = _without_login(answer.headers.get("Location", ""))
             return RequestRejectedError(f"HTTP {status}: refusing a redirect to {target!r}", url, status, retry_after)
         if status in DENIED:
             text = f"access is denied to this region, address or token; {text}"
@@ -2121,6 +2260,10 @@ def our_columns() -> Mapping[str, Sequence[str]]:
 FILE_MODE: Final = 0o660  # less the umask: nobody but the owner and the group reads or writes a new file
 BUSY_TIMEOUT_S: Final = 30.0
 WAL_LIMIT_BYTES: Final = 64 * 2**20
+WHOSE_IT_IS: Final = ("PRAGMA user_version", IS_OF_ANOTHER_PROGRAM)
+# what may pass without anybody's help
+PASSING_CODES: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM}
+PASSING_ERRNOS: Final = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 def uninterrupted(work: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
@@ -2151,21 +2294,69 @@ def _naming(path: Path, doing: str) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-        raise (DatabaseBusy if busy else StorageError)(f"{path}: cannot {doing}: {error}") from error
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        kind = DatabaseBusy if code == sqlite3.SQLITE_BUSY else StorageError
+        passing = code in PASSING_CODES or getattr(error, "errno", None) in PASSING_ERRNOS
+        raise kind(f"{path}: cannot {doing}: {error}", lasting=not passing) from error
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open the database at *path* for reading only, beside whoever writes to it."""
-    with _naming(path, "read"), closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-        yield connection
+def _real_path(path: Path) -> Path:
+    """Return where the links of *path* lead.
 
-
-@contextmanager
-def _held_alone(path: Path) -> Iterator[None]:
-    """Hold the lock on the database at *path*; it dies with its process. The file beside it names the holder."""
+    Raises:
+        StorageError: no database of ours can be there; the words are clearer than SQLite's.
+    """
     real_path = Path(os.path.realpath(path))
+    complaint = None
+    if real_path.is_symlink():
+        complaint = "is a link that leads in a circle"
+    elif real_path.is_dir():
+        complaint = "is a folder"
+    elif not real_path.parent.is_dir():
+        complaint = f"there is no folder {real_path.parent}"
+    elif real_path.exists() and not real_path.is_file():
+        complaint = "is no file"
+    elif real_path.exists() and real_path.stat().st_nlink > 1:  # SQLite has a log per name, and we have a lock
+        complaint = "has a second name (a hard link), under which others would not see its log and its lock"
+    if complaint:
+        raise StorageError(f"{path}: {complaint}", lasting=True)
+    return real_path
+
+
+def _check_owner(path: Path, version: int, of_another_program: int) -> None:
+    """Refuse a file with a schema that we do not know; the numbers answer `WHOSE_IT_IS`."""
+    if version > len(MIGRATIONS):
+        known = f"this one knows {len(MIGRATIONS)}"
+        raise StorageError(f"{path}: has schema {version} of a newer collector; {known}", lasting=True)
+    if of_another_program:
+        raise StorageError(f"{path}: is the database of another program", lasting=True)
+
+
+@contextmanager
+def reading(path: Path, *, briefly: bool = False) -> Iterator[sqlite3.Connection]:
+    """Open the database at *path* for reading only, beside whoever writes to it.
+
+    Args:
+        path: of the file.
+        briefly: for a moment, and leave nothing beside the file.
+
+    Raises:
+        StorageError: it cannot be read, or a collector would refuse it.
+    """
+    with _naming(path, "read"):
+        real_path = _real_path(path)
+        logs = (Path(f"{real_path}{suffix}") for suffix in ("-wal", "-journal"))
+        # beside a file that nobody has open a reader makes a log and an index, which it may not remove at its end
+        mode = "ro&immutable=1" if briefly and not any(log.exists() for log in logs) else "ro"
+        with closing(sqlite3.connect(f"{real_path.as_uri()}?mode={mode}", uri=True)) as connection:
+            _check_owner(path, *(connection.execute(query).fetchone()[0] for query in WHOSE_IT_IS))
+            yield connection
+
+
+@contextmanager
+def _held_alone(path: Path) -> Iterator[Path]:
+    """Hold the lock on the database at *path*; it dies with its process. The file beside it names the holder."""
+    real_path = _real_path(path)
     signature = f"process {os.getpid()} since {sql_time(datetime.now(UTC))} UTC"
 
     def sign(descriptor: int) -> None:
@@ -2182,19 +2373,9 @@ def _held_alone(path: Path) -> Iterator[None]:
             holder = printable(lock_path.read_text(errors="replace")) or holder
         raise DatabaseBusy(f"{path}: in use by {holder}") from error
     try:
-        yield
+        yield real_path
     finally:
         lock.release()
-
-
-def _check_path(path: Path) -> None:
-    """Refuse a path that no database can be at, in clearer words than SQLite's."""
-    if path.is_dir():
-        raise StorageError(f"{path}: is a folder")
-    if path.exists() and not path.is_file():
-        raise StorageError(f"{path}: is no file")
-    if not path.parent.is_dir():
-        raise StorageError(f"{path}: there is no folder {path.parent}")
 
 
 def _create(path: Path) -> None:
@@ -2240,15 +2421,19 @@ class Database:
         self._path = path
         self._one_at_a_time = asyncio.Lock()
         self.absolute_path: Final = path.absolute()  # the program may go to another folder meanwhile
-        self._file = _identity(self.absolute_path)
+        self.file: Final = _identity(self.absolute_path)
 
     def __repr__(self) -> str:
         return f"<Database {self._path}>"
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, path: Path) -> AsyncIterator[Self]:
+    async def open(cls, path: Path, file: tuple[int, int] | None = None) -> AsyncIterator[Self]:
         """Open the database at *path*, upgrade it to the current schema, and close it at the end.
+
+        Args:
+            path: where it is made if there is none.
+            file: what an earlier `Database` has as its `file`; no other is opened, and none is made.
 
         Raises:
             DatabaseBusy: another collector holds it.
@@ -2256,9 +2441,10 @@ class Database:
         """
         async with AsyncExitStack() as stack:
             with _naming(path, "open"):
-                _check_path(path)
-                stack.enter_context(_held_alone(path))
-                _create(path)
+                if file and _identity(path) != file:
+                    moved = "it was moved or replaced, or its disk is not mounted"
+                    raise StorageError(f"{path}: is not the file of the runs before: {moved}")
+                _create(stack.enter_context(_held_alone(path)))
                 _warn_of_old_sqlite()
                 # aiosqlite's thread outlives a connect that fails and may write a traceback: let it fail here
                 sqlite3.connect(path).close()
@@ -2269,14 +2455,10 @@ class Database:
 
     async def _prepare(self) -> None:
         """Refuse a file that is not ours, set the connection up, and bring the schema to this version."""
-        version = await self._first("PRAGMA user_version")
-        if version > len(MIGRATIONS):
-            known = f"this one knows {len(MIGRATIONS)}"
-            raise StorageError(f"{self._path}: has schema {version} of a newer collector; {known}")
-        if await self._first(IS_OF_ANOTHER_PROGRAM):
-            raise StorageError(f"{self._path}: is the database of another program")
+        version, of_another_program = [await self._first(query) for query in WHOSE_IT_IS]
+        _check_owner(self._path, version, of_another_program)
         if await self._first("PRAGMA journal_mode = WAL") != "wal":
-            raise StorageError(f"{self._path}: cannot have a write-ahead log there")
+            raise StorageError(f"{self._path}: cannot have a write-ahead log there", lasting=True)
         for pragma in (
             "synchronous = FULL",
             f"journal_size_limit = {WAL_LIMIT_BYTES}",
@@ -2334,7 +2516,26 @@ class Database:
 
     @uninterrupted
     async def save(self, batch: Batch) -> Saved:
-        """Store *batch* whole or not at all."""
+        """Store *batch* whole or not at all.
+
+        Where a trigger or a CHECK of the user's refuses a row, that market becomes a failure, and the rest is stored.
+        """
+        try:
+            return await self._save_whole(batch)
+        except StorageError as error:
+            if not isinstance(error.__cause__, sqlite3.IntegrityError):
+                raise
+            market_ids, reason = batch.market_ids, str(error.__cause__)
+        if len(market_ids) > 1:
+            middle = len(market_ids) // 2
+            first = await self.save(batch.part(market_ids[:middle]))
+            return first.plus(await self.save(batch.part(market_ids[middle:])))
+        refused = [*batch.failures, Failure(batch.run_id, market_ids[0], "save", reason)]
+        with suppress(StorageError):  # the market's own row may be as good as ever
+            return await self._save_whole(Batch(batch.run_id, batch.markets, failures=refused))
+        return await self._save_whole(Batch(batch.run_id, failures=refused))
+
+    async def _save_whole(self, batch: Batch) -> Saved:
         async with self.transaction("store a batch"):
             await self.execute(SAVE_MARKET, batch.markets)  # before the snapshots that refer to them
             await self.execute(SAVE_REOPENED, [(market.market_id,) for market in batch.markets])
@@ -2401,7 +2602,7 @@ class Database:
         """Begin a transaction, and commit it at the end or undo it; *doing* is for the text of an error."""
         async with self._one_at_a_time:
             with _naming(self._path, doing):
-                if _identity(self.absolute_path) != self._file:
+                if _identity(self.absolute_path) != self.file:
                     lost = "was deleted or replaced while it was in use; what was stored went with it"
                     raise StorageError(f"{self._path}: {lost}")
                 await self._connection.execute("BEGIN IMMEDIATE")
@@ -2805,6 +3006,7 @@ class AsyncCollector:
         gamma_limiter: the pace on Gamma; replaceable, and its attributes may be changed. Environment: GAMMA_RATE_LIMIT.
         clob_limiter: the pace on the CLOB. Environment: CLOB_RATE_LIMIT.
         twitter_limiter: the pace on X. Environment: TWITTER_RATE_LIMIT.
+        file: device and inode of the database once a run has opened it; later runs of this collector take no other.
 
     Raises:
         ConfigError: a value cannot work.
@@ -2826,7 +3028,7 @@ class AsyncCollector:
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        given = {name: os.environ.get(name) or default for name, default in ENVIRONMENT.items()}
+        given = read_variables(os.environ)
         posts: tuple[str, object] = ("twitter_max_posts", twitter_max_posts)
         if twitter_max_posts is None:
             posts = ("TWITTER_MAX_POSTS", given["TWITTER_MAX_POSTS"])
@@ -2846,6 +3048,7 @@ class AsyncCollector:
         )
         self._clock = clock or Clock()
         self._rng = rng or random.Random()  # noqa: S311  spreads retries, keeps no secret
+        self.file: tuple[int, int] | None = None
         self._follow = follow
         self._progress = progress or (lambda _: None)
         self.gamma_limiter = RateLimiter(self.settings.gamma.rate_limit, RATE_WINDOW_S, clock=self._clock)
@@ -2884,7 +3087,8 @@ class AsyncCollector:
     async def _open_run(self, started: float) -> AsyncIterator[tuple[Run, Discovery, Posts]]:
         """Open what a run needs, and close the run with its true state however it ends."""
         settings = self.settings
-        async with Database.open(settings.db_path) as database, self.connect() as (wire, api):
+        async with Database.open(settings.db_path, self.file) as database, self.connect() as (wire, api):
+            self.file = database.file
             await self._wait_for_a_fresh_second(database)
             started_at = sql_time(self._clock.now())
             run_id = await database.start_run(
@@ -2997,7 +3201,10 @@ class AsyncCollector:
     @uninterrupted
     async def _store(self, batch: Batch, run: Run) -> None:
         """Store *batch* and count it, which belongs together."""
-        run.saved = run.saved.plus(await run.database.save(batch))
+        saved = await run.database.save(batch)
+        run.saved = run.saved.plus(saved)
+        if saved.errors > len(batch.failures):
+            run.reason = run.reason or "the database refused a row"
 
     def _status(self, run: Run, discovery: Discovery) -> str:
         """Return the status of a run that ends now."""
@@ -3087,6 +3294,27 @@ async def unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T
     return None if working.cancelled() else working.result()
 
 
+class DaemonThreads(ThreadPoolExecutor):
+    """A default executor whose threads nobody waits for at the end, as a silent name server may hold one for minutes.
+
+    For the event loop of a program; the library itself leaves the loop alone.
+    """
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run *fn* in a thread of its own."""
+        future: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:  # noqa: BLE001  it is the caller's
+                future.set_exception(error)
+
+        future.set_running_or_notify_cancel()
+        threading.Thread(target=work, daemon=True).start()
+        return future
+
+
 class Schedule:
     """Aims at the multiples of an interval by the wall clock, and never catches up on what was missed.
 
@@ -3128,10 +3356,16 @@ class Schedule:
 
 
 async def _run_once(collector: AsyncCollector, stop: asyncio.Event) -> tuple[CollectionResult | None, Exception | None]:
-    """Return the result of one run, or the error that ended it, or neither if it was stopped."""
+    """Return the result of one run, or the error that ended it, or neither if it was stopped.
+
+    Raises:
+        StorageError: the file has never been opened and cannot be before somebody changes something.
+    """
     try:
         return await unless_stopped(stop, collector.collect_all()), None
     except CollectorError as error:
+        if isinstance(error, StorageError) and error.lasting and collector.file is None:
+            raise
         log.error("a run failed: %s", error)  # noqa: TRY400  the text says it all
         return None, error
     except Exception as error:  # a bug must not end months of collecting
@@ -3152,7 +3386,8 @@ async def continuous_collection(  # noqa: PLR0913  a collector's settings and th
     """Collect at once, and then at every multiple of the interval (UTC): at :00, :15, :30 and :45 by default.
 
     A run that outlasts its interval makes the ticks that pass meanwhile be skipped. A run that fails is logged, and the
-    next tick comes all the same. Signal handlers are the caller's business.
+    next tick comes all the same. No run takes another file than the first: one that is moved, or whose disk is not
+    mounted, is a `StorageError` at each tick until it is back. Signal handlers are the caller's business.
 
     Args:
         workers: as in `AsyncCollector`.
@@ -3166,6 +3401,7 @@ async def continuous_collection(  # noqa: PLR0913  a collector's settings and th
 
     Raises:
         ConfigError: a value cannot work.
+        StorageError: nothing can be stored before somebody changes the file or its folder, from the start.
     """
     clock = clock or Clock()
     stop = stop or asyncio.Event()

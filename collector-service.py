@@ -26,6 +26,12 @@ import async_collector as ac
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+ENVIRONMENT: Final = {
+    "COLLECTOR_WORKERS": "10",
+    "COLLECTOR_INTERVAL_MINUTES": "15",
+    "COLLECTOR_MIN_VOLUME": "100000",
+}
+BAD_FILE: Final = 74
 BAD_CONFIGURATION: Final = 78
 LEVEL_PREFIXES: Final = {
     logging.DEBUG: "<7>",
@@ -72,11 +78,11 @@ def notify(*lines: str) -> None:
 
 def settings_from_environment() -> dict[str, Any]:
     """Return the arguments of `continuous_collection`; the collector itself reads the other variables."""
-    value = os.environ.get
+    given = ac.read_variables(os.environ, ENVIRONMENT)
     return {
-        "workers": ac.whole_number("COLLECTOR_WORKERS", value("COLLECTOR_WORKERS") or 10),
-        "interval_minutes": ac.minutes("COLLECTOR_INTERVAL_MINUTES", value("COLLECTOR_INTERVAL_MINUTES") or 15),
-        "min_volume": ac.finite_number("COLLECTOR_MIN_VOLUME", value("COLLECTOR_MIN_VOLUME") or 100_000),
+        "workers": ac.whole_number("COLLECTOR_WORKERS", given["COLLECTOR_WORKERS"]),
+        "interval_minutes": ac.minutes("COLLECTOR_INTERVAL_MINUTES", given["COLLECTOR_INTERVAL_MINUTES"]),
+        "min_volume": ac.finite_number("COLLECTOR_MIN_VOLUME", given["COLLECTOR_MIN_VOLUME"]),
     }
 
 
@@ -106,6 +112,7 @@ async def serve(settings: dict[str, Any]) -> None:
         notify("STOPPING=1")
         stop.set()
 
+    asyncio.get_running_loop().set_default_executor(ac.DaemonThreads())
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
             asyncio.get_running_loop().add_signal_handler(number, handle, number)
@@ -127,6 +134,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ac.ConfigError as error:
         log.critical("%s", error)
         return BAD_CONFIGURATION
+    except ac.StorageError as error:
+        log.critical("%s", error)
+        return BAD_FILE
     except KeyboardInterrupt:
         pass
     return 0

@@ -23,16 +23,18 @@ from typing import Any
 from fake_polymarket import FakePolymarket
 
 PROJECT = Path(__file__).parent.parent
-ONCE = (
-    "import resource, runpy, sys; main = runpy.run_path({script!r}, run_name='script')['main']; code = main({args!r})"
-)
-PEAK = "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+# VmHWM and not ru_maxrss, which a new process inherits from the one that started it
+ONCE = r"""
+import pathlib, re, runpy, sys
+runpy.run_path({script!r}, run_name="script")["main"]({args!r})
+print(re.search(r"VmHWM:\s*(\d+)", pathlib.Path("/proc/self/status").read_text())[1], file=sys.stderr)
+"""
 
 
 async def collect(exchange: FakePolymarket, path: Path, *args: str) -> dict[str, Any]:
     """Collect once in a process of its own; add its CPU seconds and its peak memory in MB to the result."""
     flags = ["--json", "--quiet", "--min-volume", "0", "--db", str(path), *args]
-    code = f"{ONCE.format(script=str(PROJECT / 'async-collector.py'), args=flags)}; {PEAK}"
+    code = ONCE.format(script=str(PROJECT / "async-collector.py"), args=flags)
     env = os.environ | exchange.environment | {"GAMMA_RATE_LIMIT": "1000", "CLOB_RATE_LIMIT": "1000"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     process = await asyncio.create_subprocess_exec(

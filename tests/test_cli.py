@@ -414,7 +414,7 @@ async def test_a_folder_that_may_not_be_searched_is_74(exchange: FakePolymarket,
     loop.symlink_to(loop)
     done = await run(exchange, loop, "--quiet")
     assert done.code == 74
-    one_line(done, "loop.db: cannot open")
+    one_line(done, "loop.db: is a link that leads in a circle")
 
 
 async def test_a_dead_proxy_is_named(exchange: FakePolymarket, database: Path) -> None:

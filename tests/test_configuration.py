@@ -45,6 +45,31 @@ def test_the_environment_is_read_when_a_collector_is_made(monkeypatch: pytest.Mo
     assert AsyncCollector(twitter_max_posts=20).settings.max_posts == 20
 
 
+def test_blanks_and_line_ends_around_a_value_are_not_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of variables that were written on Windows end their lines with CR LF."""
+    for name, value in {
+        "POLYMARKET_DB": " elsewhere.db\r",
+        "GAMMA_API": "http://127.0.0.1:1/gamma/ \r\n",
+        "CLOB_RATE_LIMIT": "\t50\r",
+        "TWITTER_BEARER_TOKEN": "AAAA\r",
+        "https_proxy": "http://proxy:1\r",
+    }.items():
+        monkeypatch.setenv(name, value)
+    settings = AsyncCollector().settings
+    assert (settings.db_path, settings.gamma.url) == (Path("elsewhere.db"), "http://127.0.0.1:1/gamma")
+    assert (settings.clob.rate_limit, [settings.twitter.token]) == (50, ["AAAA"])
+    assert str(settings.clob.proxy) == "http://proxy:1"
+
+
+@pytest.mark.parametrize("value", [":memory:", " ", " :memory:\r"])
+def test_a_variable_that_names_no_file_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("POLYMARKET_DB", value)
+    with pytest.raises(ConfigError, match=r"POLYMARKET_DB='.*': must be the name of a file"):
+        AsyncCollector()
+    monkeypatch.setenv("POLYMARKET_DB", "")
+    assert AsyncCollector().settings.db_path == Path("polymarket_data.db")
+
+
 def test_an_explicit_path_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYMARKET_DB", "elsewhere.db")
     assert AsyncCollector("polymarket_data.db").settings.db_path == Path("polymarket_data.db")
@@ -138,6 +163,9 @@ def test_the_token_may_travel_over_https_or_loopback(monkeypatch: pytest.MonkeyP
         {"min_volume": "much"},
         {"twitter_max_posts": 9},
         {"run_timeout": 0},
+        {"db_path": ""},
+        {"db_path": ":memory:"},
+        {"db_path": "nul\0.db"},
     ],
 )
 def test_a_bad_argument_is_named_with_its_value(setting: dict[str, Any]) -> None:
@@ -165,6 +193,29 @@ def test_a_proxy_without_a_scheme_is_http_as_curl_has_it(monkeypatch: pytest.Mon
     monkeypatch.setenv("no_proxy", "clob.polymarket.com")
     settings = AsyncCollector().settings
     assert (str(settings.gamma.proxy), settings.clob.proxy) == ("http://localhost:3128", None)
+
+
+@pytest.mark.parametrize(
+    ("address", "exceptions", "direct"),
+    [
+        ("http://127.0.0.1:9", "127.0.0.0/8", True),
+        ("http://127.0.0.1:9", "192.168.0.0/16, 127.0.0.1/30", True),
+        ("http://127.0.0.1:9", "10.0.0.0/8 127.0.0.0/8", True),
+        ("http://127.0.0.1:9", "10.0.0.0/8,128.0.0.0/1,nonsense/8,/8", False),
+        ("http://127.0.0.1:9", "127.0.0.2/31,127.0.0.0/99,7.0.0.1,::/0", False),
+        ("http://[::1]:9", "::1/128", True),
+        ("http://[::1]:9", "[::1]", True),
+        ("http://[::1]:9", "fe80::/10", False),
+        ("http://localhost:9", "127.0.0.0/8", False),
+    ],
+)
+def test_no_proxy_may_name_networks(
+    monkeypatch: pytest.MonkeyPatch, address: str, exceptions: str, *, direct: bool
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://proxy:1")
+    monkeypatch.setenv("NO_PROXY", exceptions)
+    monkeypatch.setenv("CLOB_API", address)
+    assert (AsyncCollector().settings.clob.proxy is None) is direct
 
 
 def test_a_limit_of_nothing_is_refused_wherever_it_is_set() -> None:

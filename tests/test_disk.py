@@ -82,8 +82,8 @@ async def test_a_full_file_rolls_back_the_batch_and_keeps_those_before(
     opened = ac.Database.open
 
     @contextlib.asynccontextmanager
-    async def small(path: Path) -> Any:  # noqa: ANN401
-        async with opened(path) as file:
+    async def small(*args: Any) -> Any:  # noqa: ANN401
+        async with opened(*args) as file:
             await file._connection.execute("PRAGMA max_page_count = 300")
             yield file
 
@@ -95,6 +95,23 @@ async def test_a_full_file_rolls_back_the_batch_and_keeps_those_before(
     assert stored
     assert rows(database, "SELECT count(*) AS stored FROM snapshots") == [{"stored": stored[-1]}]
     assert (await make_collector().collect_all())["snapshots"] == 1_000
+
+
+async def test_a_collector_takes_no_other_file_than_in_its_runs_before(
+    exchange: FakePolymarket, make_collector: Callable[..., ac.AsyncCollector], database: Path
+) -> None:
+    assert exchange.url
+    collector, away = make_collector(), database.with_name("away.db")
+    await collector.collect_all()
+    database.rename(away)
+    with pytest.raises(ac.StorageError, match=r"polymarket_data\.db: is not the file of the runs before: it was moved"):
+        await collector.collect_all()
+    assert not database.exists()
+    await make_collector().collect_all()  # whoever begins now makes one
+    with pytest.raises(ac.StorageError, match="is not the file of the runs before"):
+        await collector.collect_all()
+    away.replace(database)
+    assert (await collector.collect_all())["run_id"] == 2
 
 
 @pytest.mark.parametrize("replaced", ["", "by another"])

@@ -195,6 +195,7 @@ async def test_settings_of_the_service_come_from_the_environment(exchange: FakeP
         ("COLLECTOR_INTERVAL_MINUTES", "15min"),
         ("COLLECTOR_INTERVAL_MINUTES", "nan"),
         ("COLLECTOR_MIN_VOLUME", "-1"),
+        ("COLLECTOR_MIN_VOLUME", " "),
         ("GAMMA_API", "nowhere"),
     ],
 )

@@ -24,6 +24,7 @@ from async_collector import (
     Saved,
     Snapshot,
     StorageError,
+    reading,
 )
 
 if TYPE_CHECKING:
@@ -173,6 +174,28 @@ async def test_a_folder_is_no_database(tmp_path: Path) -> None:
         await opened_once(tmp_path)
 
 
+async def test_a_file_with_a_second_name_is_refused_and_told(tmp_path: Path) -> None:
+    """SQLite keeps a log per name: two writers would destroy the file."""
+    path = tmp_path / "file.db"
+    await opened_once(path)
+    (tmp_path / "other.db").hardlink_to(path)
+    for name in (path, tmp_path / "other.db"):
+        with pytest.raises(StorageError, match=r"\.db: has a second name \(a hard link\)") as caught:
+            await opened_once(name)
+        assert caught.value.lasting
+        with pytest.raises(StorageError, match="has a second name"), reading(name):
+            pass
+
+
+async def test_a_link_makes_its_file_where_it_leads(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    path, link = tmp_path / "there" / "file.db", tmp_path / "link.db"
+    link.symlink_to(path)
+    await opened_once(link)
+    assert path.stat().st_mode & 0o007 == 0
+    assert sorted(tmp_path.iterdir()) == [link, tmp_path / "there"]
+
+
 async def test_an_empty_file_becomes_a_database(tmp_path: Path) -> None:
     path = tmp_path / "empty.db"
     path.touch()
@@ -225,16 +248,51 @@ async def test_a_batch_is_stored_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "file.db"
     async with Database.open(path) as database:
         run_id = await database.start_run(started_at=T0, min_volume=0)
-        orphan = Batch(
-            1, [market("1")], [snapshot("1", run_id), snapshot("2", run_id)], [Failure(run_id, "1", "book", "x")]
-        )
-        with pytest.raises(StorageError, match=r"cannot store a batch: FOREIGN KEY constraint failed"):
-            await database.save(orphan)
+        await database._connection.execute("ALTER TABLE failures RENAME TO elsewhere")
+        batch = Batch(1, [market("1")], [snapshot("1", run_id)], [Failure(run_id, "1", "book", "x")])
+        with pytest.raises(StorageError, match=r"cannot store a batch: no such table: failures"):
+            await database.save(batch)
         assert not database._connection.in_transaction
+        await database._connection.execute("ALTER TABLE elsewhere RENAME TO failures")
         assert await database.save(Batch(1, [market("2")], [snapshot("2", run_id)])) == Saved(snapshots=1)
     assert [row["market_id"] for row in rows(path, "SELECT market_id FROM snapshots")] == ["2"]
     assert [row["market_id"] for row in rows(path, "SELECT market_id FROM markets")] == ["2"]
     assert rows(path, "SELECT * FROM failures") == []
+
+
+@pytest.mark.parametrize("way", ["ABORT", "FAIL", "ROLLBACK"])
+async def test_rows_that_sqlite_refuses_are_failures_and_the_rest_is_stored(tmp_path: Path, way: str) -> None:
+    path = tmp_path / "file.db"
+    async with Database.open(path) as database:
+        await database._connection.execute(
+            "CREATE TRIGGER mine BEFORE INSERT ON snapshots WHEN NEW.price_yes > 0.5 "
+            f"BEGIN SELECT RAISE({way}, 'too dear'); END"
+        )
+        run_id = await database.start_run(started_at=T0, min_volume=0)
+        names = [str(number) for number in range(1, 8)]
+        prices = [snapshot(name, run_id, price_yes=0.9 if name in "36" else 0.1) for name in names]
+        batch = Batch(run_id, [market(name) for name in names], [*prices, snapshot("no such market", run_id)])
+        batch.failures.append(Failure(run_id, "1", "book", "x"))
+        assert await database.save(batch) == Saved(snapshots=5, errors=4)
+    stored = rows(path, "SELECT market_id FROM snapshots ORDER BY market_id")
+    assert [row["market_id"] for row in stored] == ["1", "2", "4", "5", "7"]
+    assert rows(path, "SELECT count(*) AS n FROM markets") == [{"n": 7}]
+    assert rows(path, "SELECT market_id, stage, reason FROM failures ORDER BY rowid") == [
+        {"market_id": "1", "stage": "book", "reason": "x"},
+        {"market_id": "3", "stage": "save", "reason": "too dear"},
+        {"market_id": "6", "stage": "save", "reason": "too dear"},
+        {"market_id": "no such market", "stage": "save", "reason": "FOREIGN KEY constraint failed"},
+    ]
+    assert rows(path, "SELECT snapshots_saved, errors FROM runs") == [{"snapshots_saved": 5, "errors": 4}]
+
+
+async def test_a_failure_that_sqlite_refuses_is_an_error(tmp_path: Path) -> None:
+    async with Database.open(tmp_path / "file.db") as database:
+        trigger = "CREATE TRIGGER mine BEFORE INSERT ON failures BEGIN SELECT RAISE(ABORT, 'no failures'); END"
+        await database._connection.execute(trigger)
+        for batch in (Batch(1, failures=[Failure(1, "1", "book", "x")]), Batch(1, snapshots=[snapshot("none", 1)])):
+            with pytest.raises(StorageError, match="no failures"):
+                await database.save(batch)
 
 
 async def test_a_market_keeps_its_first_seen_and_what_is_absent_this_time(tmp_path: Path) -> None:
@@ -280,13 +338,14 @@ async def test_the_latest_snapshot_is_the_one_stored_last_whatever_the_clocks_sa
 async def test_an_error_of_a_cancelled_save_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with Database.open(tmp_path / "file.db") as database:
         run_id = await database.start_run(started_at=T0, min_volume=0)
-        saving = asyncio.ensure_future(database.save(Batch(run_id, [], [snapshot("no such market", run_id)])))
+        await database._connection.execute("ALTER TABLE failures RENAME TO elsewhere")
+        saving = asyncio.ensure_future(database.save(Batch(run_id, failures=[Failure(run_id, "1", "book", "x")])))
         await asyncio.sleep(0)
         saving.cancel()
         await asyncio.wait([saving])
     assert saving.cancelled()
     assert "failed while being cancelled" in caplog.text
-    assert "FOREIGN KEY constraint failed" in caplog.text
+    assert "no such table: failures" in caplog.text
 
 
 async def test_a_cancelled_save_is_finished_first_and_leaves_no_lock(tmp_path: Path) -> None:

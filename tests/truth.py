@@ -135,8 +135,6 @@ async def command(
     try:
         out, err = await asyncio.wait_for(process.communicate(), within_s)
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.communicate()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
     return Done(process.returncode or 0, out.decode(errors="backslashreplace"), err.decode(errors="backslashreplace"))
