@@ -2196,6 +2196,88 @@ MIGRATIONS: Final = (
         WHERE next_run > last_run + 1
           AND EXISTS (SELECT 1 FROM runs WHERE run_id > last_run AND run_id < next_run AND follow = 1);
     """,
+    # 4: whole books, what changes in every run, who is followed, which days are archived
+    """
+    DROP VIEW IF EXISTS latest_snapshots;
+    CREATE TABLE books (                                    -- one row per content, market and UTC day
+        book_id INTEGER PRIMARY KEY,
+        market_id TEXT NOT NULL REFERENCES markets(market_id),
+        timestamp TIMESTAMP NOT NULL,                       -- when it was first received
+        bids TEXT,                                          -- of YES: JSON [[price, size], ...], the best level first;
+        asks TEXT,                                          -- '[]' is an empty side, NULL: there is no YES book
+        mirrored INTEGER,                                   -- 1: the NO book is the exact mirror of YES; 0: it is not;
+        bids_no TEXT,                                       -- NULL: there is no NO book. Its own lists only where
+        asks_no TEXT                                        -- it is no mirror
+    );
+    CREATE TABLE seen (                                     -- what changes in every run
+        market_id TEXT PRIMARY KEY,
+        last_seen TIMESTAMP,                                -- when the market was last listed as open
+        snapshot_id INTEGER                                 -- the newest one: of the newest run, whatever the clocks said
+    ) WITHOUT ROWID;
+    INSERT INTO seen
+        SELECT market_id, last_seen, (SELECT max(id) FROM snapshots AS s WHERE s.market_id = m.market_id)
+        FROM markets AS m;
+    ALTER TABLE markets ADD COLUMN followed INTEGER NOT NULL DEFAULT 0; -- 1: collected until it resolves
+    ALTER TABLE snapshots ADD COLUMN book_id INTEGER REFERENCES books(book_id);
+    ALTER TABLE failures ADD COLUMN markets INTEGER;        -- how many markets it concerns
+    ALTER TABLE runs ADD COLUMN selection TEXT;             -- JSON of the names that were asked for; NULL: none
+    ALTER TABLE runs ADD COLUMN depth INTEGER;              -- levels kept of each side; 0: no books; NULL: all
+    ALTER TABLE runs ADD COLUMN books_saved INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE runs ADD COLUMN books_unchanged INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE runs ADD COLUMN unmirrored INTEGER NOT NULL DEFAULT 0; -- markets whose NO book is no mirror of YES
+    CREATE TABLE lake (                                     -- one row, made by the first archiving
+        database_id TEXT NOT NULL,                          -- a UUID
+        shard TEXT NOT NULL
+    );
+    CREATE TABLE archived_days (                            -- rows up to these ids are in the lake
+        day TEXT PRIMARY KEY,                               -- YYYY-MM-DD, UTC
+        archived_at TIMESTAMP NOT NULL,
+        parts INTEGER NOT NULL DEFAULT 1,                   -- files per table
+        snapshots INTEGER NOT NULL,                         -- the greatest id of each table
+        books INTEGER NOT NULL,
+        runs INTEGER NOT NULL,
+        failures INTEGER NOT NULL,
+        tweets INTEGER NOT NULL,
+        hype_signals INTEGER NOT NULL
+    );
+    CREATE INDEX snapshots_by_time ON snapshots(timestamp);
+    CREATE INDEX snapshots_by_run ON snapshots(run_id);
+    CREATE INDEX markets_by_event ON markets(event_slug);
+    CREATE INDEX markets_by_category ON markets(category);
+    CREATE VIEW latest_snapshots AS
+        SELECT m.question, m.category, m.outcome_yes, m.outcome_no, s.*,
+               m.slug, m.event_slug, m.end_time, m.resolved, m.resolution_outcome, seen.last_seen
+        FROM seen
+        JOIN snapshots AS s ON s.id = seen.snapshot_id
+        JOIN markets AS m ON m.market_id = seen.market_id;
+    -- each snapshot with its book; of a NO book that is a mirror, bid p is ask 1 - p of YES
+    CREATE VIEW order_books AS
+        SELECT s.id AS snapshot_id, s.market_id, s.timestamp, s.run_id, b.book_id, b.mirrored,
+               b.bids AS bids_yes, b.asks AS asks_yes,
+               CASE b.mirrored WHEN 0 THEN b.bids_no WHEN 1 THEN (
+                   SELECT json_group_array(json_array(round(1 - json_extract(value, '$[0]'), 9), json_extract(value, '$[1]')))
+                   FROM json_each(b.asks)
+               ) END AS bids_no,
+               CASE b.mirrored WHEN 0 THEN b.asks_no WHEN 1 THEN (
+                   SELECT json_group_array(json_array(round(1 - json_extract(value, '$[0]'), 9), json_extract(value, '$[1]')))
+                   FROM json_each(b.bids)
+               ) END AS asks_no
+        FROM snapshots AS s JOIN books AS b USING (book_id);
+    -- one row per level of each snapshot, level 1 being the best
+    CREATE VIEW book_levels AS
+        WITH sides (outcome, side, mirror) AS (
+            VALUES ('YES', 'bid', 0), ('YES', 'ask', 0), ('NO', 'bid', 0), ('NO', 'ask', 0), ('NO', 'bid', 1), ('NO', 'ask', 1)
+        )
+        SELECT s.id AS snapshot_id, s.market_id, s.timestamp, s.run_id, outcome, side, l.key + 1 AS level,
+               CASE sides.mirror WHEN 1 THEN round(1 - json_extract(l.value, '$[0]'), 9) ELSE json_extract(l.value, '$[0]') END AS price,
+               json_extract(l.value, '$[1]') AS size
+        FROM snapshots AS s JOIN books AS b USING (book_id) JOIN sides
+        JOIN json_each(CASE
+            WHEN outcome = 'YES' THEN CASE side WHEN 'bid' THEN b.bids ELSE b.asks END
+            WHEN sides.mirror = 1 AND b.mirrored = 1 THEN CASE side WHEN 'bid' THEN b.asks ELSE b.bids END
+            WHEN sides.mirror = 0 THEN CASE side WHEN 'bid' THEN b.bids_no ELSE b.asks_no END
+        END) AS l;
+    """,
 )
 
 
