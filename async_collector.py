@@ -2041,6 +2041,7 @@ class XApi:
 # --- Storage ----------------------------------------------------------------------------------------------------------
 
 BUSY_TIMEOUT_S: Final = 30.0
+LOCK_WAIT_S: Final = 3.0  # an archive holds the database for a moment at a time; a collector for minutes
 FILE_MODE: Final = 0o660  # less the umask: nobody but the owner and the group reads or writes a new file
 WAL_LIMIT_BYTES: Final = 64 * 2**20
 
@@ -2242,6 +2243,7 @@ MIGRATIONS: Final = (
     );
     CREATE INDEX snapshots_by_time ON snapshots(timestamp);
     CREATE INDEX snapshots_by_run ON snapshots(run_id);
+    CREATE INDEX books_by_time ON books(timestamp);
     CREATE INDEX markets_by_event ON markets(event_slug);
     CREATE INDEX markets_by_category ON markets(category);
     CREATE VIEW latest_snapshots AS
@@ -2477,8 +2479,14 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 @contextmanager
-def _held_alone(path: Path) -> Iterator[None]:
-    """Hold the database for this collector; the lock dies with its process. The file beside it names the holder."""
+def held_alone(path: Path, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold the database for this process; the lock dies with it. The file beside the database names the holder.
+
+    Whoever writes to the file holds it, so that there is one writer at a time.
+
+    Raises:
+        DatabaseBusy: another process still holds it after *wait_s* seconds.
+    """
     real_path = Path(os.path.realpath(path))
     signature = f"process {os.getpid()} since {sql_time(datetime.now(UTC))} UTC"
 
@@ -2487,7 +2495,7 @@ def _held_alone(path: Path) -> Iterator[None]:
         os.write(descriptor, signature.encode())
 
     lock_path = real_path.with_name(f"{real_path.name}.lock")
-    lock = filelock.FileLock(lock_path, timeout=0, mode=FILE_MODE, preserve_lock_file=True, on_acquired=sign)
+    lock = filelock.FileLock(lock_path, timeout=wait_s, mode=FILE_MODE, preserve_lock_file=True, on_acquired=sign)
     try:
         lock.acquire()
     except filelock.Timeout as error:
@@ -2579,7 +2587,7 @@ class Database:
         async with AsyncExitStack() as stack:
             with _naming(path, "open"):
                 _refuse_what_is_no_file(path)
-                stack.enter_context(_held_alone(path))
+                stack.enter_context(held_alone(path, LOCK_WAIT_S))
                 _create(path)
                 _warn_of_old_sqlite()
                 # aiosqlite's thread outlives a connect that fails and may write a traceback: let it fail here
