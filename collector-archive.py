@@ -479,11 +479,17 @@ def _sync_folders(folder: Path, top: Path) -> None:
 # --- The file ---------------------------------------------------------------------------------------------------------
 
 
+def _text(stored: bytes) -> str:
+    """Return a text that another program may have stored in another encoding than UTF-8."""
+    return stored.decode(errors="surrogateescape")
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
     """Open the collector's file for reading, in one transaction, beside whoever writes to it."""
     with ac.reading(path) as connection:
         connection.isolation_level = None
+        connection.text_factory = _text
         connection.execute("BEGIN")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version != len(ac.MIGRATIONS):
@@ -1140,7 +1146,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if MISSING:
         say(f"collector-archive: {MISSING} is missing: pip install 'polymarket-async-collector[archive]'", sys.stderr)
         return BAD_CONFIGURATION
-    gc.disable()  # nothing here is cyclic, and looking for it takes half of the time that rows take
     try:
         run(options)
     except ac.CollectorError as error:
@@ -1152,4 +1157,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    gc.disable()  # rows are no cycles, and to look for some among millions takes as long as to read them
     sys.exit(main())
