@@ -60,7 +60,7 @@ HOLD_S: Final = 0.05  # the file is held for about so long at a time
 MAX_DELETED: Final = 5_000  # rows in a transaction
 PAUSE_S: Final = 0.06  # a collector that waits for the file looks every 0.05 s
 PAUSE_EVERY_S: Final = 0.25
-CHECKPOINT_PAGES: Final = 2_000
+RETRY: Final = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}  # of a request to object storage
 SECRETS: Final = ("AWS_", "AZURE_", "GOOGLE_", "GCS_")
 
 
@@ -180,7 +180,7 @@ class Column(NamedTuple):
         if self.kind != "levels":
             kinds = {"integer": pa.int64(), "real": pa.float64(), "blob": pa.binary(), "text": pa.string()}
             return [pa.field(self.name, kinds.get(self.kind, pa.timestamp("ms", "UTC")))]
-        side, _, outcome = self.name.partition("s")  # bids_no: bid_prices_no, bid_sizes_no
+        side, outcome = self.name[:3], self.name[4:]  # bids_no: bid_prices_no, bid_sizes_no
         kinds = {"prices": pa.decimal128(9, 4), "sizes": pa.decimal128(18, 6)}
         return [
             pa.field(f"{side}_{what}{outcome}", pa.list_(pa.field("element", kind, nullable=False)))
@@ -351,9 +351,8 @@ class Lake:
         if scheme not in {"s3", "gs", "az"} or not parts.netloc or "@" in parts.netloc or parts.query or parts.fragment:
             msg = "LAKE: must be a folder or s3://bucket/prefix (or gs://, az://), with the keys in the environment"
             raise ac.ConfigError(msg)
-        retries = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
         with self.naming("open"):
-            self._store = obstore.store.from_url(address, retry_config=retries)
+            self._store = obstore.store.from_url(address, retry_config=RETRY)
 
     @contextmanager
     def naming(self, doing: str) -> Iterator[None]:
@@ -417,8 +416,12 @@ class Lake:
 
     def rows(self, name: str) -> int:
         """Return the number of rows that the Parquet file *name* says it has."""
-        with self.naming(f"read {name}"), closing(pa.PythonFile(obstore.open_reader(self._store, name))) as file:
-            return int(pq.read_metadata(file).num_rows)
+        with self.naming(f"read {name}"):
+            size = self._store.head(name)["size"]
+            end = bytes(self._store.get_range(name, start=max(0, size - 8), end=size))
+            length = int.from_bytes(end[:4], "little") + 8  # the metadata are the last part, and their length follows
+            metadata = self._store.get_range(name, start=max(0, size - length), end=size)
+            return int(pq.read_metadata(pa.BufferReader(bytes(metadata))).num_rows)
 
     def fetch(self, name: str, target: Path) -> None:
         """Copy the file *name* to *target*."""
@@ -1041,16 +1044,22 @@ def _restore_table(
     with pq.ParquetFile(copy) as parquet:
         there = set(parquet.schema_arrow.names)
         columns = [column for column in columns_of(connection, table) if column.fields[0].name in there]
-        names = [column.name for column in columns]
-        insert = f"INSERT OR REPLACE INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608
         for number in range(parquet.num_row_groups):
             batch = decoded(parquet.read_row_group(number), columns)
-            odd = {row: from_json(text) for row, text in enumerate(batch["as_stored"].to_pylist()) if text}
-            cells = [batch[name].to_pylist() for name in names]
-            for row, values in odd.items():
-                for name, value in values.items():
-                    cells[names.index(name)][row] = value
-            connection.executemany(insert, zip(*cells, strict=True))
+            odd = batch.pop("as_stored").to_pylist()
+            for row, text in zip(zip(*(cells.to_pylist() for cells in batch.values()), strict=True), odd, strict=True):
+                values = dict(zip(batch, row, strict=True)) | (from_json(text) if text else {})
+                connection.execute(_insert(table, values), [_bindable(value) for value in values.values()])
+
+
+def _insert(table: str, values: Mapping[str, object]) -> str:
+    """Return the statement that inserts *values*; texts that are no UTF-8 are bound as bytes."""
+    places = ("?" if _is_unicode(value) else "CAST(? AS TEXT)" for value in values.values())
+    return f"INSERT OR REPLACE INTO {table} ({', '.join(values)}) VALUES ({', '.join(places)})"  # noqa: S608
+
+
+def _bindable(value: object) -> object:
+    return value if _is_unicode(value) else str(value).encode(errors="surrogateescape")
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
