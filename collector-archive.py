@@ -60,7 +60,7 @@ HOLD_S: Final = 0.05  # the file is held for about so long at a time
 MAX_DELETED: Final = 5_000  # rows in a transaction
 PAUSE_S: Final = 0.06  # a collector that waits for the file looks every 0.05 s
 PAUSE_EVERY_S: Final = 0.25
-RETRY: Final = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}  # of a request to object storage
+RETRY: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}  # of a request to object storage
 SECRETS: Final = ("AWS_", "AZURE_", "GOOGLE_", "GCS_")
 
 
@@ -450,7 +450,8 @@ class Lake:
             msg = f"{self.address}/{name}: is damaged: {error}"
             raise LakeError(msg) from error
         if newer:
-            msg = f"{self.address}/{name}: was written by a newer version (format {manifest['format']}, schema {manifest['schema']})"
+            version = f"format {manifest['format']}, schema {manifest['schema']}"
+            msg = f"{self.address}/{name}: was written by a newer version: {version}"
             raise LakeError(msg)
         return manifest
 

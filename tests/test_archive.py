@@ -1,8 +1,9 @@
 """The lake as its readers see it: every row once, whatever was killed, changed, late or odd."""
 
+# ruff: noqa: S608  the statements of tests are their own
+
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -32,6 +33,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 pytest.importorskip("obstore")
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -41,7 +43,11 @@ COMMAND = str(PROJECT / "collector-archive.py")
 SCRIPT: dict[str, Any] = runpy.run_path(COMMAND, run_name="script")
 DOCUMENT = (PROJECT / "docs" / "lake.md").read_text()
 TABLES = ("snapshots", "books", "runs", "failures", "tweets", "hype_signals")
-KEYS = {"AWS_ACCESS_KEY_ID": "AKIATESTTESTTESTTEST", "AWS_SECRET_ACCESS_KEY": "a+very/secret=key", "AWS_REGION": "us-east-1"}
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "AKIATESTTESTTESTTEST",
+    "AWS_SECRET_ACCESS_KEY": "a+very/secret=key",
+    "AWS_REGION": "us-east-1",
+}
 DAY = "2026-11-01"
 
 
@@ -83,7 +89,15 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         port = probe.getsockname()[1]
     log = (tmp_path_factory.mktemp("s3") / "log").open("wb")
     process = subprocess.Popen(
-        [sys.executable, "-c", "import sys; from moto.server import main; main(sys.argv[1:])", "-H", "127.0.0.1", "-p", str(port)],
+        [
+            sys.executable,
+            "-c",
+            "import sys; from moto.server import main; main(sys.argv[1:])",
+            "-H",
+            "127.0.0.1",
+            "-p",
+            str(port),
+        ],
         stdout=log,
         stderr=log,
     )
@@ -196,10 +210,12 @@ def test_values_that_no_column_can_hold_come_back_unchanged(sample: Path, tmp_pa
         sample,
         """UPDATE books SET bids = '[[0.12345,10]]', asks = '[[0.5,1000000000000]]' WHERE book_id = 1""",
         """UPDATE books SET bids = '[[0.50,10]]', asks = '[]', bids_no = '' WHERE book_id = 2""",
-        """UPDATE books SET bids = '[[99999.9999,999999999999.999999],[0,0.000001]]', asks = 'no list' WHERE book_id = 3""",
-        """UPDATE snapshots SET price_yes = 'dear', volume_24h = x'00ff', book_time = '2026-02-30 00:00:00.000' WHERE id = 1""",
+        """UPDATE books SET bids = '[[99999.9999,999999999999.999999],[0,0.000001]]', asks = 'none' WHERE book_id = 3""",
+        """UPDATE snapshots SET price_yes = 'dear', volume_24h = x'00ff', book_time = '2026-02-30 00:00:00.000'
+           WHERE id = 1""",
         """UPDATE snapshots SET price_yes = 9e999, spread = -0.0, book_time = '2026-11-01T00:00:00Z' WHERE id = 2""",
-        """UPDATE tweets SET text = CAST(x'ff41' AS TEXT), likes = 1.5, keywords = x'41', author_id = char(0) WHERE rowid = 1""",
+        """UPDATE tweets SET text = CAST(x'ff41' AS TEXT), likes = 1.5, keywords = x'41', author_id = char(0)
+           WHERE rowid = 1""",
         """UPDATE runs SET version = 7 WHERE run_id = 1""",
     )
     before = everything_of(sample)
@@ -219,7 +235,12 @@ def everything_of(path: Path) -> dict[str, list[Any]]:
     found = {}
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.text_factory = lambda stored: ("text", stored)
-        for table, day in (("snapshots", "timestamp"), ("books", "timestamp"), ("tweets", "created_at"), ("runs", "started_at")):
+        for table, day in (
+            ("snapshots", "timestamp"),
+            ("books", "timestamp"),
+            ("tweets", "created_at"),
+            ("runs", "started_at"),
+        ):
             query = f"SELECT * FROM {table} WHERE substr({day}, 1, 10) = '{DAY}'"
             found[table] = sorted(connection.execute(query), key=str)
     return found
@@ -235,7 +256,9 @@ def test_a_lake_has_lists_of_decimals_times_in_utc_and_the_shard(sample: Path, t
     (first,) = rows(sample, "SELECT min(started_at) AS at FROM runs")
     stored = pq.read_table(tmp_path / "lake/runs/date=2026-11-01/north.parquet").to_pylist()
     assert stored[0]["started_at"] == datetime.fromisoformat(first["at"]).replace(tzinfo=UTC)
-    ordered = pq.read_table(tmp_path / "lake/snapshots/date=2026-11-01/north.parquet", columns=["market_id", "timestamp"])
+    ordered = pq.read_table(
+        tmp_path / "lake/snapshots/date=2026-11-01/north.parquet", columns=["market_id", "timestamp"]
+    )
     assert ordered.to_pylist() == sorted(ordered.to_pylist(), key=lambda row: (row["market_id"], row["timestamp"]))
 
 
@@ -244,7 +267,10 @@ def test_a_lake_has_lists_of_decimals_times_in_utc_and_the_shard(sample: Path, t
 
 def start(lake: str, database: Path, *args: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, COMMAND, lake, "--db", str(database), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, COMMAND, lake, "--db", str(database), *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -346,7 +372,9 @@ def test_a_late_snapshot_keeps_the_archived_book_that_it_refers_to(sample: Path,
     assert rows(sample, "SELECT count(*) AS n FROM snapshots") == [{"n": 1}]
 
 
-def test_two_shards_share_a_lake_and_a_name_belongs_to_one_database(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_shards_share_a_lake_and_a_name_belongs_to_one_database(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lake = tmp_path / "lake"
     databases = [tmp_path / f"{name}.db" for name in ("north", "south", "again")]
     for seed, database in enumerate(databases):
@@ -368,7 +396,9 @@ def test_two_shards_share_a_lake_and_a_name_belongs_to_one_database(tmp_path: Pa
 # --- which days -------------------------------------------------------------------------------------------------------
 
 
-def test_days_that_are_kept_not_over_or_have_an_open_run_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_days_that_are_kept_not_over_or_have_an_open_run_stay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     database, lake = tmp_path / "x.db", tmp_path / "lake"
     today = datetime.now(UTC).date()
     fill(database, markets=3, days=5, runs_per_day=2, first_day=today - timedelta(days=4))
@@ -426,11 +456,13 @@ def test_check_names_what_was_changed_or_lost(sample: Path, tmp_path: Path, caps
     assert not (tmp_path / "new.db").exists()
 
 
-def test_a_lake_that_cannot_be_is_said_and_costs_nothing(sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lake_that_cannot_be_is_said_and_costs_nothing(
+    sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = everything(sample)
     (tmp_path / "file").write_text("")
     (tmp_path / "text.db").write_text("no database" * 1_000)
-    cases = [
+    cases: list[tuple[int, str, tuple[str | Path, ...]]] = [
         (74, "is no folder", (tmp_path / "file", "--db", sample)),
         (74, "cannot open", (tmp_path / "file" / "lake", "--db", sample)),
         (74, "cannot read", (tmp_path / "lake", "--db", tmp_path / "none.db")),
@@ -455,7 +487,13 @@ def test_a_disk_that_fills_deletes_nothing(tmp_path: Path) -> None:
     sample = tmp_path / "x.db"
     fill(sample, markets=400, days=1, runs_per_day=6)
     before = everything(sample)
-    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000,) * 2); import sys, runpy; sys.argv[:] = sys.argv[1:]; import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); runpy.run_path({COMMAND!r}, run_name='__main__')"
+    limited = f"""
+import resource, runpy, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+sys.argv = sys.argv[1:]
+runpy.run_path({COMMAND!r}, run_name="__main__")
+"""
     args = [sys.executable, "-c", limited, COMMAND, str(tmp_path / "lake"), "--db", str(sample)]
     done = subprocess.run(args, capture_output=True, text=True, check=False)
     assert done.returncode == 74, done.stderr
@@ -484,7 +522,9 @@ def test_other_versions_are_refused(sample: Path, tmp_path: Path, capsys: pytest
     assert everything(sample) == before
 
 
-def test_a_day_that_the_lake_has_otherwise_is_not_deleted(sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_day_that_the_lake_has_otherwise_is_not_deleted(
+    sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A file from a backup, or one that was edited: the manifest there tells of other rows."""
     archive(tmp_path / "lake", "--db", sample, "--no-prune")
     change(sample, "DELETE FROM archived_days", "UPDATE snapshots SET price_yes = 0.123 WHERE id = 5")
@@ -494,7 +534,9 @@ def test_a_day_that_the_lake_has_otherwise_is_not_deleted(sample: Path, tmp_path
     assert everything(sample) == before
 
 
-def test_one_archive_at_a_time_and_none_while_the_file_is_held(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_archive_at_a_time_and_none_while_the_file_is_held(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with ac.held_alone(sample.with_name(f"{sample.name}.archive")):
         assert archive(tmp_path / "lake", "--db", sample) == 75
     monkeypatch.setitem(SCRIPT["main"].__globals__, "PATIENCE_S", 0.1)
@@ -504,15 +546,25 @@ def test_one_archive_at_a_time_and_none_while_the_file_is_held(sample: Path, tmp
 
 
 def test_without_its_packages_it_names_the_extra(sample: Path, tmp_path: Path) -> None:
-    without = f"import sys, runpy; sys.modules['pyarrow'] = None; sys.argv[:] = sys.argv[1:]; runpy.run_path({COMMAND!r}, run_name='__main__')"
+    without = f"""
+import runpy, sys
+sys.modules["pyarrow"] = None
+sys.argv = sys.argv[1:]
+runpy.run_path({COMMAND!r}, run_name="__main__")
+"""
     done = subprocess.run(
-        [sys.executable, "-c", without, COMMAND, str(tmp_path / "lake"), "--db", str(sample)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", without, COMMAND, str(tmp_path / "lake"), "--db", str(sample)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr.count("\n")) == (78, 1)
     assert "polymarket-async-collector[archive]" in done.stderr
 
 
-@pytest.mark.parametrize("args", [("--restore", "1st"), ("--restore", DAY), ("--shard", "a/b"), ("--keep", "-1"), ("--check", "--dry-run")])
+@pytest.mark.parametrize(
+    "args", [("--restore", "1st"), ("--restore", DAY), ("--shard", "a/b"), ("--keep", "-1"), ("--check", "--dry-run")]
+)
 def test_a_bad_command_line_is_refused(args: tuple[str, ...], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stopped:
         archive(tmp_path / "lake", *args)
@@ -522,7 +574,9 @@ def test_a_bad_command_line_is_refused(args: tuple[str, ...], tmp_path: Path) ->
 # --- object storage ---------------------------------------------------------------------------------------------------
 
 
-def test_object_storage_holds_the_same(sample: Path, tmp_path: Path, bucket: str, s3_server: Server, capfd: pytest.CaptureFixture[str]) -> None:
+def test_object_storage_holds_the_same(
+    sample: Path, tmp_path: Path, bucket: str, s3_server: Server, capfd: pytest.CaptureFixture[str]
+) -> None:
     expected = view(tmp_path, sample)
     lake = f"s3://{bucket}/lake"
     assert archive(lake, "--db", sample, "--keep", "0") == 0
@@ -562,7 +616,10 @@ def true_depth(*databases: Path) -> dict[tuple[str | None, str], float]:
     """Return the depth within 2 cents by category and day from the files themselves."""
     total: dict[tuple[str | None, str], float] = {}
     for database in databases:
-        for row in rows(database, "SELECT bids, substr(b.timestamp, 1, 10) AS day, category FROM books AS b JOIN markets USING (market_id)"):
+        for row in rows(
+            database,
+            "SELECT bids, substr(b.timestamp, 1, 10) AS day, category FROM books AS b JOIN markets USING (market_id)",
+        ):
             levels = json.loads(row["bids"])
             near = sum(size for price, size in levels if round(price, 4) >= round(levels[0][0] - 0.02, 4))
             total[row["category"], row["day"]] = total.get((row["category"], row["day"]), 0.0) + near
@@ -581,15 +638,20 @@ def two_shards(tmp_path: Path) -> list[Path]:
 def test_the_examples_for_one_machine(two_shards: list[Path], tmp_path: Path) -> None:
     lake = str(tmp_path / "lake")
     expected = true_depth(*two_shards)
-    prices = rows(two_shards[0], f"SELECT price_yes FROM snapshots WHERE market_id = '500003' AND timestamp < '{DAY}~' ORDER BY timestamp")
+    prices = rows(
+        two_shards[0],
+        f"SELECT price_yes FROM snapshots WHERE market_id = '500003' AND timestamp < '{DAY}~' ORDER BY timestamp",
+    )
     for database in two_shards:
         assert archive(lake, "--db", database, "--shard", database.stem) == 0
     by_duckdb = {(category, str(day)): depth for category, day, depth in EXAMPLES["depth_by_duckdb"](lake)}
     assert by_duckdb == pytest.approx(expected)
-    by_polars = {(row["category"], str(row["date"])): row["depth"] for row in EXAMPLES["depth_by_polars"](lake).to_dicts()}
+    by_polars = {
+        (row["category"], str(row["date"])): row["depth"] for row in EXAMPLES["depth_by_polars"](lake).to_dicts()
+    }
     assert by_polars == pytest.approx(expected)
     of_north = EXAMPLES["prices_of"](lake, "500003", DAY)
-    assert [row["price_yes"] for row in prices] == pytest.approx(list(of_north.price_yes)[: len(prices)], abs=1) 
+    assert [row["price_yes"] for row in prices] == pytest.approx(list(of_north.price_yes)[: len(prices)], abs=1)
     files = EXAMPLES["finished_files"](lake, "books")
     assert len(files) == 4
     assert all(os.path.exists(path) for path in files)  # noqa: PTH110
@@ -627,9 +689,14 @@ async def test_a_service_beside_it_misses_no_tick_and_no_reader_waits(exchange: 
     """An interval of a second, and a day of 1.5 million rows on its way into the lake."""
     database = tmp_path / "polymarket_data.db"
     fill(database, markets=15_700, days=1, levels=10)
-    env = os.environ | exchange.environment | {"POLYMARKET_DB": str(database), "COLLECTOR_INTERVAL_MINUTES": str(1 / 60)}
+    env = (
+        os.environ | exchange.environment | {"POLYMARKET_DB": str(database), "COLLECTOR_INTERVAL_MINUTES": str(1 / 60)}
+    )
     service = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(PROJECT / "collector-service.py")), env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *(sys.executable, str(PROJECT / "collector-service.py")),
+        env=env,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     archiving = await asyncio.create_subprocess_exec(
         *(sys.executable, COMMAND, str(tmp_path / "lake"), "--db", str(database)), stderr=asyncio.subprocess.PIPE
@@ -648,7 +715,10 @@ async def test_a_service_beside_it_misses_no_tick_and_no_reader_waits(exchange: 
     ticks = [int(found) for found in re.findall(r"(\d+) ticks missed", said.decode())]
     assert len(ticks) > 5
     assert "in use by" not in said.decode()
-    assert {row["status"] for row in rows(database, "SELECT status FROM runs WHERE run_id > 96")} <= {"complete", "failed"}
+    assert {row["status"] for row in rows(database, "SELECT status FROM runs WHERE run_id > 96")} <= {
+        "complete",
+        "failed",
+    }
     assert rows(database, "SELECT count(*) AS n FROM runs WHERE run_id > 96 AND status = 'failed'")[0]["n"] <= 1
     assert rows(database, f"SELECT count(*) AS n FROM snapshots WHERE timestamp < '{DAY}~'") == [{"n": 0}]
     assert rows(database, "PRAGMA integrity_check") == [{"integrity_check": "ok"}]
