@@ -89,22 +89,18 @@ class Table(NamedTuple):
         return f"{self.time} >= :day AND {self.time} < :next AND +{self.number} > :after AND +{self.number} <= :upto"
 
 
+SNAPSHOTS: Final = Table("snapshots", "id", "timestamp", "market_id, timestamp", 20_000, reuses_ids=False)
+MARKETS: Final = Table("markets", "", "", "market_id", 20_000, is_pruned=False)  # of the day's snapshots
+RUN_START: Final = "(SELECT started_at FROM runs WHERE runs.run_id = failures.run_id)"
 # in the order in which they are deleted: a book goes after the snapshots that refer to it
 TABLES: Final = (
     Table("runs", "run_id", "started_at", "run_id", 20_000, is_pruned=False),
-    Table(
-        "failures",
-        "rowid",
-        "(SELECT started_at FROM runs WHERE runs.run_id = failures.run_id)",
-        "rowid",
-        50_000,
-    ),
+    Table("failures", "rowid", RUN_START, "rowid", 50_000),
     Table("tweets", "rowid", "created_at", "market_id, timestamp, rowid", 20_000),
     Table("hype_signals", "id", "timestamp", "market_id, timestamp", 50_000, reuses_ids=False),
-    Table("snapshots", "id", "timestamp", "market_id, timestamp", 20_000, reuses_ids=False),
+    SNAPSHOTS,
     Table("books", "book_id", "timestamp", "market_id, timestamp, book_id", 5_000, level=9),
 )
-MARKETS: Final = Table("markets", "", "", "market_id", 20_000, is_pruned=False)
 LEVELS: Final = {"bids", "asks", "bids_no", "asks_no"}
 MILLISECONDS: Final = {"book_time"}  # the other times are to the second
 OWN_COLUMNS: Final = ("shard", "as_stored")
@@ -133,7 +129,7 @@ def query(table: Table, columns: Sequence[Column]) -> str:
     """Return the query for the rows of a window, in the order of the file."""
     names = ", ".join(f't."{column.name}"' for column in columns)
     if table is MARKETS:
-        wanted = "SELECT market_id FROM snapshots WHERE " + TABLES[4].condition
+        wanted = f"SELECT market_id FROM snapshots WHERE {SNAPSHOTS.condition}"  # noqa: S608
         return f"SELECT {names} FROM markets AS t WHERE market_id IN ({wanted}) ORDER BY market_id"  # noqa: S608
     # ids are sorted before wide rows are read
     keys = f"SELECT {table.number} AS number FROM {table.name} WHERE {table.condition} ORDER BY {table.order}"  # noqa: S608
@@ -211,18 +207,16 @@ class Column(NamedTuple):
         return pa.array(values, kind)
 
     def _misfits(self, taken: pa.Array) -> list[int]:
+        """Return the rows whose texts are not in the one form that `decode` writes."""
         fits = pc.match_substring_regex(taken, FORMS[self.kind])
-        misfits = (
-            {row for row, is_fit in enumerate(fits.to_pylist()) if is_fit is False}
-            if pc.all(fits).as_py() is False
-            else set()
-        )
-        if self.kind != "levels":
-            with suppress(pa.ArrowInvalid):
-                pc.if_else(fits, taken, None).cast(pa.timestamp("ms"))
-                return sorted(misfits)
-            misfits |= {row for row, text in enumerate(taken.to_pylist()) if text is not None and not _is_time(text)}
-        return sorted(misfits)
+        if pc.all(fits).as_py() in {True, None}:
+            with suppress(pa.ArrowInvalid):  # of a 30th of February
+                if self.kind != "levels":
+                    taken.cast(pa.timestamp("ms"))
+                return []
+        is_right = bool if self.kind == "levels" else _is_time
+        texts = zip(taken.to_pylist(), fits.to_pylist(), strict=True)
+        return [row for row, (text, is_fit) in enumerate(texts) if text is not None and not (is_fit and is_right(text))]
 
     def encode(self, taken: pa.Array) -> list[pa.Array]:
         """Return the columns of the Parquet file for what `take` has returned."""
@@ -248,7 +242,7 @@ def _is_unicode(value: object) -> bool:
 
 def _is_time(text: str) -> bool:
     try:
-        return len(text) in {19, 23} and bool(datetime.fromisoformat(text))
+        return bool(datetime.fromisoformat(text))
     except ValueError:
         return False
 
@@ -514,13 +508,10 @@ class Writer:
         with self._naming():
             self.connection = sqlite3.connect(path, isolation_level=None, timeout=ac.BUSY_TIMEOUT_S)
             # a deleted parent would look for its children in all of `snapshots`
-            for pragma in (
-                "foreign_keys = OFF",
-                "synchronous = NORMAL",
-                "wal_autocheckpoint = 0",
-                "cache_size = -32768",
-            ):
-                self.connection.execute(f"PRAGMA {pragma}")
+            self.connection.execute("PRAGMA foreign_keys = OFF")
+            self.connection.execute("PRAGMA synchronous = NORMAL")  # what is deleted stays in the order of the log
+            self.connection.execute("PRAGMA wal_autocheckpoint = 0")  # `prune_table` does it by itself
+            self.connection.execute("PRAGMA cache_size = -32768")
 
     @contextmanager
     def _naming(self) -> Iterator[None]:
@@ -655,7 +646,7 @@ class Part:
         """Where the manifest of this part is."""
         return f"_manifest/date={self.window.day}/{self._file_name}.json"
 
-    def write(self, connection: sqlite3.Connection, bar: Bar) -> dict[str, Any]:
+    def write(self, connection: sqlite3.Connection, bar: tqdm[Any]) -> dict[str, Any]:
         """Read, write, read back, put into the lake, and claim it all with a manifest, which is returned."""
         with ThreadPoolExecutor(2) as pool:
             checks = []
@@ -674,7 +665,7 @@ class Part:
         return manifest
 
     def _write_table(
-        self, connection: sqlite3.Connection, table: Table, columns: Sequence[Column], path: Path, bar: Bar
+        self, connection: sqlite3.Connection, table: Table, columns: Sequence[Column], path: Path, bar: tqdm[Any]
     ) -> Digests:
         """Write the rows of *table* to the file *path*, durably; another thread encodes what this one has read."""
         schema = pa.schema(
@@ -759,7 +750,7 @@ class Part:
             if manifest["database"] != self._database_id or not same:
                 msg = f"{self._lake.address}/{self.manifest_name}: tells of other {table.name} than the database has"
                 raise LakeError(msg)
-        if problems := [problem for _, problem in faults(self._lake, manifest)]:
+        if problems := list(faults(self._lake, manifest)):
             raise LakeError(problems[0])
 
 
@@ -802,7 +793,7 @@ BUT_USED: Final = """
 CHECKPOINT: Final = "PRAGMA wal_checkpoint(PASSIVE)"
 
 
-def prune(path: Path, day: str, bar: Bar) -> int:
+def prune(path: Path, day: str, bar: tqdm[Any]) -> int:
     """Delete the rows of *day* that are in the lake from the file at *path*, and return how many there were."""
     with reading(path) as connection:
         later, _ = window_of(connection, day)
@@ -811,7 +802,7 @@ def prune(path: Path, day: str, bar: Bar) -> int:
         return sum(prune_table(writer, table, archived, bar) for table in TABLES if table.is_pruned)
 
 
-def prune_table(writer: Writer, table: Table, archived: Window, bar: Bar) -> int:
+def prune_table(writer: Writer, table: Table, archived: Window, bar: tqdm[Any]) -> int:
     """Delete the rows of one table, some thousands at a time, with the file free in between."""
     # SQLite gives the id of the newest row again once it is deleted: a late row would pass for an archived one
     but_newest = f"AND {table.number} < (SELECT max({table.number}) FROM {table.name})" if table.reuses_ids else ""  # noqa: S608
@@ -836,27 +827,6 @@ def prune_table(writer: Writer, table: Table, archived: Window, bar: Bar) -> int
 
 
 # --- What the command does --------------------------------------------------------------------------------------------
-
-
-class Bar:
-    """Progress in rows, drawn on a terminal only."""
-
-    def __init__(self) -> None:
-        """Draw nothing yet."""
-        self._bar = tqdm(unit=" rows", unit_scale=True, disable=not sys.stderr.isatty(), leave=False)
-
-    def begin(self, what: str, total: int) -> None:
-        """Begin anew, with *total* rows to come."""
-        self._bar.set_description(what)
-        self._bar.reset(total)
-
-    def update(self, rows: int) -> None:
-        """Count *rows* more."""
-        self._bar.update(rows)
-
-    def close(self) -> None:
-        """Remove the bar."""
-        self._bar.close()
 
 
 def identity(path: Path, shard: str | None) -> tuple[str, str]:
@@ -884,7 +854,7 @@ def identity(path: Path, shard: str | None) -> tuple[str, str]:
     return database_id, chosen
 
 
-def archive_day(path: Path, lake: Lake, owner: tuple[str, str], day: str, bar: Bar) -> dict[str, Any] | None:
+def archive_day(path: Path, lake: Lake, owner: tuple[str, str], day: str, bar: tqdm[Any]) -> dict[str, Any] | None:
     """Put the rows of *day* that are not in the lake there, and return the manifest; None if there are none."""
     with ExitStack() as stack:
         connection = stack.enter_context(reading(path))
@@ -897,7 +867,8 @@ def archive_day(path: Path, lake: Lake, owner: tuple[str, str], day: str, bar: B
             staging.mkdir(parents=True)
         stack.callback(shutil.rmtree, staging, ignore_errors=True)
         part = Part(lake, staging, window, owner)
-        bar.begin(f"{day} to the lake", sum(counts.values()))
+        bar.set_description(f"{day} to the lake")
+        bar.reset(sum(counts.values()))
         manifest = lake.manifest(part.manifest_name)
         if manifest:
             part.adopt(connection, manifest)
@@ -927,7 +898,7 @@ def finished_days(path: Path, keep: int) -> list[str]:
     return ready
 
 
-def archive(path: Path, lake: Lake, options: argparse.Namespace, bar: Bar) -> None:
+def archive(path: Path, lake: Lake, options: argparse.Namespace, bar: tqdm[Any]) -> None:
     """Archive and prune all days that are due, the oldest first."""
     owner = identity(path, options.shard)
     lake.claim(owner[1], owner[0])
@@ -940,7 +911,8 @@ def archive(path: Path, lake: Lake, options: argparse.Namespace, bar: Bar) -> No
         size = sum(item["bytes"] for manifest in manifests for item in manifest["tables"].values())
         deleted = 0
         if not options.no_prune:
-            bar.begin(f"{day} from the file", rows)
+            bar.set_description(f"{day} from the file")
+            bar.reset(rows)
             deleted = prune(path, day, bar)
         if manifests or deleted:
             took = time.monotonic() - started
@@ -958,17 +930,17 @@ def announce(path: Path, options: argparse.Namespace) -> None:
                 say(f"{day}: part {window.part}: {found}")
 
 
-def faults(lake: Lake, manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the files of *manifest* that are not as it says, with what is wrong."""
+def faults(lake: Lake, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the files of *manifest*."""
     for table in manifest["tables"].values():
         name = table["file"]
         sha256 = lake.sha256(name)
         if sha256 is None:
-            yield name, f"{lake.address}/{name}: is lost"
+            yield f"{lake.address}/{name}: is lost"
         elif sha256 != table["sha256"]:
-            yield name, f"{lake.address}/{name}: was changed"
+            yield f"{lake.address}/{name}: was changed"
         elif lake.rows(name) != table["rows"]:
-            yield name, f"{lake.address}/{name}: does not have {table['rows']} rows"
+            yield f"{lake.address}/{name}: does not have {table['rows']} rows"
 
 
 def check(lake: Lake) -> None:
@@ -980,7 +952,7 @@ def check(lake: Lake) -> None:
     manifests = files = rows = bad = 0
     for _, manifest in lake.manifests():
         manifests += 1
-        for _, problem in faults(lake, manifest):
+        for problem in faults(lake, manifest):
             say(problem, sys.stderr)
             bad += 1
         files += len(manifest["tables"])
@@ -1140,7 +1112,8 @@ def run(options: argparse.Namespace) -> None:
     elif options.dry_run:
         announce(path, options)
     else:
-        with ac.held_alone(path.with_name(f"{path.name}.archive")), closing(Bar()) as bar:  # one archive at a time
+        bar: tqdm[Any] = tqdm(unit=" rows", unit_scale=True, disable=not sys.stderr.isatty(), leave=False)
+        with bar, ac.held_alone(path.with_name(f"{path.name}.archive")):  # one archive of a file at a time
             archive(path, Lake(options.lake), options, bar)
             if options.shrink:
                 with closing(Writer(path)) as writer:

@@ -210,7 +210,7 @@ def test_values_that_no_column_can_hold_come_back_unchanged(sample: Path, tmp_pa
         sample,
         """UPDATE books SET bids = '[[0.12345,10]]', asks = '[[0.5,1000000000000]]' WHERE book_id = 1""",
         """UPDATE books SET bids = '[[0.50,10]]', asks = '[]', bids_no = '' WHERE book_id = 2""",
-        """UPDATE books SET bids = '[[99999.9999,999999999999.999999],[0,0.000001]]', asks = 'none' WHERE book_id = 3""",
+        """UPDATE books SET bids = '[[99999.9999,999999999999.999999],[0,0.000001]]', asks = 'no' WHERE book_id = 3""",
         """UPDATE snapshots SET price_yes = 'dear', volume_24h = x'00ff', book_time = '2026-02-30 00:00:00.000'
            WHERE id = 1""",
         """UPDATE snapshots SET price_yes = 9e999, spread = -0.0, book_time = '2026-11-01T00:00:00Z' WHERE id = 2""",
