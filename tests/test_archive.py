@@ -689,6 +689,7 @@ async def test_a_service_beside_it_misses_no_tick_and_no_reader_waits(exchange: 
     """An interval of a second, and a day of 1.5 million rows on its way into the lake."""
     database = tmp_path / "polymarket_data.db"
     fill(database, markets=15_700, days=1, levels=10)
+    change(database, "UPDATE markets SET resolved = 1")  # the exchange of this test does not know them
     env = (
         os.environ | exchange.environment | {"POLYMARKET_DB": str(database), "COLLECTOR_INTERVAL_MINUTES": str(1 / 60)}
     )
@@ -715,11 +716,8 @@ async def test_a_service_beside_it_misses_no_tick_and_no_reader_waits(exchange: 
     ticks = [int(found) for found in re.findall(r"(\d+) ticks missed", said.decode())]
     assert len(ticks) > 5
     assert "in use by" not in said.decode()
-    assert {row["status"] for row in rows(database, "SELECT status FROM runs WHERE run_id > 96")} <= {
-        "complete",
-        "failed",
-    }
-    assert rows(database, "SELECT count(*) AS n FROM runs WHERE run_id > 96 AND status = 'failed'")[0]["n"] <= 1
+    ends = [row["status"] for row in rows(database, "SELECT status FROM runs WHERE run_id > 96 ORDER BY run_id")]
+    assert set(ends[:-1]) == {"complete"}  # the last one may have been stopped
     assert rows(database, f"SELECT count(*) AS n FROM snapshots WHERE timestamp < '{DAY}~'") == [{"n": 0}]
     assert rows(database, "PRAGMA integrity_check") == [{"integrity_check": "ok"}]
     report = f"{len(ticks)} ticks, {ticks[-1]} missed; reader {max(waits):.3f} s at most"
