@@ -56,7 +56,7 @@ EXIT_CODES: Final = ((ac.DatabaseBusy, 75), (ac.StorageError, 74), (ac.ConfigErr
 BAD_CONFIGURATION: Final = 78
 INTERRUPTED: Final = 130
 PATIENCE_S: Final = 20 * 60.0  # with a collector that holds the file: a run ends before the next one begins
-HOLD_S: Final = 0.05  # the file is held for about so long at a time
+HOLD_S: Final = 0.04  # the file is held for about so long at a time
 MAX_DELETED: Final = 5_000  # rows in a transaction
 PAUSE_S: Final = 0.06  # a collector that waits for the file looks every 0.05 s
 PAUSE_EVERY_S: Final = 0.25
@@ -129,8 +129,8 @@ def query(table: Table, columns: Sequence[Column]) -> str:
     """Return the query for the rows of a window, in the order of the file."""
     names = ", ".join(f't."{column.name}"' for column in columns)
     if table is MARKETS:
-        wanted = f"SELECT market_id FROM snapshots WHERE {SNAPSHOTS.condition}"  # noqa: S608
-        return f"SELECT {names} FROM markets AS t WHERE market_id IN ({wanted}) ORDER BY market_id"  # noqa: S608
+        seen = f"SELECT 1 FROM snapshots WHERE market_id = t.market_id AND {SNAPSHOTS.condition}"  # noqa: S608
+        return f"SELECT {names} FROM markets AS t WHERE EXISTS ({seen}) ORDER BY market_id"  # noqa: S608
     # ids are sorted before wide rows are read
     keys = f"SELECT {table.number} AS number FROM {table.name} WHERE {table.condition} ORDER BY {table.order}"  # noqa: S608
     return f"SELECT {names} FROM ({keys} LIMIT -1) CROSS JOIN {table.name} AS t ON t.{table.number} = number"  # noqa: S608
