@@ -71,39 +71,38 @@ def sample(tmp_path: Path) -> Path:
 
 
 class Server(NamedTuple):
-    """An S3 server on loopback."""
+    """An S3 server on loopback, in a process of its own."""
 
     endpoint: str
+    process: subprocess.Popen[bytes]
 
-    def make_bucket(self, name: str) -> None:
+    def make_bucket(self) -> str:
+        name = f"bucket-{random.randrange(10**9)}"
         request = urllib.request.Request(f"{self.endpoint}/{name}", method="PUT")  # noqa: S310
         urllib.request.urlopen(request, timeout=10).close()  # noqa: S310
+        return name
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return KEYS | {"AWS_ENDPOINT_URL": self.endpoint, "AWS_ALLOW_HTTP": "true"}
 
 
-@pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A real server in a process of its own."""
+@contextlib.contextmanager
+def serving() -> Iterator[Server]:
+    """Start a server and end it."""
     pytest.importorskip("moto.server")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = (tmp_path_factory.mktemp("s3") / "log").open("wb")
+        port = str(probe.getsockname()[1])
+    program = "import sys; from moto.server import main; main(sys.argv[1:])"
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from moto.server import main; main(sys.argv[1:])",
-            "-H",
-            "127.0.0.1",
-            "-p",
-            str(port),
-        ],
-        stdout=log,
-        stderr=log,
+        [sys.executable, "-c", program, "-H", "127.0.0.1", "-p", port],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
-    server = Server(f"http://127.0.0.1:{port}")
+    server = Server(f"http://127.0.0.1:{port}", process)
     try:
-        for _ in range(300):
+        for _ in range(600):
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(server.endpoint, timeout=5).close()  # noqa: S310
                 break
@@ -112,17 +111,21 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     finally:
         process.kill()
         process.wait()
-        log.close()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Server]:
+    """The server that the tests share."""
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture
 def bucket(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """An empty bucket, with the environment that leads to it."""
-    name = f"bucket-{random.randrange(10**9)}"
-    s3_server.make_bucket(name)
-    for key, value in (KEYS | {"AWS_ENDPOINT_URL": s3_server.endpoint, "AWS_ALLOW_HTTP": "true"}).items():
+    for key, value in s3_server.environment.items():
         monkeypatch.setenv(key, value)
-    return name
+    return s3_server.make_bucket()
 
 
 def archive(*args: str | Path) -> int:
@@ -607,6 +610,27 @@ def test_a_bucket_that_is_not_there_or_does_not_answer_is_said(
     assert "cannot" in error
     assert KEYS["AWS_SECRET_ACCESS_KEY"] not in error
     assert everything(sample) == before
+
+
+@pytest.mark.slow
+def test_a_network_that_goes_in_the_middle_deletes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = tmp_path / "x.db"
+    fill(database, markets=800, days=1)
+    before = everything(database)
+    with serving() as server:
+        for key, value in server.environment.items():
+            monkeypatch.setenv(key, value)
+        process = start(f"s3://{server.make_bucket()}/lake", database)
+        while not (tmp_path / "x.db.archive" / "books.parquet").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        server.process.kill()
+        _, errors = process.communicate(timeout=300)
+    assert (process.returncode, errors.count("\n")) == (74, 1)
+    assert "cannot write" in errors or "cannot read" in errors
+    assert everything(database) == before
+    assert not (tmp_path / "x.db.archive").exists()
+    assert archive(tmp_path / "lake", "--db", database) == 0
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
