@@ -2049,6 +2049,7 @@ MIGRATIONS: Final = (
     );
     CREATE INDEX snapshots_by_time ON snapshots(timestamp);
     CREATE INDEX snapshots_by_run ON snapshots(run_id);
+    CREATE INDEX books_by_time ON books(timestamp);
     CREATE INDEX runs_by_start ON runs(started_at);
     CREATE INDEX markets_by_slug ON markets(slug);  -- else a market's series is looked for by walking all of time
     CREATE INDEX markets_by_event ON markets(event_slug);
@@ -2259,6 +2260,7 @@ def our_columns() -> Mapping[str, Sequence[str]]:
 
 FILE_MODE: Final = 0o660  # less the umask: nobody but the owner and the group reads or writes a new file
 BUSY_TIMEOUT_S: Final = 30.0
+LOCK_WAIT_S: Final = 3.0  # an archive holds the lock for a moment at a time
 WAL_LIMIT_BYTES: Final = 64 * 2**20
 WHOSE_IT_IS: Final = ("PRAGMA user_version", IS_OF_ANOTHER_PROGRAM)
 # what may pass without anybody's help
@@ -2354,8 +2356,14 @@ def reading(path: Path, *, briefly: bool = False) -> Iterator[sqlite3.Connection
 
 
 @contextmanager
-def _held_alone(path: Path) -> Iterator[Path]:
-    """Hold the lock on the database at *path*; it dies with its process. The file beside it names the holder."""
+def held_alone(path: Path, wait_s: float = 0.0) -> Iterator[Path]:
+    """Hold the lock on the database at *path*, which every writer holds, and yield where it really is.
+
+    The lock dies with its process. The file beside the database names the holder.
+
+    Raises:
+        DatabaseBusy: another process still holds it after *wait_s* seconds.
+    """
     real_path = _real_path(path)
     signature = f"process {os.getpid()} since {sql_time(datetime.now(UTC))} UTC"
 
@@ -2364,7 +2372,7 @@ def _held_alone(path: Path) -> Iterator[Path]:
         os.write(descriptor, signature.encode())
 
     lock_path = real_path.with_name(f"{real_path.name}.lock")
-    lock = filelock.FileLock(lock_path, timeout=0, mode=FILE_MODE, preserve_lock_file=True, on_acquired=sign)
+    lock = filelock.FileLock(lock_path, timeout=wait_s, mode=FILE_MODE, preserve_lock_file=True, on_acquired=sign)
     try:
         lock.acquire()
     except filelock.Timeout as error:
@@ -2444,7 +2452,7 @@ class Database:
                 if file and _identity(path) != file:
                     moved = "it was moved or replaced, or its disk is not mounted"
                     raise StorageError(f"{path}: is not the file of the runs before: {moved}")
-                _create(stack.enter_context(_held_alone(path)))
+                _create(stack.enter_context(held_alone(path, LOCK_WAIT_S)))
                 _warn_of_old_sqlite()
                 # aiosqlite's thread outlives a connect that fails and may write a traceback: let it fail here
                 sqlite3.connect(path).close()

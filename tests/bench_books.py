@@ -66,7 +66,7 @@ async def compare(markets: int, folder: Path) -> None:
                     found.setdefault((kind, depth), []).append(await collect(exchange, path, "--depth", depth))
     for kind in ("cold", "warm"):
         without, whole = found[kind, "0"], found[kind, "1000000"]
-        print(  # noqa: T201
+        print(
             f"{markets} {kind}: {median(without, 'duration'):.2f} s without books, "
             f"{median(whole, 'duration'):.2f} with; CPU {median(without, 'cpu'):.2f} and {median(whole, 'cpu'):.2f} s "
             f"({median(whole, 'cpu') / median(without, 'cpu'):.2f}); peak {median(whole, 'peak'):.0f} MB"
@@ -91,7 +91,7 @@ async def writes(markets: int, runs: int, folder: Path) -> None:
                 "SELECT count(*), avg(json_array_length(bids) + json_array_length(asks)) FROM books"
             ).fetchone()
             table = bytes_of(path, "'books', 'sqlite_autoindex_books_1'")
-            print(f"{table / books:.0f} bytes per stored book of {levels:.1f} levels, {books} books")  # noqa: T201
+            print(f"{table / books:.0f} bytes per stored book of {levels:.1f} levels, {books} books")
         reader = sqlite3.connect(path, isolation_level=None)
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM runs").fetchone()
@@ -107,7 +107,7 @@ async def writes(markets: int, runs: int, folder: Path) -> None:
                     "(SELECT max(book_id) FROM books) - ?",
                     (result["books_saved"],),
                 ).fetchone()
-            print(  # noqa: T201
+            print(
                 f"a run of {markets} markets, {result['books_saved']} new books: {size / 1e6:.2f} MB to the WAL, of it "
                 f"{(row[0] or 0) / 1e6:.2f} MB text of books; {size / markets:.0f} bytes per market"
             )

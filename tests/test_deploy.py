@@ -39,7 +39,9 @@ def test_systemd_takes_the_units(units: Path) -> None:
 
 
 @needs_systemd
-@pytest.mark.parametrize("unit", ["polymarket-collector.service", "polymarket-collect.service"])
+@pytest.mark.parametrize(
+    "unit", ["polymarket-collector.service", "polymarket-collect.service", "polymarket-archive.service"]
+)
 def test_the_exposure_is_what_the_docs_say(units: Path, unit: str) -> None:
     done = analyze("security", "--offline=true", "--threshold=20", str(units / unit))
     found = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
@@ -50,9 +52,10 @@ def test_the_exposure_is_what_the_docs_say(units: Path, unit: str) -> None:
     assert float(found[1]) <= float(stated[1])
 
 
-def test_both_services_run_under_the_same_protection() -> None:
+def test_all_services_run_under_the_same_protection() -> None:
     protections = [
         (DEPLOY / unit).read_text().partition("# A static user")[2].partition("[Install]")[0].strip()
-        for unit in ("polymarket-collector.service", "polymarket-collect.service")
+        for unit in ("polymarket-collector.service", "polymarket-collect.service", "polymarket-archive.service")
     ]
-    assert protections[0] == protections[1] != ""
+    assert len(set(protections)) == 1
+    assert protections[0] != ""
