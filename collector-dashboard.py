@@ -18,7 +18,7 @@ import sys
 import threading
 import urllib.parse
 import webbrowser
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -90,11 +90,13 @@ HISTORY: Final = f"""
     WHERE s.timestamp > datetime(newest, '-' || {DAYS} || ' days')
     GROUP BY CAST(strftime('%s', s.timestamp) / ({DAYS} * 108 + 1) AS INTEGER)
 """
+PRICE: Final = "json_extract(value, '$[0]')"  # of a level of a book
+SIZE: Final = "json_extract(value, '$[1]')"
 # one row per level of YES, the best first
-LEVELS: Final = """
-    SELECT 'bid' AS side, key + 1 AS level, json_extract(value, '$[0]') AS price, json_extract(value, '$[1]') AS size FROM book, json_each(book.bids)
+LEVELS: Final = f"""
+    SELECT 'bid' AS side, key + 1 AS level, {PRICE} AS price, {SIZE} AS size FROM book, json_each(book.bids)
     UNION ALL
-    SELECT 'ask', key + 1, json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM book, json_each(book.asks)
+    SELECT 'ask', key + 1, {PRICE}, {SIZE} FROM book, json_each(book.asks)
 """
 RUNS: Final = f"""
     SELECT *, replace(started_at, ' ', 'T') || 'Z' AS x, started_at AS utc,
@@ -161,7 +163,8 @@ QUERIES: Final = {
         "Movers of 24 hours",
         "Open markets by how far the price of YES (USD) moved; only those with a bid and an ask then and now.",
         f"""
-        SELECT question, slug, price_before, price_yes, round(change, 4) AS change, spread, volume_24h, timestamp, {PAGE}
+        SELECT question, slug, price_before, price_yes, round(change, 4) AS change, spread, volume_24h, timestamp,
+               {PAGE}
         FROM ({MOVERS}) ORDER BY abs(change) DESC LIMIT 200
         """,
     ),
@@ -223,12 +226,14 @@ QUERIES: Final = {
     ),
     "depth_within_cents": (
         "Depth within 2 cents of the price",
-        "Shares of YES bid and asked so near to the price, at each snapshot of a market. market: its slug; "
-        "cents: 2 unless given; days: 7 unless given.",
+        (
+            "Shares of YES bid and asked so near to the price, at each snapshot of a market. market: its slug; "
+            "cents: 2 unless given; days: 7 unless given."
+        ),
         f"""
         SELECT s.timestamp, price_yes,
-               (SELECT sum(json_extract(value, '$[1]')) FROM json_each(bids) WHERE json_extract(value, '$[0]') >= price_yes - {CENTS}) AS bid_shares,
-               (SELECT sum(json_extract(value, '$[1]')) FROM json_each(asks) WHERE json_extract(value, '$[0]') <= price_yes + {CENTS}) AS ask_shares
+               (SELECT sum({SIZE}) FROM json_each(bids) WHERE {PRICE} >= price_yes - {CENTS}) AS bid_shares,
+               (SELECT sum({SIZE}) FROM json_each(asks) WHERE {PRICE} <= price_yes + {CENTS}) AS ask_shares
         FROM snapshots AS s JOIN books USING (book_id)
         WHERE s.market_id = {THE_MARKET} AND s.timestamp > datetime({NEWEST}, '-' || {DAYS} || ' days')
         ORDER BY s.timestamp DESC
@@ -236,32 +241,39 @@ QUERIES: Final = {
     ),
     "imbalance": (
         "Imbalance of the books now",
-        "(bids - asks) / (bids + asks) in shares of YES near the price, from -1 (all sell) to 1 (all buy), of the "
-        "200 most traded markets. cents: 2 unless given.",
+        (
+            "(bids - asks) / (bids + asks) in shares of YES near the price, from -1 (all sell) to 1 (all buy), of the "
+            "200 most traded markets. cents: 2 unless given."
+        ),
         f"""
         SELECT question, slug, round((bid - ask) / (bid + ask), 3) AS imbalance, bid AS bid_shares, ask AS ask_shares,
                price_yes, volume_24h, timestamp, {PAGE}
         FROM (
             SELECT now.*,
-                   (SELECT total(json_extract(value, '$[1]')) FROM json_each(bids) WHERE json_extract(value, '$[0]') >= price_yes - {CENTS}) AS bid,
-                   (SELECT total(json_extract(value, '$[1]')) FROM json_each(asks) WHERE json_extract(value, '$[0]') <= price_yes + {CENTS}) AS ask
-            FROM (SELECT * FROM ({CURRENT}) ORDER BY volume_24h DESC LIMIT 200) AS now JOIN books USING (book_id)
+                   (SELECT total({SIZE}) FROM json_each(bids) WHERE {PRICE} >= price_yes - {CENTS}) AS bid,
+                   (SELECT total({SIZE}) FROM json_each(asks) WHERE {PRICE} <= price_yes + {CENTS}) AS ask
+            FROM (SELECT * FROM ({CURRENT}) ORDER BY volume_24h DESC LIMIT 200) AS now
+            JOIN books USING (book_id)
         ) ORDER BY imbalance DESC
         """,
     ),
     "cost_of_buying": (
         "Cost of buying 1,000 shares",
-        "What so many shares of YES cost at the newest book, level by level. market: its slug, or empty for the 200 "
-        "most traded; shares: 1000 unless given. shares_bought is less where the book has less.",
+        (
+            "What so many shares of YES cost at the newest book, level by level. market: its slug, or empty for the 200 "
+            "most traded; shares: 1000 unless given. shares_bought is less where the book has less."
+        ),
         f"""
-        WITH now AS (SELECT * FROM ({CURRENT}) WHERE :market = '' OR slug = :market ORDER BY volume_24h DESC LIMIT 200),
+        WITH now AS (
+            SELECT * FROM ({CURRENT}) WHERE :market = '' OR slug = :market ORDER BY volume_24h DESC LIMIT 200
+        ),
         levels AS (
-            SELECT now.*, json_extract(value, '$[0]') AS price, json_extract(value, '$[1]') AS size,
-                   max(0, min(json_extract(value, '$[1]'), {SHARES} - sum(json_extract(value, '$[1]')) OVER (PARTITION BY id ORDER BY key)
-                                           + json_extract(value, '$[1]'))) AS bought
-            FROM now JOIN books USING (book_id), json_each(asks)
+            SELECT now.*, {PRICE} AS price, max(0, min(
+                {SIZE}, {SHARES} - sum({SIZE}) OVER (PARTITION BY now.id ORDER BY key) + {SIZE}
+            )) AS bought
+            FROM now JOIN books USING (book_id) LEFT JOIN json_each(asks)
         )
-        SELECT question, slug, best_ask_yes, round(sum(bought), 2) AS shares_bought,
+        SELECT question, slug, best_ask_yes, round(total(bought), 2) AS shares_bought,
                round(sum(bought * price), 2) AS cost_usd, round(sum(bought * price) / sum(bought), 4) AS average_price,
                max(price) FILTER (WHERE bought > 0) AS highest_price, timestamp, {PAGE}
         FROM levels GROUP BY id ORDER BY volume_24h DESC
@@ -269,8 +281,10 @@ QUERIES: Final = {
     ),
     "book_at_a_moment": (
         "The book of a market at a moment",
-        "Levels of YES as of the last snapshot before it. market: its slug; moment: UTC, YYYY-MM-DD HH:MM:SS; "
-        "empty: now.",
+        (
+            "Levels of YES as of the last snapshot before it. market: its slug; moment: UTC, YYYY-MM-DD HH:MM:SS; "
+            "empty: now."
+        ),
         f"""
         WITH book AS (
             SELECT s.timestamp, bids, asks FROM snapshots AS s JOIN books USING (book_id)
@@ -284,8 +298,10 @@ QUERIES: Final = {
     ),
     "spread_by_size": (
         "Spread by size",
-        "Average prices at which so many shares of YES are bought and sold at once at the newest book, and their "
-        "difference in USD; nothing where the book has fewer. market: its slug.",
+        (
+            "Average prices at which so many shares of YES are bought and sold at once at the newest book, and their "
+            "difference in USD; nothing where the book has fewer. market: its slug."
+        ),
         f"""
         WITH book AS (SELECT bids, asks FROM ({MARKET}) JOIN books USING (book_id)),
         wanted (shares) AS (VALUES (1), (100), (1000), (10000), (100000)),
@@ -408,22 +424,30 @@ TIME: Final = {
     "type": "temporal",
     "title": "UTC",
     "scale": {"type": "utc"},
-    "axis": {"format": {"hours": "%H:%M", "minutes": "%H:%M", "date": "%d %b", "day": "%d %b", "week": "%d %b"}},
+    "axis": {
+        "tickCount": {"expr": "width / 90"},
+        "format": {"hours": "%H:%M", "minutes": "%H:%M", "date": "%d %b", "day": "%d %b", "week": "%d %b"},
+    },
 }
 STYLE: Final = f"""
 .dashboard-card svg text {{ fill: currentColor; }}
 .dashboard-card table {{ font-size: 0.85rem; }}
-.dashboard-card td, .dashboard-card th {{ padding: 0.15rem 0.8rem 0.15rem 0; text-align: left; }}
-.dashboard-card td {{ overflow-wrap: anywhere; min-width: 4rem; }}
+.dashboard-card td, .dashboard-card th {{ padding: 0.15rem 0.8rem 0.15rem 0; text-align: left; border-right: none; }}
+.dashboard-card td:first-child {{ min-width: 8rem; }}
 .dashboard-filters form input[type=text][name] {{ width: min(24rem, 80vw); }}
+.dashboard-filters form input[type=number][name] {{ width: 8rem; }}
 @media (prefers-color-scheme: dark) {{
   :root {{ color-scheme: dark; }}
-  body, body .hd, :fullscreen {{ background: #14181f; color: #d5dae2; }}
-  .dashboard-card, table.rows-and-columns, .rows-and-columns td, pre {{ background: #1c222b; color: #d5dae2; }}
+  body, body .hd, body :fullscreen {{ background: #14181f; color: #d5dae2; }}
+  div.dashboard-card, table.rows-and-columns, .rows-and-columns td, body pre {{ background: #1c222b; color: #d5dae2; }}
+  div.page-header {{ border-color: {BLUE} !important; }}
   body a:link, body a:visited {{ color: {BLUE}; }}
   header a:link, header a:visited {{ color: #fff; }}
-  input, select, textarea, .CodeMirror, .dropdown-menu, .nav-menu-inner {{ background: #1c222b; color: #d5dae2; }}
-  .select-wrapper, fieldset, table, td, th {{ border-color: #3a424e; }}
+  body input[type], body select, body textarea, body .CodeMirror, body .dropdown-menu, body .nav-menu-inner {{
+    background: #1c222b; color: #d5dae2;
+  }}
+  body input[type=submit] {{ background: #27507a; }}
+  body .select-wrapper, fieldset, table, td, body th {{ border-color: #3a424e; }}
 }}
 """
 
@@ -512,7 +536,7 @@ def depth(side: str, step: str) -> dict[str, Any]:
 def table(title: str, columns: dict[str, str], source: str, empty: str) -> dict[str, Any]:
     """Return a table of *columns*, name and expression, of *source*: one row that says *empty* where there is none."""
     shown = ", ".join(f'{expression} AS "{name}"' for name, expression in columns.items())
-    nothing = ", ".join([f"'{empty}'", *["NULL"] * (len(columns) - 1)])
+    nothing = ", ".join([f"'{empty.replace('|', ' ')}'", *["NULL"] * (len(columns) - 1)])
     query = f"""
         WITH shown AS (SELECT {shown} FROM {source})
         SELECT * FROM shown UNION ALL SELECT {nothing} WHERE NOT EXISTS (SELECT 1 FROM shown)
@@ -555,9 +579,11 @@ COLLECTION: Final = page(
     DAYS_SHOWN,
     wide_now=facts(
         "The newest run and the file",
-        f"""SELECT *, (SELECT count(*) FROM seen JOIN markets USING (market_id) JOIN snapshots AS s ON s.id = snapshot_id
-                       WHERE followed = 1 AND resolved IS NOT 1 AND s.run_id < r.run_id) AS behind
-            FROM runs AS r ORDER BY run_id DESC LIMIT 1""",
+        """
+        SELECT *, (SELECT count(*) FROM seen JOIN markets USING (market_id) JOIN snapshots AS s ON s.id = snapshot_id
+                   WHERE followed = 1 AND resolved IS NOT 1 AND s.run_id < r.run_id) AS behind
+        FROM runs AS r ORDER BY run_id DESC LIMIT 1
+        """,
         {
             "run": "run_id || ': ' || html(status) || ', begun ' || html(started_at) || ' UTC'",
             "stored": "number(snapshots_saved) || ' of ' || number(markets_listed) || ' markets listed'",
@@ -574,7 +600,10 @@ COLLECTION: Final = page(
     ),
     share=chart(
         "Share of the listed markets that each run stored, %",
-        f"SELECT *, status AS kind, round(100.0 * snapshots_saved / nullif(markets_listed, 0), 2) AS share FROM ({RUNS})",
+        f"""
+        SELECT *, status AS kind, round(100.0 * snapshots_saved / nullif(markets_listed, 0), 2) AS share
+        FROM ({RUNS})
+        """,
         "No runs in these days.",
         layer(
             "point",
@@ -614,7 +643,7 @@ COLLECTION: Final = page(
     failures=table(
         "Most frequent failures",
         {"stage": "html(stage)", "reason": "html(reason)", "times": "count(*)", "last run": "max(run_id)"},
-        f"failures WHERE run_id IN (SELECT run_id FROM ({RUNS})) GROUP BY stage, reason ORDER BY count(*) DESC LIMIT 10",
+        f"failures WHERE run_id IN (SELECT run_id FROM ({RUNS})) GROUP BY 1, 2 ORDER BY 3 DESC LIMIT 10",
         "none in these days",
     ),
     posts=chart(
@@ -633,7 +662,7 @@ SPREAD: Final = {
     "spread": "spread",
     "volume": "usd(volume_24h)",
 }
-NO_MARKETS: Final = "No open market of the last two hours with this volume: lower it, or wait for the next run."
+NO_MARKETS: Final = "No open market of the last two hours|with this volume: lower it,|or wait for the next run."
 EXCHANGE: Final = page(
     "Exchange",
     "Open markets as of the last two hours in the file. Prices and spreads are USD per share of YES, volumes USD of 24 "
@@ -646,7 +675,7 @@ EXCHANGE: Final = page(
                count(*) AS markets
         FROM ({CURRENT}) WHERE {ENOUGH} GROUP BY 1 ORDER BY x DESC LIMIT 12
         """,
-        NO_MARKETS.replace(": ", ":|"),
+        NO_MARKETS,
         bars("category", "x", "USD", "category volume markets"),
         height=300,
     ),
@@ -657,7 +686,7 @@ EXCHANGE: Final = page(
                '/-/dashboards/market?market=' || slug AS link
         FROM ({MOVERS}) WHERE {ENOUGH} AND change <> 0 ORDER BY abs(change) DESC LIMIT 12
         """,
-        "No market moved, or there are no snapshots|that are a day apart.",
+        "No market moved, or there are|no snapshots a day apart yet.",
         bars(
             "market",
             "x",
@@ -694,7 +723,7 @@ EXCHANGE: Final = page(
     ),
 )
 
-NO_SNAPSHOTS: Final = "No snapshots of this market in these days.|Choose a market above and press Apply."
+NO_SNAPSHOTS: Final = "No snapshots of this market|in these days. Choose another|above and press Apply."
 MARKET_PAGE: Final = page(
     "Market",
     "One market, chosen by its slug: the last part of its address. Prices are USD per share of YES, which is the "
@@ -737,7 +766,7 @@ MARKET_PAGE: Final = page(
     spread=chart(
         "Spread",
         f"SELECT * FROM ({HISTORY}) WHERE spread IS NOT NULL",
-        "No snapshot here has both a bid and an ask.",
+        "No snapshot in these days|has both a bid and an ask.",
         layer("line", ORANGE, "spread", "USD", "utc spread best_bid_yes best_ask_yes"),
     ),
     volume=chart(
@@ -754,7 +783,7 @@ MARKET_PAGE: Final = page(
                round(sum(size) OVER (PARTITION BY side ORDER BY level), 2) AS shares
         FROM ({LEVELS})
         """,
-        "The newest snapshot has no book:|it could not be fetched, or --depth 0.",
+        "The newest snapshot has no book:|it could not be fetched,|or the collector runs with --depth 0.",
         depth("bids", "step-before"),
         depth("asks", "step-after"),
     ),
@@ -766,7 +795,7 @@ MARKET_PAGE: Final = page(
         FROM m JOIN hype_signals AS h USING (market_id)
         WHERE h.timestamp > datetime(newest, '-' || {DAYS} || ' days') ORDER BY h.timestamp DESC LIMIT 1000
         """,
-        "No attention was measured for this market in these days.",
+        "No attention was measured|for this market in these days.",
         layer("line", BLUE, "hype_score", "0 to 100", "utc hype_score tweet_count unique_users"),
     ),
 )
@@ -876,9 +905,9 @@ class Hooks:
 HOME: Final = """
 <ul>
   <li><a href="/-/dashboards/market"><strong>Market</strong></a>: price, spread, volume and depth of one market</li>
-  <li><a href="/-/dashboards/exchange"><strong>Exchange</strong></a>: volume by category, movers, spreads, new markets</li>
+  <li><a href="/-/dashboards/exchange"><strong>Exchange</strong></a>: volume, movers, spreads, new markets</li>
   <li><a href="/-/dashboards/collection"><strong>Collection</strong></a>: runs, misses, gaps and sizes</li>
-  <li><a href="/polymarket#queries"><strong>Queries</strong></a>: ready to run, with parameters, as table, CSV or JSON</li>
+  <li><a href="/polymarket#queries"><strong>Queries</strong></a>: ready to run, as table, CSV or JSON</li>
 </ul>
 """
 
@@ -920,7 +949,7 @@ def opening_mode(path: Path) -> str:
     if refusal:
         msg = f"{path}: {refusal}"
         raise ac.StorageError(msg)
-    # SQLite puts its log and index beside the file, also for reading; where it may not, an unused file can be read as is
+    # SQLite needs its log and index beside the file, also to read; where it may not make them, an unused file will do
     unused = not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists()
     for mode in ("mode=ro", "immutable=1") if unused else ("mode=ro",):
         try:
@@ -998,10 +1027,8 @@ def serve(datasette: Datasette, listener: socket.socket, *, browser: bool) -> No
         threading.Timer(1, webbrowser.open, [address]).start()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server ends cleanly, then raises what it caught
     config = uvicorn.Config(datasette.app(), log_level="warning", timeout_graceful_shutdown=2)
-    try:
+    with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
-    except KeyboardInterrupt:
-        pass
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -52,6 +52,13 @@ def open_browser(width: int = 1_600, height: int = 1_200, *, dark: bool = False)
 
 def requested(browser: webdriver.Chrome) -> list[str]:
     """Return the addresses that pages have asked for since the last call."""
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    entries = browser.get_log("performance")  # type: ignore[no-untyped-call]
+    messages = [json.loads(entry["message"])["message"] for entry in entries]
     sent = [message["params"] for message in messages if message["method"] == "Network.requestWillBeSent"]
     return [params["request"]["url"] for params in sent]
+
+
+def errors(browser: webdriver.Chrome) -> list[str]:
+    """Return the errors on the console since the last call."""
+    entries = browser.get_log("browser")  # type: ignore[no-untyped-call]
+    return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]

@@ -1,0 +1,385 @@
+"""The file in a browser: `collector-dashboard` as its user starts it, breaks it and looks at it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import runpy
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sample_database
+from browser import CHROMIUM, DRIVER, errors, open_browser, requested
+from conftest import PROJECT
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+
+import async_collector as ac
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from selenium.webdriver import Chrome
+
+SCRIPT_PATH = PROJECT / "collector-dashboard.py"
+SCRIPT: dict[str, Any] = runpy.run_path(str(SCRIPT_PATH), run_name="script")
+PAGES: dict[str, dict[str, Any]] = {
+    "market": SCRIPT["MARKET_PAGE"],
+    "exchange": SCRIPT["EXCHANGE"],
+    "collection": SCRIPT["COLLECTION"],
+}
+MARKET = "will-event-3-end-in-1"
+needs_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="there is no chromium with its driver here")
+
+
+@dataclass
+class Served:
+    """A dashboard in a process of its own."""
+
+    address: str
+    process: subprocess.Popen[str]
+
+    def get(self, path: str, **query: str | list[str]) -> tuple[int, str]:
+        """Return status and text of the answer."""
+        address = f"{self.address}{path}?{urllib.parse.urlencode(query, doseq=True)}"
+        try:
+            with urllib.request.urlopen(address, timeout=30) as answer:  # noqa: S310  it is ours
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def rows(self, path: str, **query: str) -> list[dict[str, Any]]:
+        """Return the rows of a table or query."""
+        status, text = self.get(f"{path}.json", _shape="objects", **query)
+        assert status == 200, text
+        found: list[dict[str, Any]] = json.loads(text)["rows"]
+        return found
+
+
+@contextmanager
+def serve(path: Path, **environment: str) -> Iterator[Served]:
+    command = (sys.executable, "-W", "error", str(SCRIPT_PATH), "--port", "0", "--db", str(path))
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment
+    ) as process:
+        try:
+            assert process.stdout
+            address = process.stdout.readline().strip()  # or the end, if it does not start
+            assert address, process.communicate()[1]
+            yield Served(address.rstrip("/"), process)
+        finally:
+            process.kill()
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = (sys.executable, str(SCRIPT_PATH), *arguments)
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+def change(path: Path, script: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(script)
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two days of 110 markets, one of which has words that want to be markup."""
+    path = tmp_path_factory.mktemp("sample") / "sample.db"
+    sample_database.fill(path, markets=110, days=2, runs_per_day=30, levels=20)
+    change(
+        path,
+        """
+        UPDATE markets SET slug = '"><script>window.hacked = 1</script>', category = '<b>bold</b>',
+               question = '<img src=x onerror="window.hacked = 1">', first_seen = '2027-01-01 00:00:00'
+        WHERE market_id = '500021';
+        UPDATE snapshots SET volume_24h = 1e9 WHERE market_id = '500021';
+        UPDATE runs SET tweets = 20 WHERE run_id % 3 = 0;
+        UPDATE failures SET reason = '<b>timed out</b>';
+        """,
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def dashboard(sample: Path) -> Iterator[Served]:
+    """A dashboard of the sample."""
+    with serve(sample) as served:
+        yield served
+
+
+@pytest.fixture
+def empty_file(database: Path) -> Path:
+    """A file of the collector without a row."""
+    with closing(sample_database.create(database)):
+        return database
+
+
+@pytest.fixture
+def file_of_nulls(empty_file: Path) -> Path:
+    """A file with a row in each table that has nothing wherever that is allowed."""
+    with closing(sqlite3.connect(empty_file)) as connection:
+        for table in ("markets", "snapshots", "tweets", "hype_signals", "seen", "books", "runs", "failures"):
+            columns = connection.execute(f"PRAGMA table_info({table})").fetchall()
+            given = {name: "0" for _, name, _, must, default, key in columns if must and default is None or key}
+            given.pop("run_id" if table == "runs" else "", None)
+            names = [column[1] for column in columns]
+            values = ", ".join(
+                given.get(name, default if must and default is not None else "NULL")
+                for _, name, _, must, default, _ in columns
+            )
+            connection.execute(f"INSERT INTO {table} ({', '.join(names)}) VALUES ({values})")
+        connection.execute("UPDATE seen SET snapshot_id = (SELECT max(id) FROM snapshots)")
+        connection.commit()
+    return empty_file
+
+
+# --- What it refuses --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "there is no such file; async-collector makes it"),
+        (lambda path: path.mkdir(), "is not a file"),
+        (lambda path: path.touch(), "is empty: nothing was collected into it"),
+        (lambda path: path.write_text("no database, " * 1_000), "is not a database, or damaged"),
+        (lambda path: change(path, "CREATE TABLE invoices (id)"), "is the database of another program"),
+        (lambda path: sample_database.create(path).execute("PRAGMA user_version = 99"), "has schema 99 of a newer"),
+        (lambda path: sample_database.create(path).execute("PRAGMA user_version = 2"), "has schema 2 of an older"),
+        (lambda path: sample_database.create(path).execute("DROP VIEW latest_snapshots"), "lacks latest_snapshots"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:unclosed database")
+def test_a_file_that_cannot_be_shown_is_said(database: Path, make: Callable[[Path], object], message: str) -> None:
+    make(database)
+    ended = run("--db", str(database), "--port", "0")
+    assert (ended.returncode, ended.stdout) == (74, "")
+    assert ended.stderr.startswith(f"collector-dashboard: {database}: {message}")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_a_taken_port_is_said(empty_file: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        ended = run("--db", str(empty_file), "--port", str(port))
+    assert (ended.returncode, ended.stdout) == (78, "")
+    assert ended.stderr.startswith(f"collector-dashboard: cannot listen on 127.0.0.1 port {port}: ")
+    assert "--port N takes another" in ended.stderr
+
+
+def test_a_port_that_is_none_is_a_bad_command_line(empty_file: Path) -> None:
+    assert run("--db", str(empty_file), "--port", "70000").returncode == 2
+
+
+@pytest.mark.parametrize("missing", ["datasette", "datasette_dashboards"])
+def test_a_missing_extra_is_said(missing: str) -> None:
+    code = f"import runpy, sys; sys.modules[{missing!r}] = None; runpy.run_path({str(SCRIPT_PATH)!r})"
+    ended = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, timeout=30, check=False)
+    assert ended.returncode == 78
+    assert "pip install 'polymarket-async-collector[dashboard]'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+# --- What it does to the file -----------------------------------------------------------------------------------------
+
+
+def test_nothing_can_write_the_file(sample: Path, dashboard: Served) -> None:
+    before = hashlib.sha256(sample.read_bytes()).digest()
+    for statement in ("DELETE FROM snapshots", "PRAGMA user_version = 9", "ATTACH 'x.db' AS x"):
+        status, text = dashboard.get("/polymarket.json", sql=statement)
+        assert (status, "Statement" in text) == (400, True)
+    opened = SCRIPT["CollectorFile"](SCRIPT["Datasette"](), sample, SCRIPT["opening_mode"](sample))
+    with closing(opened.connect()) as connection, pytest.raises(sqlite3.OperationalError, match="readonly"):
+        connection.execute("DELETE FROM snapshots")
+    assert hashlib.sha256(sample.read_bytes()).digest() == before
+
+
+def test_a_name_with_signs_of_an_address_is_a_name(tmp_path: Path) -> None:
+    """SQLite reads `?` and `#` in the name of a file as something else unless they are quoted."""
+    path = tmp_path / "50%25?mode=rwc#.db"
+    sample_database.fill(path, markets=3, runs_per_day=2)
+    with serve(path) as served:
+        assert served.rows("/polymarket/what_is_in_the_file")[0]["rows"] == 6
+        assert "50%25?mode=rwc#.db" in served.get("/")[1]
+    assert {file.name.removesuffix("-wal").removesuffix("-shm") for file in tmp_path.iterdir()} == {path.name}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGKILL, -9)])
+def test_however_it_ends_nothing_is_left(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """But the two files that SQLite keeps beside every file with a write-ahead log."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    path = tmp_path / "file.db"
+    sample_database.fill(path, markets=3, runs_per_day=2)
+    with serve(path, TMPDIR=str(scratch), HOME=str(scratch)) as served:
+        assert served.get("/-/dashboards/market")[0] == 200
+        served.process.send_signal(number)
+        _, complaints = served.process.communicate(timeout=20)
+    assert (served.process.returncode, complaints) == (code, "")
+    assert list(scratch.iterdir()) == []
+    assert {file.name for file in tmp_path.iterdir()} - {"file.db-wal", "file.db-shm"} == {"scratch", "file.db"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are those of Unix")
+@pytest.mark.parametrize("used", [False, True])
+def test_a_folder_that_may_not_be_written(tmp_path: Path, *, used: bool) -> None:
+    """An unused file is shown as it is; a used one cannot be read there, and what helps is said."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # noqa: S108  one that others may enter
+        path = Path(folder) / "file.db"
+        sample_database.fill(path, markets=3, runs_per_day=2)
+        if used:
+            path.with_name("file.db-wal").write_bytes(b"\0" * 5_000)
+        path.chmod(0o444)
+        Path(folder).chmod(0o555)
+        code = f"""
+import os, pathlib, runpy
+script = runpy.run_path({str(SCRIPT_PATH)!r}, run_name="script")
+if os.getuid() == 0:
+    os.setuid(65534)
+try:
+    print(script["opening_mode"](pathlib.Path({str(path)!r})))
+except script["ac"].StorageError as error:
+    print(error)
+"""
+        ended = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, timeout=30, check=False)
+        Path(folder).chmod(0o755)
+    if used:
+        assert "you must be allowed to write in its folder" in ended.stdout, ended
+    else:
+        assert ended.stdout == "immutable=1\n", ended
+
+
+# --- What it shows ----------------------------------------------------------------------------------------------------
+
+FACETS = {
+    "snapshots": "run_id market_id timestamp",
+    "markets": "category event_slug resolved followed",
+    "runs": "status version",
+    "failures": "stage reason market_id run_id",
+    "books": "market_id mirrored",
+    "latest_snapshots": "category run_id resolved",
+    "tweets": "market_id author_username",
+    "hype_signals": "market_id",
+    "gaps": "market_id",
+    "order_books": "",
+    "book_levels": "",
+    "seen": "",
+}
+
+
+def everything(served: Served) -> dict[str, tuple[int, str]]:
+    """Return the answer of each page, table with its facets, query and chart."""
+    asked: dict[str, dict[str, str]] = {"/": {}, "/polymarket": {}, "/-/dashboards": {}}
+    asked |= {f"/-/dashboards/{name}": {"market": MARKET} for name in PAGES}
+    asked |= {f"/polymarket/{name}": {"market": MARKET} for name in SCRIPT["QUERIES"]}
+    answers = {path: served.get(path, **query) for path, query in asked.items()}
+    for name, columns in FACETS.items():
+        answers[name] = served.get(f"/polymarket/{name}", _facet=columns.split())
+    for name, page in PAGES.items():
+        for key, card in page["charts"].items():
+            query = {"sql": card["query"], "market": MARKET, "_shape": "objects"}
+            answers[f"{name}, {key}"] = served.get("/polymarket.json", **query)
+    return answers
+
+
+@pytest.mark.parametrize("kind", ["sample", "empty_file", "file_of_nulls"])
+def test_every_page_table_query_and_chart_answers(kind: str, request: pytest.FixtureRequest) -> None:
+    with serve(request.getfixturevalue(kind)) as served:
+        answers = everything(served)
+        served.process.terminate()
+        _, complaints = served.process.communicate(timeout=20)
+    assert {path: text for path, (status, text) in answers.items() if status != 200} == {}
+    for path, (_, text) in answers.items():
+        if ", " in path:
+            assert json.loads(text)["rows"], f"{path}: a chart without a row would fail"
+        assert "took too long" not in text, path
+        assert 'class="message-error"' not in text, path
+    assert complaints == ""
+
+
+def test_queries_find_what_is_in_the_file(sample: Path, dashboard: Served) -> None:
+    """The depth is computed here by hand, from the book as it is stored."""
+    with closing(sqlite3.connect(sample)) as connection:
+        query = """
+            SELECT bids, asks, price_yes FROM latest_snapshots JOIN books USING (book_id) WHERE slug = ?
+        """
+        bids, asks, price = connection.execute(query, (MARKET,)).fetchone()
+    bids, asks = json.loads(bids), json.loads(asks)
+    found = dashboard.rows("/polymarket/depth_within_cents", market=MARKET, cents="3")[0]
+    assert found["bid_shares"] == pytest.approx(sum(size for at, size in bids if at > price - 0.0300001))
+    assert found["ask_shares"] == pytest.approx(sum(size for at, size in asks if at < price + 0.0300001))
+
+    levels = dashboard.rows("/polymarket/book_at_a_moment", market=MARKET)
+    assert [[row["price"], row["size"]] for row in levels if row["side"] == "bid"] == bids
+    assert [[row["price"], row["size"]] for row in levels if row["side"] == "ask"] == asks
+    assert dashboard.rows("/polymarket/book_at_a_moment", market=MARKET, moment="2026-10-31 00:00:00") == []
+
+    wanted, cost, bought = 1_000.0, 0.0, 0.0
+    for at, size in asks:
+        part = min(size, wanted - bought)
+        bought, cost = bought + part, cost + part * at
+    (buying,) = dashboard.rows("/polymarket/cost_of_buying", market=MARKET)
+    assert (buying["shares_bought"], buying["cost_usd"]) == (pytest.approx(bought), pytest.approx(cost, abs=0.006))
+
+    near_bid, near_ask = (sum(s for at, s in side if abs(at - price) < 0.0200001) for side in (bids, asks))
+    balance = {row["slug"]: row["imbalance"] for row in dashboard.rows("/polymarket/imbalance")}
+    assert balance[MARKET] == pytest.approx((near_bid - near_ask) / (near_bid + near_ask), abs=0.0006)
+
+    by_size = {row["shares"]: row for row in dashboard.rows("/polymarket/spread_by_size", market=MARKET)}
+    assert by_size[1]["spread"] == pytest.approx(asks[0][0] - bids[0][0])
+    if bought == wanted:
+        assert by_size[1_000]["average_to_buy"] == pytest.approx(cost / wanted, abs=0.00006)
+
+
+def test_names_and_ids_are_links(dashboard: Served) -> None:
+    """Also in views, and in tables that have no foreign keys."""
+    assert '<a href="/polymarket/markets/500000">500000</a>' in dashboard.get("/polymarket/tweets")[1]
+    snapshots = dashboard.get("/polymarket/latest_snapshots", slug=MARKET)[1]
+    assert f'<a href="/-/dashboards/market?market={MARKET}">{MARKET}</a>' in snapshots
+    assert f'<a href="https://polymarket.com/event/event-3/{MARKET}">event-3</a>' in snapshots
+    assert '<a href="/polymarket/runs/60">60</a>' in snapshots
+    labelled = dashboard.get("/polymarket/snapshots", market_id="500010")[1]
+    assert '<a href="/polymarket/markets/500010">Will event 3 end in 1? “Ja”, ça va</a>' in labelled
+
+
+def test_columns_are_described_with_their_units(dashboard: Served) -> None:
+    text = dashboard.get("/polymarket/snapshots")[1]
+    assert "<dt>volume_24h</dt><dd>USD traded in 24 hours</dd>" in re.sub(r">\s+<", "><", text)
+
+
+def test_described_tables_and_columns_exist(empty_file: Path) -> None:
+    with closing(sqlite3.connect(empty_file)) as connection:
+        for table, (_, label, columns) in SCRIPT["SCHEMA"].items():
+            there = {column[1] for column in connection.execute(f"PRAGMA table_info({table})")}
+            assert there >= columns.keys() | ({label} if label else set()), table
+            assert len(there) > 1, table
+
+
+def test_a_file_that_is_being_written_keeps_answering(empty_file: Path) -> None:
+    """Pages come while a writer holds the file, and show what it has committed."""
+    with closing(sqlite3.connect(empty_file, isolation_level=None)) as writer, serve(empty_file) as served:
+        for run_id in range(1, 4):
+            writer.execute("BEGIN IMMEDIATE")
+            writer.execute(
+                "INSERT INTO runs (run_id, started_at, status) VALUES (?, datetime('now'), 'complete')", (run_id,)
+            )
+            assert len(served.rows("/polymarket/runs")) == run_id - 1
+            assert served.get("/-/dashboards/collection")[0] == 200
+            writer.execute("COMMIT")
+            assert len(served.rows("/polymarket/runs")) == run_id
