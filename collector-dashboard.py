@@ -260,8 +260,8 @@ QUERIES: Final = {
     "cost_of_buying": (
         "Cost of buying 1,000 shares",
         (
-            "What so many shares of YES cost at the newest book, level by level. market: its slug, or empty for the 200 "
-            "most traded; shares: 1000 unless given. shares_bought is less where the book has less."
+            "What so many shares of YES cost at the newest book, level by level. market: its slug; empty: the 200 most "
+            "traded; shares: 1000 unless given. shares_bought is less where the book has less."
         ),
         f"""
         WITH now AS (

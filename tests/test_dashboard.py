@@ -13,7 +13,6 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -28,8 +27,6 @@ from browser import CHROMIUM, DRIVER, errors, open_browser, requested
 from conftest import PROJECT
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
-
-import async_collector as ac
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -87,11 +84,6 @@ def serve(path: Path, **environment: str) -> Iterator[Served]:
             process.kill()
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = (sys.executable, str(SCRIPT_PATH), *arguments)
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-
-
 def change(path: Path, script: str) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(script)
@@ -136,14 +128,12 @@ def file_of_nulls(empty_file: Path) -> Path:
     with closing(sqlite3.connect(empty_file)) as connection:
         for table in ("markets", "snapshots", "tweets", "hype_signals", "seen", "books", "runs", "failures"):
             columns = connection.execute(f"PRAGMA table_info({table})").fetchall()
-            given = {name: "0" for _, name, _, must, default, key in columns if must and default is None or key}
-            given.pop("run_id" if table == "runs" else "", None)
-            names = [column[1] for column in columns]
-            values = ", ".join(
-                given.get(name, default if must and default is not None else "NULL")
-                for _, name, _, must, default, _ in columns
-            )
-            connection.execute(f"INSERT INTO {table} ({', '.join(names)}) VALUES ({values})")
+            needed = {name: default or "'0'" for _, name, _, not_null, default, _ in columns if not_null}
+            if table in {"markets", "seen"}:
+                needed["market_id"] = "'0'"
+            values = ", ".join(needed.get(column[1], "NULL") for column in columns)
+            connection.execute(f"INSERT INTO {table} VALUES ({values})")  # noqa: S608  names of our schema
+        connection.execute("UPDATE snapshots SET market_id = '0'")
         connection.execute("UPDATE seen SET snapshot_id = (SELECT max(id) FROM snapshots)")
         connection.commit()
     return empty_file
@@ -155,7 +145,7 @@ def file_of_nulls(empty_file: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: None, "there is no such file; async-collector makes it"),
+        (lambda _: None, "there is no such file; async-collector makes it"),
         (lambda path: path.mkdir(), "is not a file"),
         (lambda path: path.touch(), "is empty: nothing was collected into it"),
         (lambda path: path.write_text("no database, " * 1_000), "is not a database, or damaged"),
@@ -166,25 +156,31 @@ def file_of_nulls(empty_file: Path) -> Path:
     ],
 )
 @pytest.mark.filterwarnings("ignore:unclosed database")
-def test_a_file_that_cannot_be_shown_is_said(database: Path, make: Callable[[Path], object], message: str) -> None:
+def test_a_file_that_cannot_be_shown_is_said(
+    database: Path, make: Callable[[Path], object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     make(database)
-    ended = run("--db", str(database), "--port", "0")
-    assert (ended.returncode, ended.stdout) == (74, "")
-    assert ended.stderr.startswith(f"collector-dashboard: {database}: {message}")
-    assert ended.stderr.count("\n") == 1
+    assert SCRIPT["main"](["--db", str(database)]) == 74
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"collector-dashboard: {database}: {message}")
 
 
-def test_a_taken_port_is_said(empty_file: Path) -> None:
+def test_a_taken_port_is_said(empty_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        ended = run("--db", str(empty_file), "--port", str(port))
-    assert (ended.returncode, ended.stdout) == (78, "")
-    assert ended.stderr.startswith(f"collector-dashboard: cannot listen on 127.0.0.1 port {port}: ")
-    assert "--port N takes another" in ended.stderr
+        assert SCRIPT["main"](["--db", str(empty_file), "--port", str(port)]) == 78
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"collector-dashboard: cannot listen on 127.0.0.1 port {port}: ")
+    assert "--port N takes another" in err
 
 
-def test_a_port_that_is_none_is_a_bad_command_line(empty_file: Path) -> None:
-    assert run("--db", str(empty_file), "--port", "70000").returncode == 2
+def test_a_port_that_is_none_is_a_bad_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        SCRIPT["main"](["--port", "70000"])
+    assert ended.value.code == 2
+    assert "70000 is no port" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("missing", ["datasette", "datasette_dashboards"])
@@ -238,9 +234,9 @@ def test_however_it_ends_nothing_is_left(tmp_path: Path, number: signal.Signals,
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are those of Unix")
 @pytest.mark.parametrize("used", [False, True])
-def test_a_folder_that_may_not_be_written(tmp_path: Path, *, used: bool) -> None:
+def test_a_folder_that_may_not_be_written(*, used: bool) -> None:
     """An unused file is shown as it is; a used one cannot be read there, and what helps is said."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # noqa: S108  one that others may enter
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # which others may enter
         path = Path(folder) / "file.db"
         sample_database.fill(path, markets=3, runs_per_day=2)
         if used:
@@ -383,3 +379,188 @@ def test_a_file_that_is_being_written_keeps_answering(empty_file: Path) -> None:
             assert served.get("/-/dashboards/collection")[0] == 200
             writer.execute("COMMIT")
             assert len(served.rows("/polymarket/runs")) == run_id
+
+
+# --- In a browser -----------------------------------------------------------------------------------------------------
+
+# what is drawn in each chart: element and least number
+DRAWN = {
+    "market": {
+        "wide_price": ("g.mark-line path, g.mark-area path", 2),
+        "spread": ("g.mark-line path", 1),
+        "volume": ("g.mark-line path", 1),
+        "depth": ("g.mark-area path", 2),
+        "hype": ("g.mark-line path", 1),
+    },
+    "exchange": {"categories": ("g.mark-rect.role-mark path", 7), "movers": ("g.mark-rect.role-mark path", 5)},
+    "collection": {
+        "share": ("g.mark-symbol.role-mark path", 60),
+        "duration": ("g.mark-line path", 1),
+        "misses": ("g.mark-line path", 2),
+        "pauses": ("g.mark-line path", 1),
+        "posts": ("g.mark-line path", 1),
+    },
+}
+TABLES = {"market": 1, "exchange": 3, "collection": 2}
+SHOWN_MARKET = "will-event-0-end-in-1"  # one with attention
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chrome]:
+    """A browser for the tests of this module."""
+    with open_browser() as opened:
+        yield opened
+
+
+def look(browser: Chrome, address: str, page: str, width: int = 1_600) -> None:
+    """Open a page in a window of *width* and wait until all its charts and tables are there."""
+    metrics = {"width": width, "height": 1_000, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    requested(browser), errors(browser)
+    browser.get(f"{address}/-/dashboards/{page}")
+    wait_for_cards(browser, page.partition("?")[0])
+
+
+def wait_for_cards(browser: Chrome, page: str) -> None:
+    def complete(browser: Chrome) -> bool:
+        found = [len(browser.find_elements(By.CSS_SELECTOR, f".dashboard-card {tag}")) for tag in ("svg", "table")]
+        return found == [len(DRAWN[page]), TABLES[page]]
+
+    WebDriverWait(browser, 60).until(complete)
+
+
+def marks(browser: Chrome, page: str) -> dict[str, int]:
+    """Return how many marks each chart of the page has."""
+    count = "return document.querySelectorAll(arguments[0]).length"
+    return {
+        chart: browser.execute_script(count, ", ".join(f"#chart-{chart} {part}" for part in selector.split(", ")))
+        for chart, (selector, _) in DRAWN[page].items()
+    }
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [400, 1_600])
+@pytest.mark.parametrize("page", PAGES)
+def test_each_page_draws_its_charts(browser: Chrome, dashboard: Served, page: str, width: int) -> None:
+    look(browser, dashboard.address, f"{page}?market={SHOWN_MARKET}" if page == "market" else page, width)
+    drawn = marks(browser, page)
+    assert {chart: drawn[chart] >= least for chart, (_, least) in DRAWN[page].items()} == dict.fromkeys(drawn, True)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert errors(browser) == []
+    asked = [address for address in requested(browser) if not address.startswith(("data:", "chrome:"))]
+    assert len(asked) > len(DRAWN[page])
+    assert [address for address in asked if not address.startswith(f"{dashboard.address}/")] == []
+
+
+@needs_browser
+def test_a_market_is_chosen_by_its_slug(browser: Chrome, dashboard: Served) -> None:
+    look(browser, dashboard.address, "market")
+    field = browser.find_element(By.ID, "market")
+    field.clear()
+    field.send_keys(MARKET)
+    browser.find_element(By.CSS_SELECTOR, "input[value=Apply]").click()
+    WebDriverWait(browser, 30).until(lambda browser: f"market={MARKET}" in browser.current_url)
+    wait_for_cards(browser, "market")
+    question = browser.find_element(By.LINK_TEXT, "Will event 3 end in 1? “Ja”, ça va")
+    assert question.get_attribute("href") == f"https://polymarket.com/event/event-3/{MARKET}"
+
+
+@needs_browser
+def test_a_market_is_reached_from_the_exchange(browser: Chrome, dashboard: Served) -> None:
+    look(browser, dashboard.address, "exchange")
+    link = browser.find_element(By.CSS_SELECTOR, "#chart-widest td a")
+    question = link.text
+    link.click()
+    WebDriverWait(browser, 30).until(lambda browser: "/market?market=" in browser.current_url)
+    wait_for_cards(browser, "market")
+    assert question in browser.find_element(By.ID, "chart-wide_about").text
+
+
+@needs_browser
+def test_words_of_the_exchange_are_never_markup(browser: Chrome, dashboard: Served) -> None:
+    for page in PAGES:
+        look(browser, dashboard.address, f"{page}?days=7&volume=0")
+        assert browser.execute_script("return [window.hacked, document.querySelectorAll('td img, td b').length]") == [
+            None,
+            0,
+        ]
+        assert errors(browser) == []
+    look(browser, dashboard.address, "exchange?volume=0")
+    assert '<img src=x onerror="window.hacked = 1">' in browser.find_element(By.ID, "chart-wide_newest").text
+
+
+@needs_browser
+@pytest.mark.parametrize("kind", ["empty_file", "file_of_nulls"])
+def test_where_there_is_nothing_a_page_says_what_to_do(
+    browser: Chrome, kind: str, request: pytest.FixtureRequest
+) -> None:
+    with serve(request.getfixturevalue(kind)) as served:
+        for page in PAGES:
+            look(browser, served.address, page)
+            assert errors(browser) == []
+            text = browser.find_element(By.CSS_SELECTOR, ".dashboard-grid").text
+            if page == "market":
+                assert text.count("Choose another") == 2
+                assert "No market of this name in the file: choose one above" in text
+            if page == "exchange":
+                assert text.count("or wait for the next run") == 4
+            if page == "collection" and kind == "empty_file":
+                assert "No run yet: start async-collector" in text
+                assert text.count("No runs in these days") == 3
+
+
+@needs_browser
+def test_time_is_utc_wherever_the_browser_is(browser: Chrome, dashboard: Served) -> None:
+    ticks = []
+    for zone in ("Etc/UTC", "America/New_York"):
+        browser.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": zone})
+        look(browser, dashboard.address, f"market?market={MARKET}")
+        labels = browser.find_elements(By.CSS_SELECTOR, "#chart-wide_price .role-axis-label text")
+        ticks.append([label.text for label in labels])
+    assert ticks[0] == ticks[1]
+    assert {"02 Nov", "06:00"} <= set(ticks[0])
+
+
+@needs_browser
+def test_pages_are_dark_where_the_browser_asks_for_it(browser: Chrome, dashboard: Served) -> None:
+    shades = []
+    for scheme in ("light", "dark"):
+        media = {"name": "prefers-color-scheme", "value": scheme}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [media]})
+        look(browser, dashboard.address, "collection")
+        colors = "const style = getComputedStyle(arguments[0]); return [style.backgroundColor, style.color]"
+        card = browser.find_element(By.CSS_SELECTOR, ".dashboard-card")
+        shades += [sum(map(int, re.findall(r"\d+", color)[:3])) > 380 for color in browser.execute_script(colors, card)]
+    assert shades == [True, False, False, True]
+
+
+# --- Beside a collector -----------------------------------------------------------------------------------------------
+
+
+def cpu_s(pid: int) -> float:
+    """Return the processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads processor time from /proc")
+def test_each_page_costs_at_most_a_second_on_a_large_file(tmp_path: Path) -> None:
+    """Of 1.5 million snapshots, while a writer has a transaction open; processor time, which neighbours leave be."""
+    path = tmp_path / "large.db"
+    sample_database.fill(path, markets=5_277, days=3, levels=12, change=0.02)
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer, serve(path) as served:
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute("UPDATE snapshots SET liquidity = 1 WHERE run_id = 288")
+        used: dict[str, float] = {}
+        for name, page in PAGES.items():
+            before = cpu_s(served.process.pid)
+            assert served.get(f"/-/dashboards/{name}", market=MARKET)[0] == 200
+            for card in page["charts"].values():
+                assert served.rows("/polymarket", sql=card["query"], market=MARKET)
+            used[name] = cpu_s(served.process.pid) - before
+        answers = everything(served)
+        writer.execute("ROLLBACK")
+    assert max(used.values()) <= 1, used
+    slow = {path for path, (status, text) in answers.items() if status != 200 or "took too long" in text}
+    assert slow <= {"gaps", "/polymarket/gaps_of_the_last_hours"}
