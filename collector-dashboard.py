@@ -15,6 +15,7 @@ import signal
 import socket
 import sqlite3
 import sys
+import textwrap
 import threading
 import urllib.parse
 import webbrowser
@@ -50,7 +51,7 @@ SETTINGS: Final = {
     "facet_time_limit_ms": 3_000,
     "max_returned_rows": 5_000,
     "num_sql_threads": 4,
-    "sql_time_limit_ms": 5_000,
+    "sql_time_limit_ms": 3_000,
     "suggest_facets": False,  # tries each column, which takes seconds on millions of rows
     "truncate_cells_html": 300,
 }
@@ -336,7 +337,8 @@ QUERIES: Final = {
 
 # --- Words ------------------------------------------------------------------------------------------------------------
 
-# table or view: (what it holds, the column that names a row, descriptions of columns)
+# tables and views: (what it holds, the column that names a row, the one by which they are sorted, descriptions)
+HIDDEN: Final = ("archived_days", "lake", "listed_ids", "seen", "sqlite_stat1", "sqlite_stat4")
 PRICES: Final = {
     "timestamp": "UTC: when the books of this market were received",
     "price_yes": "USD, which is also the probability: midpoint of the YES book, a missing bid as 0, a missing ask as 1",
@@ -356,10 +358,11 @@ PRICES: Final = {
     "ask_size_no": "shares at best_ask_no",
     "book_id": "the whole book of this snapshot",
 }
-SCHEMA: Final[dict[str, tuple[str, str | None, dict[str, str]]]] = {
+SCHEMA: Final[dict[str, tuple[str, str | None, str | None, dict[str, str]]]] = {
     "markets": (
         "One row per market; all times UTC.",
         "question",
+        "first_seen",
         {
             "slug": "the last part of its address; leads to the page of the market",
             "event_slug": "leads to the exchange's page",
@@ -371,11 +374,12 @@ SCHEMA: Final[dict[str, tuple[str, str | None, dict[str, str]]]] = {
             "followed": "1: collected until it resolves",
         },
     ),
-    "snapshots": ("One row per market and run.", None, PRICES),
-    "latest_snapshots": ("The newest snapshot of each market, with what the market is.", None, PRICES),
+    "snapshots": ("One row per market and run.", None, "id", PRICES),
+    "latest_snapshots": ("The newest snapshot of each market, with what the market is.", None, "volume_24h", PRICES),
     "runs": (
         "One row per collection; all times UTC.",
         "started_at",
+        "run_id",
         {
             "status": "running, complete, partial or failed",
             "markets_listed": "open markets that the exchange named",
@@ -387,10 +391,11 @@ SCHEMA: Final[dict[str, tuple[str, str | None, dict[str, str]]]] = {
             "depth": "levels kept of each side of a book; 0: none; empty: all",
         },
     ),
-    "failures": ("What a run could not collect, and why.", None, {"stage": "list, book, outcome or save"}),
+    "failures": ("What a run could not collect, and why.", None, "run_id", {"stage": "list, book, outcome or save"}),
     "books": (
         "Whole order books, each content once per market and UTC day.",
         "timestamp",
+        "book_id",
         {
             "bids": "of YES: [price in USD, shares], the best first",
             "asks": "of YES: [price in USD, shares], the best first",
@@ -400,18 +405,21 @@ SCHEMA: Final[dict[str, tuple[str, str | None, dict[str, str]]]] = {
     "book_levels": (
         "One row per level of each snapshot's book: ask for one snapshot_id.",
         None,
+        None,
         {"price": "USD", "size": "shares", "level": "1 is the best"},
     ),
-    "order_books": ("Each snapshot with its whole book, of NO as well.", None, {}),
-    "gaps": ("Where snapshots of a market are missing between two that are there, and why.", None, {}),
+    "order_books": ("Each snapshot with its whole book, of NO as well.", None, None, {}),
+    "gaps": ("Where snapshots of a market are missing between two that are there, and why.", None, None, {}),
     "tweets": (
         "Posts on X; times in UTC.",
         "text",
+        "timestamp",
         {"sentiment_score": "-1 to 1", "engagement_score": "likes + 2 x retweets + replies"},
     ),
     "hype_signals": (
         "Attention for a market on X.",
         None,
+        "id",
         {"velocity": "change of posts against the hour before; 1: twice as many", "hype_score": "0 to 100"},
     ),
 }
@@ -434,6 +442,7 @@ STYLE: Final = f"""
 .dashboard-card table {{ font-size: 0.85rem; }}
 .dashboard-card td, .dashboard-card th {{ padding: 0.15rem 0.8rem 0.15rem 0; text-align: left; border-right: none; }}
 .dashboard-card td:first-child {{ min-width: 8rem; }}
+td.col-question, td.col-slug, td.col-market_id {{ min-width: 12rem; }}
 .dashboard-filters form input[type=text][name] {{ width: min(24rem, 80vw); }}
 .dashboard-filters form input[type=number][name] {{ width: 8rem; }}
 @media (prefers-color-scheme: dark) {{
@@ -443,9 +452,10 @@ STYLE: Final = f"""
   div.page-header {{ border-color: {BLUE} !important; }}
   body a:link, body a:visited {{ color: {BLUE}; }}
   header a:link, header a:visited {{ color: #fff; }}
-  body input[type], body select, body textarea, body .CodeMirror, body .dropdown-menu, body .nav-menu-inner {{
+  body input[type], body select, body textarea, body .dropdown-menu, body .nav-menu-inner {{
     background: #1c222b; color: #d5dae2;
   }}
+  body .CodeMirror {{ background: #fff; color: #111; }}
   body input[type=submit] {{ background: #27507a; }}
   body .select-wrapper, fieldset, table, td, body th {{ border-color: #3a424e; }}
 }}
@@ -525,7 +535,7 @@ def depth(side: str, step: str) -> dict[str, Any]:
     """Return a layer of the shares of one side of a book up to each price."""
     encoding = {
         "x": {"field": "x", "type": "quantitative", "title": "price of YES, USD", "scale": {"zero": False}},
-        "y": {"field": "shares", "type": "quantitative", "title": "shares", "axis": {"format": "~s"}},
+        "y": {"field": "shares", "type": "quantitative", "title": "shares", "axis": {"format": "~s"}, "stack": None},
         "color": kinds(bids=GREEN, asks=RED),
         "tooltip": tooltip("price size shares"),
     }
@@ -914,11 +924,15 @@ HOME: Final = """
 
 def metadata(path: Path, market: str | None) -> dict[str, Any]:
     """Return what Datasette is told about the file at *path*; *market* is shown where none is chosen."""
-    tables = {
-        name: {"description": text, "columns": columns} | ({"label_column": label} if label else {})
-        for name, (text, label, columns) in SCHEMA.items()
+    tables: dict[str, dict[str, Any]] = {name: {"hidden": True} for name in HIDDEN}
+    for name, (text, label, newest, columns) in SCHEMA.items():
+        tables[name] = {"description": text, "columns": columns}
+        tables[name] |= {"label_column": label} if label else {}
+        tables[name] |= {"sort_desc": newest} if newest else {}
+    queries = {
+        name: {"title": title, "description": text, "sql": textwrap.dedent(sql).strip(), "hide_sql": True}
+        for name, (title, text, sql) in QUERIES.items()
     }
-    queries = {name: {"title": title, "description": text, "sql": sql} for name, (title, text, sql) in QUERIES.items()}
     filters = MARKET_PAGE["filters"] | {"market": MARKET_PAGE["filters"]["market"] | {"default": market or ""}}
     pages = {"market": MARKET_PAGE | {"filters": filters}, "exchange": EXCHANGE, "collection": COLLECTION}
     style = base64.b64encode(STYLE.encode()).decode()
