@@ -106,6 +106,7 @@ RUNS: Final = f"""
         (SELECT started_at FROM runs ORDER BY run_id DESC LIMIT 1), '-' || {DAYS} || ' days'
     ) ORDER BY run_id DESC LIMIT 3000
 """
+ROWS_OF: Final = {"market_id": "markets", "run_id": "runs", "book_id": "books", "snapshot_id": "snapshots"}
 PAGE: Final = "'https://polymarket.com/event/' || event_slug || '/' || slug AS page"
 THE_MARKET: Final = "(SELECT market_id FROM markets WHERE slug = :market)"
 CENTS: Final = "coalesce(nullif(:cents, ''), 2) / 100.0 + 1e-9"  # and what floats lose
@@ -876,6 +877,16 @@ class CollectorFile(Database):  # type: ignore[misc]  # Datasette has no types
         self._all_file_connections.append(connection)
         return connection
 
+    async def foreign_keys_for_table(self, table: str) -> list[dict[str, str]]:
+        """Return which columns name a row of another table; views and tables of older collectors do not declare it."""
+        columns = await self.table_columns(table)
+        own = "id" if table == "snapshots" else {value: key for key, value in ROWS_OF.items()}.get(table)
+        return [
+            {"column": column, "other_table": other, "other_column": "id" if other == "snapshots" else column}
+            for column, other in ROWS_OF.items()
+            if column in columns and column != own
+        ]
+
 
 class Hooks:
     """What Datasette asks of its plugins."""
@@ -898,7 +909,7 @@ class Hooks:
     @staticmethod
     @hookimpl  # type: ignore[untyped-decorator]
     def render_cell(row: sqlite3.Row, value: object, column: str) -> Markup | None:
-        """Make links of names and ids, wherever they stand: views and old tables have no foreign keys."""
+        """Make links of names and ids, wherever they stand."""
         if not isinstance(value, str | int):  # nothing, or a foreign key, which Datasette links by itself
             return None
         if column == "slug":
@@ -906,9 +917,8 @@ class Hooks:
         if column == "event_slug":
             slug = row["slug"] if "slug" in row.keys() else None  # noqa: SIM118  a row is not a dict
             return Markup(exchange_link(str(value), slug, value))  # noqa: S704
-        tables = {"market_id": "markets", "run_id": "runs", "book_id": "books", "snapshot_id": "snapshots"}
-        if column in tables:
-            return Markup(link(f"/{NAME}/{tables[column]}/{tilde_encode(str(value))}", value))  # noqa: S704
+        if column in ROWS_OF:
+            return Markup(link(f"/{NAME}/{ROWS_OF[column]}/{tilde_encode(str(value))}", value))  # noqa: S704
         return None
 
 
@@ -992,8 +1002,8 @@ def _check_schema(path: Path, mode: str) -> None:
         refusal = f"has schema {version} of a newer collector; this one knows {len(ac.MIGRATIONS)}"
     elif version < len(ac.MIGRATIONS):
         refusal = f"has schema {version} of an older collector, this one shows {len(ac.MIGRATIONS)}; a run upgrades it"
-    elif SCHEMA.keys() - names:
-        refusal = f"lacks {', '.join(sorted(SCHEMA.keys() - names))}"
+    elif lacking := {*SCHEMA, "seen"} - names:
+        refusal = f"lacks {', '.join(sorted(lacking))}"
     if refusal:
         msg = f"{path}: {refusal}"
         raise ac.StorageError(msg)
@@ -1038,7 +1048,9 @@ def serve(datasette: Datasette, listener: socket.socket, *, browser: bool) -> No
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     print(address, flush=True)
     if browser:
-        threading.Timer(1, webbrowser.open, [address]).start()
+        threading.Thread(
+            target=webbrowser.open, args=[address], daemon=True
+        ).start()  # it may last as long as the browser
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server ends cleanly, then raises what it caught
     config = uvicorn.Config(datasette.app(), log_level="warning", timeout_graceful_shutdown=2)
     with suppress(KeyboardInterrupt):

@@ -70,15 +70,15 @@ class Served:
 
 
 @contextmanager
-def serve(path: Path, **environment: str) -> Iterator[Served]:
-    command = (sys.executable, "-W", "error", str(SCRIPT_PATH), "--port", "0", "--db", str(path))
+def serve(path: Path, *options: str, **environment: str) -> Iterator[Served]:
+    command = (sys.executable, "-W", "error", str(SCRIPT_PATH), "--port", "0", "--db", str(path), *options)
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment
     ) as process:
         try:
             assert process.stdout
             address = process.stdout.readline().strip()  # or the end, if it does not start
-            assert address, process.communicate()[1]
+            assert address.startswith("http://127.0.0.1:"), process.communicate()[1]
             yield Served(address.rstrip("/"), process)
         finally:
             process.kill()
@@ -232,6 +232,17 @@ def test_however_it_ends_nothing_is_left(tmp_path: Path, number: signal.Signals,
     assert {file.name for file in tmp_path.iterdir()} - {"file.db-wal", "file.db-shm"} == {"scratch", "file.db"}
 
 
+@pytest.mark.skipif(os.name != "posix", reason="the browser is a shell script")
+def test_it_opens_the_browser_that_the_user_has(empty_file: Path, tmp_path: Path) -> None:
+    """The pipe holds both until the other is there."""
+    browser, opened = tmp_path / "browser", tmp_path / "opened"
+    browser.write_text(f'#!/bin/sh\necho "$1" >{opened}\n')
+    browser.chmod(0o755)
+    os.mkfifo(opened)
+    with serve(empty_file, "--open", BROWSER=f"{browser} %s") as served:
+        assert opened.read_text() == f"{served.address}/\n"
+
+
 @pytest.mark.skipif(os.name != "posix", reason="permissions are those of Unix")
 @pytest.mark.parametrize("used", [False, True])
 def test_a_folder_that_may_not_be_written(*, used: bool) -> None:
@@ -344,14 +355,19 @@ def test_queries_find_what_is_in_the_file(sample: Path, dashboard: Served) -> No
 
 
 def test_names_and_ids_are_links(dashboard: Served) -> None:
-    """Also in views, and in tables that have no foreign keys."""
-    assert '<a href="/polymarket/markets/500000">500000</a>' in dashboard.get("/polymarket/tweets")[1]
-    snapshots = dashboard.get("/polymarket/latest_snapshots", slug=MARKET)[1]
-    assert f'<a href="/-/dashboards/market?market={MARKET}">{MARKET}</a>' in snapshots
-    assert f'<a href="https://polymarket.com/event/event-3/{MARKET}">event-3</a>' in snapshots
-    assert '<a href="/polymarket/runs/60">60</a>' in snapshots
-    labelled = dashboard.get("/polymarket/snapshots", market_id="500010")[1]
-    assert '<a href="/polymarket/markets/500010">Will event 3 end in 1? “Ja”, ça va</a>' in labelled
+    """Also in views, in queries, and in tables that declare no foreign key; with labels where a table is shown."""
+    question = '<a href="/polymarket/markets/500010">Will event 3 end in 1? “Ja”, ça va</a>'
+    run = '<a href="/polymarket/runs/60">2026-11-02 07:15:00</a>'
+    for table in ("snapshots", "latest_snapshots", "books", "order_books"):
+        assert question in dashboard.get(f"/polymarket/{table}", market_id="500010")[1], table
+    for table in ("tweets", "hype_signals"):
+        assert "Will event 0 end in 1? “Ja”, ça va</a>" in dashboard.get(f"/polymarket/{table}", run_id="60")[1], table
+    for table in ("latest_snapshots", "tweets", "hype_signals", "snapshots"):
+        assert run in dashboard.get(f"/polymarket/{table}", run_id="60")[1], table
+    assert '<a href="/polymarket/books/' in dashboard.get("/polymarket/price_history", market=MARKET)[1]
+    latest = dashboard.get("/polymarket/latest_snapshots", slug=MARKET)[1]
+    assert f'<a href="/-/dashboards/market?market={MARKET}">{MARKET}</a>' in latest
+    assert f'<a href="https://polymarket.com/event/event-3/{MARKET}">event-3</a>' in latest
 
 
 def test_columns_are_described_with_their_units(dashboard: Served) -> None:
@@ -361,10 +377,9 @@ def test_columns_are_described_with_their_units(dashboard: Served) -> None:
 
 def test_described_tables_and_columns_exist(empty_file: Path) -> None:
     with closing(sqlite3.connect(empty_file)) as connection:
-        for table, (_, label, columns) in SCRIPT["SCHEMA"].items():
+        for table, (_, label, newest, columns) in SCRIPT["SCHEMA"].items():
             there = {column[1] for column in connection.execute(f"PRAGMA table_info({table})")}
-            assert there >= columns.keys() | ({label} if label else set()), table
-            assert len(there) > 1, table
+            assert there >= columns.keys() | ({label, newest} - {None}), table
 
 
 def test_a_file_that_is_being_written_keeps_answering(empty_file: Path) -> None:
@@ -379,6 +394,16 @@ def test_a_file_that_is_being_written_keeps_answering(empty_file: Path) -> None:
             assert served.get("/-/dashboards/collection")[0] == 200
             writer.execute("COMMIT")
             assert len(served.rows("/polymarket/runs")) == run_id
+
+
+def test_the_documentation_has_every_option_query_and_picture() -> None:
+    text = (PROJECT / "docs/dashboard.md").read_text()
+    options = [action for action in SCRIPT["build_parser"]()._actions if action.dest not in {"help", "version"}]
+    written = [f"{action.option_strings[0]} {action.metavar or ''}".strip() for action in options]
+    assert re.findall(r"^\| `(--[^`]+)` \|", text, re.MULTILINE) == written
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(SCRIPT["QUERIES"])
+    pictures = [PROJECT / "docs" / name for name in re.findall(r"\]\((\S+\.png)\)", text)]
+    assert [picture.stat().st_size < 200_000 for picture in pictures] == [True, True]
 
 
 # --- In a browser -----------------------------------------------------------------------------------------------------
