@@ -46,7 +46,9 @@ def take(address: str, picture: Path, cards: int, *, dark: bool) -> None:
     with open_browser(WIDTH, HEIGHT, dark=dark) as browser:
         browser.get(address)
         drawn = ".dashboard-card svg, .dashboard-card table"
-        WebDriverWait(browser, 60).until(lambda browser: len(browser.find_elements(By.CSS_SELECTOR, drawn)) >= cards)
+        WebDriverWait(browser, 60, 0.05).until(
+            lambda browser: len(browser.find_elements(By.CSS_SELECTOR, drawn)) >= cards
+        )
         browser.save_screenshot(str(picture))
 
 

@@ -451,7 +451,7 @@ def wait_for_cards(browser: Chrome, page: str) -> None:
         found = [len(browser.find_elements(By.CSS_SELECTOR, f".dashboard-card {tag}")) for tag in ("svg", "table")]
         return found == [len(DRAWN[page]), TABLES[page]]
 
-    WebDriverWait(browser, 60).until(complete)
+    WebDriverWait(browser, 60, 0.05).until(complete)
 
 
 def marks(browser: Chrome, page: str) -> dict[str, int]:
@@ -484,7 +484,7 @@ def test_a_market_is_chosen_by_its_slug(browser: Chrome, dashboard: Served) -> N
     field.clear()
     field.send_keys(MARKET)
     browser.find_element(By.CSS_SELECTOR, "input[value=Apply]").click()
-    WebDriverWait(browser, 30).until(lambda browser: f"market={MARKET}" in browser.current_url)
+    WebDriverWait(browser, 30, 0.05).until(lambda browser: f"market={MARKET}" in browser.current_url)
     wait_for_cards(browser, "market")
     question = browser.find_element(By.LINK_TEXT, "Will event 3 end in 1? “Ja”, ça va")
     assert question.get_attribute("href") == f"https://polymarket.com/event/event-3/{MARKET}"
@@ -496,7 +496,7 @@ def test_a_market_is_reached_from_the_exchange(browser: Chrome, dashboard: Serve
     link = browser.find_element(By.CSS_SELECTOR, "#chart-widest td a")
     question = link.text
     link.click()
-    WebDriverWait(browser, 30).until(lambda browser: "/market?market=" in browser.current_url)
+    WebDriverWait(browser, 30, 0.05).until(lambda browser: "/market?market=" in browser.current_url)
     wait_for_cards(browser, "market")
     assert question in browser.find_element(By.ID, "chart-wide_about").text
 
