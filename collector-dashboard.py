@@ -441,11 +441,15 @@ TIME: Final = {
 STYLE: Final = f"""
 .dashboard-card svg text {{ fill: currentColor; }}
 .dashboard-card table {{ font-size: 0.85rem; }}
-.dashboard-card td, .dashboard-card th {{ padding: 0.15rem 0.8rem 0.15rem 0; text-align: left; border-right: none; }}
-.dashboard-card td:first-child {{ min-width: 8rem; }}
+.dashboard-card td, .dashboard-card th {{ padding: 0.15rem 0.6rem 0.15rem 0; text-align: left; border-right: none; }}
+.dashboard-card td:first-child {{ min-width: 7rem; }}
 td.col-question, td.col-slug, td.col-market_id {{ min-width: 12rem; }}
 .dashboard-filters form input[type=text][name] {{ width: min(24rem, 80vw); }}
 .dashboard-filters form input[type=number][name] {{ width: 8rem; }}
+@media (max-width: 576px) {{
+  form.sql label {{ width: 30%; }}
+  form.sql input[type=text] {{ width: 65%; }}
+}}
 @media (prefers-color-scheme: dark) {{
   :root {{ color-scheme: dark; }}
   body, body .hd, body :fullscreen {{ background: #14181f; color: #d5dae2; }}
@@ -475,7 +479,7 @@ def chart(title: str, query: str, empty: str, *layers: dict[str, Any], height: i
     Each row has an `x`. Where there is no row, one of NULLs carries the message.
     """
     for drawn in layers:
-        drawn["transform"] = [{"filter": f"isValid(datum.x) && ({drawn.pop('filter', 'true')})"}]
+        drawn["transform"] = [{"filter": f"isValid(datum.x) && ({drawn.pop('only', 'true')})"}]
     nothing = {
         "transform": [{"filter": "!isValid(datum.x)"}],
         "mark": {"type": "text", "text": empty.split("|"), "x": {"expr": "width / 2"}, "y": {"expr": "height / 3"}},
@@ -505,14 +509,18 @@ def tooltip(columns: str) -> list[dict[str, str]]:
 
 
 def layer(mark: str, color: str | dict[str, Any], y: str, title: str, tips: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Return a layer that draws column *y* over time; pointing at it shows the columns named in *tips*."""
+    """Return a layer that draws column *y* over time; pointing at it shows the columns named in *tips*.
+
+    In *more* are further channels, and in `only` a condition on the rows.
+    """
+    only = more.pop("only", "true")
     encoding = {
         "x": TIME,
         "y": {"field": y, "type": "quantitative", "title": title, "scale": {"zero": False}},
         "color": {"value": color} if isinstance(color, str) else color,
         "tooltip": tooltip(tips),
     }
-    return {"mark": {"type": mark, "clip": True}, "encoding": encoding | more}
+    return {"only": only, "mark": {"type": mark, "clip": True}, "encoding": encoding | more}
 
 
 def bars(y: str, x: str, title: str, tips: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -541,15 +549,18 @@ def depth(side: str, step: str) -> dict[str, Any]:
         "tooltip": tooltip("price size shares"),
     }
     mark = {"type": "area", "interpolate": step, "opacity": 0.7}
-    return {"filter": f"datum.kind == '{side}'", "mark": mark, "encoding": encoding}
+    return {"only": f"datum.kind == '{side}'", "mark": mark, "encoding": encoding}
 
 
-def table(title: str, columns: dict[str, str], source: str, empty: str) -> dict[str, Any]:
-    """Return a table of *columns*, name and expression, of *source*: one row that says *empty* where there is none."""
+def table(title: str, columns: dict[str, str], rows: str, empty: str) -> dict[str, Any]:
+    """Return a table of *columns*, name and expression, of query *rows*: one row saying *empty* where there is none.
+
+    The rows are found and sorted first, since the expressions may cost more.
+    """
     shown = ", ".join(f'{expression} AS "{name}"' for name, expression in columns.items())
     nothing = ", ".join([f"'{empty.replace('|', ' ')}'", *["NULL"] * (len(columns) - 1)])
     query = f"""
-        WITH shown AS (SELECT {shown} FROM {source})
+        WITH found AS MATERIALIZED ({rows}), shown AS (SELECT {shown} FROM found)
         SELECT * FROM shown UNION ALL SELECT {nothing} WHERE NOT EXISTS (SELECT 1 FROM shown)
     """
     return {"title": title, "db": NAME, "library": "table", "query": query}
@@ -559,7 +570,7 @@ def facts(title: str, source: str, lines: dict[str, str], empty: str) -> dict[st
     """Return a table with a line for each of *lines*, name and expression, of the one row of *source*."""
     rows = " UNION ALL ".join(f"SELECT '{name}', {expression} FROM fact" for name, expression in lines.items())
     query = f"WITH fact AS ({source}), line(name, value) AS ({rows}) SELECT * FROM line"
-    return table(title, {"": "name", " ": "value"}, f"({query})", empty)
+    return table(title, {"": "name", " ": "value"}, query, empty)
 
 
 def page(title: str, description: str, filters: dict[str, Any], **cards: dict[str, Any]) -> dict[str, Any]:
@@ -617,7 +628,7 @@ COLLECTION: Final = page(
         """,
         "No runs in these days.",
         layer(
-            "point",
+            "circle",
             kinds(complete=GREEN, partial=ORANGE, failed=RED, running=GREY),
             "share",
             "stored, %",
@@ -653,8 +664,11 @@ COLLECTION: Final = page(
     ),
     failures=table(
         "Most frequent failures",
-        {"stage": "html(stage)", "reason": "html(reason)", "times": "count(*)", "last run": "max(run_id)"},
-        f"failures WHERE run_id IN (SELECT run_id FROM ({RUNS})) GROUP BY 1, 2 ORDER BY 3 DESC LIMIT 10",
+        {"stage": "html(stage)", "reason": "html(reason)", "times": "number(times)", "last run": "last_run"},
+        f"""
+        SELECT stage, reason, count(*) AS times, max(run_id) AS last_run FROM failures
+        WHERE run_id IN (SELECT run_id FROM ({RUNS})) GROUP BY stage, reason ORDER BY times DESC LIMIT 10
+        """,
         "none in these days",
     ),
     posts=chart(
@@ -673,6 +687,7 @@ SPREAD: Final = {
     "spread": "spread",
     "volume": "usd(volume_24h)",
 }
+SPREADS: Final = f"SELECT * FROM ({CURRENT}) WHERE spread IS NOT NULL AND {ENOUGH}"
 NO_MARKETS: Final = "No open market of the last two hours|with this volume: lower it,|or wait for the next run."
 EXCHANGE: Final = page(
     "Exchange",
@@ -711,25 +726,28 @@ EXCHANGE: Final = page(
     widest=table(
         "Widest spreads",
         SPREAD,
-        f"({CURRENT}) WHERE spread IS NOT NULL AND {ENOUGH} ORDER BY spread DESC, volume_24h DESC LIMIT 10",
+        f"{SPREADS} ORDER BY spread DESC, volume_24h DESC LIMIT 10",
         NO_MARKETS,
     ),
     tightest=table(
         "Tightest spreads",
         SPREAD,
-        f"({CURRENT}) WHERE spread IS NOT NULL AND {ENOUGH} ORDER BY spread, volume_24h DESC LIMIT 10",
+        f"{SPREADS} ORDER BY spread, volume_24h DESC LIMIT 10",
         NO_MARKETS,
     ),
     wide_newest=table(
         "Newest markets",
         {
-            "market": "market_link(m.slug, m.question)",
-            "category": "html(m.category)",
+            "market": "market_link(slug, question)",
+            "category": "html(category)",
             "first seen, UTC": "html(first_seen)",
             "price": "price_yes",
             "volume": "usd(volume_24h)",
         },
-        f"({CURRENT}) AS c JOIN markets AS m USING (market_id) WHERE {ENOUGH} ORDER BY first_seen DESC LIMIT 10",
+        f"""
+        SELECT c.*, m.first_seen FROM ({CURRENT}) AS c JOIN markets AS m USING (market_id)
+        WHERE {ENOUGH} ORDER BY m.first_seen DESC LIMIT 10
+        """,
         NO_MARKETS,
     ),
 )
@@ -767,11 +785,16 @@ MARKET_PAGE: Final = page(
         "No market of this name in the file: choose one above and press Apply.",
     ),
     wide_price=chart(
-        "Price of YES with best bid and ask",
-        HISTORY,
-        NO_SNAPSHOTS,
+        "Price of YES with best bid and ask; grey points: without both",
+        f"SELECT * FROM ({HISTORY}) WHERE price_yes <> 0.5 OR coalesce(best_bid_yes, best_ask_yes) IS NOT NULL",
+        "No price of this market|in these days. Choose another|above and press Apply.",  # an empty book says 0.5
         layer("area", ORANGE, "best_bid_yes", "USD", "", y2={"field": "best_ask_yes"}, opacity={"value": 0.35}),
-        layer("line", BLUE, "price_yes", "USD", "utc price_yes best_bid_yes best_ask_yes"),
+        layer(
+            "line", BLUE, "price_yes", "USD", "utc price_yes best_bid_yes best_ask_yes", only="isValid(datum.spread)"
+        ),
+        layer(
+            "circle", GREY, "price_yes", "USD", "utc price_yes best_bid_yes best_ask_yes", only="!isValid(datum.spread)"
+        ),
         height=280,
     ),
     spread=chart(
@@ -849,8 +872,11 @@ def number(value: float | None) -> str | None:
 
 
 def usd(value: float | None) -> str | None:
-    """Return *value* in whole dollars."""
-    return f"${value:,.0f}" if isinstance(value, int | float) else as_html(value)
+    """Return *value* in dollars, short."""
+    if not isinstance(value, int | float):
+        return as_html(value)
+    size, unit = next((each for each in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if abs(value) >= each[0]), (1, ""))
+    return f"${value / size:,.{1 if unit else 0}f}{unit}"
 
 
 def file_size(path: Path) -> str:

@@ -525,7 +525,7 @@ def test_where_there_is_nothing_a_page_says_what_to_do(
             assert errors(browser) == []
             text = browser.find_element(By.CSS_SELECTOR, ".dashboard-grid").text
             if page == "market":
-                assert text.count("Choose another") == 2
+                assert text.count("Choose another") == 2  # price and volume
                 assert "No market of this name in the file: choose one above" in text
             if page == "exchange":
                 assert text.count("or wait for the next run") == 4
