@@ -18,7 +18,7 @@ CHROMIUM: Final = shutil.which("chromium")
 DRIVER: Final = shutil.which("chromedriver")
 FLAGS: Final = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --force-device-scale-factor=1"
+    "--disable-component-update --disable-sync --hide-scrollbars --force-device-scale-factor=1"
 ).split()
 
 

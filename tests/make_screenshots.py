@@ -7,20 +7,22 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import sample_database
 from browser import open_browser
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
 PROJECT: Final = Path(__file__).parent.parent
 WIDTH: Final = 1_000  # pixels
-HEIGHT: Final = 1_250
-# picture: (address of the page, dark, number of its charts and tables)
+# picture: (address of the page, dark, pixels from its top, number of its charts and tables)
 PICTURES: Final = {
-    "dashboard-market.png": ("market?market=will-event-0-end-in-1", False, 6),
-    "dashboard-exchange.png": ("exchange?volume=1000", True, 5),
+    "dashboard-market.png": ("market?market=will-event-0-end-in-1", False, 1_800, 6),
+    "dashboard-exchange.png": ("exchange?volume=1000", True, 1_180, 5),
 }
 
 
@@ -34,22 +36,20 @@ def main() -> int:
             try:
                 assert process.stdout
                 address = process.stdout.readline().strip()
-                for name, (page, dark, cards) in PICTURES.items():
-                    take(f"{address}-/dashboards/{page}", PROJECT / "docs" / name, cards, dark=dark)
+                for name, (page, dark, height, cards) in PICTURES.items():
+                    with open_browser(WIDTH, height, dark=dark) as browser:
+                        take(browser, f"{address}-/dashboards/{page}", PROJECT / "docs" / name, cards)
             finally:
                 process.terminate()
     return 0
 
 
-def take(address: str, picture: Path, cards: int, *, dark: bool) -> None:
+def take(browser: Chrome, address: str, picture: Path, cards: int) -> None:
     """Write a picture of the page at *address*, once it has drawn its *cards*."""
-    with open_browser(WIDTH, HEIGHT, dark=dark) as browser:
-        browser.get(address)
-        drawn = ".dashboard-card svg, .dashboard-card table"
-        WebDriverWait(browser, 60, 0.05).until(
-            lambda browser: len(browser.find_elements(By.CSS_SELECTOR, drawn)) >= cards
-        )
-        browser.save_screenshot(str(picture))
+    browser.get(address)
+    drawn = ".dashboard-card svg, .dashboard-card table"
+    WebDriverWait(browser, 60, 0.05).until(lambda browser: len(browser.find_elements(By.CSS_SELECTOR, drawn)) >= cards)
+    browser.save_screenshot(str(picture))
 
 
 if __name__ == "__main__":
