@@ -1,0 +1,1129 @@
+#!/usr/bin/env python3
+"""Look at the collector's file in a browser: the command `collector-dashboard`.
+
+Serves the file with Datasette and datasette-dashboards: a page of the collection, of the exchange and of one market,
+and ready-made queries. The file is opened read-only and may be written meanwhile; nothing is loaded from elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import os
+import signal
+import socket
+import sqlite3
+import sys
+import textwrap
+import threading
+import urllib.parse
+import webbrowser
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import async_collector as ac
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FILE_UNUSABLE: Final = 74
+BAD_CONFIGURATION: Final = 78
+
+try:
+    import datasette_dashboards  # noqa: F401  Datasette finds it by its entry point
+    import uvicorn
+    from datasette import hookimpl
+    from datasette.app import Datasette
+    from datasette.database import Database
+    from datasette.plugins import pm
+    from datasette.utils import tilde_encode
+    from markupsafe import Markup
+except ModuleNotFoundError as error:
+    print(f"collector-dashboard: {error}; pip install 'polymarket-async-collector[dashboard]'", file=sys.stderr)
+    sys.exit(BAD_CONFIGURATION)
+
+NAME: Final = "polymarket"  # of the database in addresses, whatever the file is called
+SETTINGS: Final = {
+    "allow_download": False,
+    "default_page_size": 50,
+    "facet_time_limit_ms": 3_000,
+    "max_returned_rows": 5_000,
+    "num_sql_threads": 4,
+    "sql_time_limit_ms": 3_000,
+    "suggest_facets": False,  # tries each column, which takes seconds on millions of rows
+    "truncate_cells_html": 300,
+}
+
+# --- Queries ----------------------------------------------------------------------------------------------------------
+
+# times are counted back from here, so that a file of last month shows its last days
+NEWEST: Final = "(SELECT timestamp FROM snapshots ORDER BY id DESC LIMIT 1)"
+# the prices of the present: open markets stored in the last two hours
+CURRENT: Final = f"""
+    SELECT * FROM latest_snapshots WHERE resolved IS NOT 1 AND timestamp > datetime({NEWEST}, '-2 hours')
+"""
+# those with both a price now and one a day before: a one-sided book has no price worth comparing
+MOVERS: Final = f"""
+    SELECT now.*, old.price_yes AS price_before, now.price_yes - old.price_yes AS change
+    FROM ({CURRENT}) AS now
+    JOIN snapshots AS old ON old.id = (
+        SELECT id FROM snapshots AS s
+        WHERE s.market_id = now.market_id
+          AND s.timestamp BETWEEN datetime(now.timestamp, '-26 hours') AND datetime(now.timestamp, '-1 day')
+        ORDER BY s.timestamp DESC LIMIT 1
+    )
+    WHERE now.spread IS NOT NULL AND old.spread IS NOT NULL
+"""
+MARKET: Final = """
+    SELECT m.*, s.id AS snapshot_id, s.timestamp AS newest, s.price_yes, s.best_bid_yes, s.best_ask_yes, s.volume_24h,
+           s.book_id
+    FROM markets AS m LEFT JOIN seen USING (market_id) LEFT JOIN snapshots AS s ON s.id = seen.snapshot_id
+    WHERE m.slug = :market LIMIT 1
+"""
+DAYS: Final = "coalesce(nullif(:days, ''), 7)"
+# the snapshots of one market, at most about 800: the last one of each of 800 equal stretches of time
+HISTORY: Final = f"""
+    WITH m AS ({MARKET})
+    SELECT max(s.timestamp) AS stretch, replace(s.timestamp, ' ', 'T') || 'Z' AS x, s.timestamp AS utc, s.*
+    FROM m JOIN snapshots AS s USING (market_id)
+    WHERE s.timestamp > datetime(newest, '-' || {DAYS} || ' days')
+    GROUP BY CAST(strftime('%s', s.timestamp) / ({DAYS} * 108 + 1) AS INTEGER)
+"""
+PRICE: Final = "json_extract(value, '$[0]')"  # of a level of a book
+SIZE: Final = "json_extract(value, '$[1]')"
+# one row per level of YES, the best first
+LEVELS: Final = f"""
+    SELECT 'bid' AS side, key + 1 AS level, {PRICE} AS price, {SIZE} AS size FROM book, json_each(book.bids)
+    UNION ALL
+    SELECT 'ask', key + 1, {PRICE}, {SIZE} FROM book, json_each(book.asks)
+"""
+RUNS: Final = f"""
+    SELECT *, replace(started_at, ' ', 'T') || 'Z' AS x, started_at AS utc,
+           round((julianday(started_at) - julianday(lag(started_at) OVER (ORDER BY run_id))) * 1440, 1) AS minutes
+    FROM runs WHERE started_at > datetime(
+        (SELECT started_at FROM runs ORDER BY run_id DESC LIMIT 1), '-' || {DAYS} || ' days'
+    ) ORDER BY run_id DESC LIMIT 3000
+"""
+ROWS_OF: Final = {"market_id": "markets", "run_id": "runs", "book_id": "books", "snapshot_id": "snapshots"}
+PAGE: Final = "'https://polymarket.com/event/' || event_slug || '/' || slug AS page"
+THE_MARKET: Final = "(SELECT market_id FROM markets WHERE slug = :market)"
+CENTS: Final = "coalesce(nullif(:cents, ''), 2) / 100.0 + 1e-9"  # and what floats lose
+SHARES: Final = "coalesce(nullif(:shares, ''), 1000)"
+HOURS: Final = "coalesce(nullif(:hours, ''), 24)"
+
+
+# name: (title, what it shows and takes, query)
+QUERIES: Final = {
+    "latest_prices": (
+        "Latest prices in a category",
+        "Open markets of the last two hours, by volume. category: as in the table markets; empty: all.",
+        f"""
+        SELECT question, slug, category, price_yes, best_bid_yes, best_ask_yes, spread, volume_24h, timestamp, {PAGE}
+        FROM ({CURRENT}) WHERE :category = '' OR category = :category ORDER BY volume_24h DESC LIMIT 500
+        """,
+    ),
+    "volume_leaders": (
+        "Volume leaders of each category",
+        "The three markets of each category with the greatest volume of 24 hours (USD).",
+        f"""
+        SELECT category, question, slug, price_yes, volume_24h, timestamp, {PAGE} FROM (
+            SELECT *, row_number() OVER (PARTITION BY category ORDER BY volume_24h DESC) AS place FROM ({CURRENT})
+        ) WHERE place <= 3 ORDER BY category, place
+        """,
+    ),
+    "price_history": (
+        "Price history of a market",
+        "Every snapshot, the newest first. market: its slug, the last part of its address; days: 7 unless given.",
+        f"""
+        SELECT timestamp, price_yes, best_bid_yes, best_ask_yes, spread, volume_24h, liquidity, run_id, book_id
+        FROM snapshots
+        WHERE market_id = {THE_MARKET} AND timestamp > datetime({NEWEST}, '-' || {DAYS} || ' days')
+        ORDER BY timestamp DESC
+        """,
+    ),
+    "markets_of_an_event": (
+        "All markets of an event",
+        "With their newest prices. event: its slug, as in https://polymarket.com/event/SLUG.",
+        f"""
+        SELECT question, slug, price_yes, best_bid_yes, best_ask_yes, volume_24h, timestamp, resolved,
+               resolution_outcome, {PAGE}
+        FROM latest_snapshots
+        WHERE market_id IN (SELECT market_id FROM markets WHERE event_slug = :event) ORDER BY price_yes DESC
+        """,
+    ),
+    "widest_spreads": (
+        "Widest spreads now",
+        "Open markets of the last two hours with both a bid and an ask; spread in USD.",
+        f"""
+        SELECT question, slug, best_bid_yes, best_ask_yes, spread, volume_24h, timestamp, {PAGE}
+        FROM ({CURRENT}) WHERE spread IS NOT NULL ORDER BY spread DESC LIMIT 200
+        """,
+    ),
+    "movers": (
+        "Movers of 24 hours",
+        "Open markets by how far the price of YES (USD) moved; only those with a bid and an ask then and now.",
+        f"""
+        SELECT question, slug, price_before, price_yes, round(change, 4) AS change, spread, volume_24h, timestamp,
+               {PAGE}
+        FROM ({MOVERS}) ORDER BY abs(change) DESC LIMIT 200
+        """,
+    ),
+    "thin_books": (
+        "Thin books",
+        "Much traded markets with little at their best prices. usd: shares at best bid and ask times the price.",
+        f"""
+        SELECT question, slug, round(bid_size_yes * best_bid_yes + ask_size_yes * best_ask_yes, 2) AS usd_at_best,
+               bid_size_yes, ask_size_yes, spread, volume_24h, timestamp, {PAGE}
+        FROM ({CURRENT}) WHERE spread IS NOT NULL AND volume_24h >= 10000 ORDER BY usd_at_best LIMIT 200
+        """,
+    ),
+    "last_price_before_resolution": (
+        "Last price before resolution",
+        "Resolved markets and the last price of YES (USD) before they closed.",
+        f"""
+        SELECT m.question, m.slug, m.resolution_outcome, m.outcome_yes, s.price_yes, s.timestamp, m.closed_at, {PAGE}
+        FROM markets AS m JOIN snapshots AS s ON s.id = (
+            SELECT id FROM snapshots
+            WHERE market_id = m.market_id AND timestamp <= coalesce(m.closed_at, {NEWEST})
+            ORDER BY timestamp DESC LIMIT 1
+        ) WHERE m.resolved = 1 ORDER BY m.closed_at DESC LIMIT 500
+        """,
+    ),
+    "hype_against_price": (
+        "Hype against price",
+        "Each signal of attention with the price of YES then and an hour later. market: its slug; empty: all.",
+        f"""
+        SELECT m.question, m.slug, h.timestamp, h.hype_score, h.tweet_count, h.velocity,
+               (SELECT price_yes FROM snapshots AS s WHERE s.market_id = h.market_id AND s.timestamp <= h.timestamp
+                ORDER BY s.timestamp DESC LIMIT 1) AS price_yes,
+               (SELECT price_yes FROM snapshots AS s WHERE s.market_id = h.market_id
+                AND s.timestamp >= datetime(h.timestamp, '+1 hour') ORDER BY s.timestamp LIMIT 1) AS price_an_hour_later
+        FROM hype_signals AS h JOIN markets AS m USING (market_id)
+        WHERE :market = '' OR h.market_id = {THE_MARKET} ORDER BY h.timestamp DESC LIMIT 500
+        """,
+    ),
+    "gaps_of_the_last_hours": (
+        "Gaps of the last hours",
+        "Where snapshots of a market are missing, and why. hours: 24 unless given.",
+        f"""
+        SELECT question, slug, since, until, run_ids, reasons FROM gaps JOIN markets USING (market_id)
+        WHERE until > datetime({NEWEST}, '-' || {HOURS} || ' hours') ORDER BY until DESC LIMIT 1000
+        """,
+    ),
+    "candles_of_a_category": (
+        "Hourly open, high, low and close",
+        "Of each market of a category, price of YES in USD. category: as in markets; hours: 24 unless given.",
+        f"""
+        SELECT DISTINCT slug, strftime('%Y-%m-%d %H:00', timestamp) AS hour,
+               first_value(price_yes) OVER w AS open, max(price_yes) OVER w AS high, min(price_yes) OVER w AS low,
+               last_value(price_yes) OVER w AS close
+        FROM markets JOIN snapshots USING (market_id)
+        WHERE category = :category AND timestamp > datetime({NEWEST}, '-' || {HOURS} || ' hours')
+        WINDOW w AS (PARTITION BY market_id, strftime('%Y-%m-%d %H', timestamp) ORDER BY timestamp
+                     ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)
+        ORDER BY slug, hour
+        """,
+    ),
+    "depth_within_cents": (
+        "Depth within 2 cents of the price",
+        (
+            "Shares of YES bid and asked so near to the price, at each snapshot of a market. market: its slug; "
+            "cents: 2 unless given; days: 7 unless given."
+        ),
+        f"""
+        SELECT s.timestamp, price_yes,
+               (SELECT sum({SIZE}) FROM json_each(bids) WHERE {PRICE} >= price_yes - {CENTS}) AS bid_shares,
+               (SELECT sum({SIZE}) FROM json_each(asks) WHERE {PRICE} <= price_yes + {CENTS}) AS ask_shares
+        FROM snapshots AS s JOIN books USING (book_id)
+        WHERE s.market_id = {THE_MARKET} AND s.timestamp > datetime({NEWEST}, '-' || {DAYS} || ' days')
+        ORDER BY s.timestamp DESC
+        """,
+    ),
+    "imbalance": (
+        "Imbalance of the books now",
+        (
+            "(bids - asks) / (bids + asks) in shares of YES near the price, from -1 (all sell) to 1 (all buy), of the "
+            "200 most traded markets. cents: 2 unless given."
+        ),
+        f"""
+        SELECT question, slug, round((bid - ask) / (bid + ask), 3) AS imbalance, bid AS bid_shares, ask AS ask_shares,
+               price_yes, volume_24h, timestamp, {PAGE}
+        FROM (
+            SELECT now.*,
+                   (SELECT total({SIZE}) FROM json_each(bids) WHERE {PRICE} >= price_yes - {CENTS}) AS bid,
+                   (SELECT total({SIZE}) FROM json_each(asks) WHERE {PRICE} <= price_yes + {CENTS}) AS ask
+            FROM (SELECT * FROM ({CURRENT}) ORDER BY volume_24h DESC LIMIT 200) AS now
+            JOIN books USING (book_id)
+        ) ORDER BY imbalance DESC
+        """,
+    ),
+    "cost_of_buying": (
+        "Cost of buying 1,000 shares",
+        (
+            "What so many shares of YES cost at the newest book, level by level. market: its slug; empty: the 200 most "
+            "traded; shares: 1000 unless given. shares_bought is less where the book has less."
+        ),
+        f"""
+        WITH now AS (
+            SELECT * FROM ({CURRENT}) WHERE :market = '' OR slug = :market ORDER BY volume_24h DESC LIMIT 200
+        ),
+        levels AS (
+            SELECT now.*, {PRICE} AS price, max(0, min(
+                {SIZE}, {SHARES} - sum({SIZE}) OVER (PARTITION BY now.id ORDER BY key) + {SIZE}
+            )) AS bought
+            FROM now JOIN books USING (book_id) LEFT JOIN json_each(asks)
+        )
+        SELECT question, slug, best_ask_yes, round(total(bought), 2) AS shares_bought,
+               round(sum(bought * price), 2) AS cost_usd, round(sum(bought * price) / sum(bought), 4) AS average_price,
+               max(price) FILTER (WHERE bought > 0) AS highest_price, timestamp, {PAGE}
+        FROM levels GROUP BY id ORDER BY volume_24h DESC
+        """,
+    ),
+    "book_at_a_moment": (
+        "The book of a market at a moment",
+        (
+            "Levels of YES as of the last snapshot before it. market: its slug; moment: UTC, YYYY-MM-DD HH:MM:SS; "
+            "empty: now."
+        ),
+        f"""
+        WITH book AS (
+            SELECT s.timestamp, bids, asks FROM snapshots AS s JOIN books USING (book_id)
+            WHERE s.market_id = {THE_MARKET} AND s.timestamp <= coalesce(nullif(:moment, ''), {NEWEST})
+            ORDER BY s.timestamp DESC LIMIT 1
+        )
+        SELECT book.timestamp, side, level, price, size, round(sum(size) OVER (PARTITION BY side ORDER BY level), 2)
+               AS shares_so_far
+        FROM book, ({LEVELS}) ORDER BY side, level
+        """,
+    ),
+    "spread_by_size": (
+        "Spread by size",
+        (
+            "Average prices at which so many shares of YES are bought and sold at once at the newest book, and their "
+            "difference in USD; nothing where the book has fewer. market: its slug."
+        ),
+        f"""
+        WITH book AS (SELECT bids, asks FROM ({MARKET}) JOIN books USING (book_id)),
+        wanted (shares) AS (VALUES (1), (100), (1000), (10000), (100000)),
+        taken AS (
+            SELECT shares, side, price, max(0, min(size, shares - sum(size) OVER (
+                PARTITION BY shares, side ORDER BY level
+            ) + size)) AS taken FROM wanted, ({LEVELS})
+        ),
+        sides AS (
+            SELECT shares, side, CASE WHEN sum(taken) >= shares THEN sum(taken * price) / shares END AS average
+            FROM taken GROUP BY shares, side
+        )
+        SELECT shares, round(max(average) FILTER (WHERE side = 'ask'), 4) AS average_to_buy,
+               round(max(average) FILTER (WHERE side = 'bid'), 4) AS average_to_sell,
+               round(max(average) FILTER (WHERE side = 'ask') - max(average) FILTER (WHERE side = 'bid'), 4) AS spread
+        FROM wanted LEFT JOIN sides USING (shares) GROUP BY shares
+        """,
+    ),
+    "what_is_in_the_file": (
+        "What is in the file",
+        "Rows and times of each table.",
+        """
+        SELECT 'snapshots' AS "table", (SELECT count(*) FROM snapshots) AS rows,
+               (SELECT min(timestamp) FROM snapshots) AS oldest, (SELECT max(timestamp) FROM snapshots) AS newest
+        UNION ALL SELECT 'markets', count(*), min(first_seen), max(first_seen) FROM markets
+        UNION ALL SELECT 'books', count(*), NULL, NULL FROM books
+        UNION ALL SELECT 'runs', count(*), min(started_at), max(started_at) FROM runs
+        UNION ALL SELECT 'tweets', count(*), min(timestamp), max(timestamp) FROM tweets
+        """,
+    ),
+}
+
+# --- Words ------------------------------------------------------------------------------------------------------------
+
+# tables and views: (what it holds, the column that names a row, the one by which they are sorted, descriptions)
+HIDDEN: Final = ("archived_days", "lake", "listed_ids", "seen", "sqlite_stat1", "sqlite_stat4")
+PRICES: Final = {
+    "timestamp": "UTC: when the books of this market were received",
+    "price_yes": "USD, which is also the probability: midpoint of the YES book, a missing bid as 0, a missing ask as 1",
+    "price_no": "USD: 1 - price_yes",
+    "volume_24h": "USD traded in 24 hours",
+    "liquidity": "USD, as the exchange states it",
+    "best_bid_yes": "USD; empty without a bid or without a book",
+    "best_ask_yes": "USD; empty without an ask or without a book",
+    "best_bid_no": "USD",
+    "best_ask_no": "USD",
+    "spread": "USD: best_ask_yes - best_bid_yes",
+    "last_trade_price": "USD, of YES",
+    "book_time": "UTC: when the book last changed",
+    "bid_size_yes": "shares at best_bid_yes",
+    "ask_size_yes": "shares at best_ask_yes",
+    "bid_size_no": "shares at best_bid_no",
+    "ask_size_no": "shares at best_ask_no",
+    "book_id": "the whole book of this snapshot",
+}
+SCHEMA: Final[dict[str, tuple[str, str | None, str | None, dict[str, str]]]] = {
+    "markets": (
+        "One row per market; all times UTC.",
+        "question",
+        "first_seen",
+        {
+            "slug": "the last part of its address; leads to the page of the market",
+            "event_slug": "leads to the exchange's page",
+            "category": "its main topic",
+            "outcome_yes": "what YES stands for",
+            "outcome_no": "what NO stands for",
+            "end_time": "UTC, nominal: a market may close before or after",
+            "resolved": "1: its outcome is known",
+            "followed": "1: collected until it resolves",
+        },
+    ),
+    "snapshots": ("One row per market and run.", None, "id", PRICES),
+    "latest_snapshots": ("The newest snapshot of each market, with what the market is.", None, "volume_24h", PRICES),
+    "runs": (
+        "One row per collection; all times UTC.",
+        "started_at",
+        "run_id",
+        {
+            "status": "running, complete, partial or failed",
+            "markets_listed": "open markets that the exchange named",
+            "books_missing": "markets without both of their books",
+            "requests": "attempts on the wire, retries included",
+            "rate_limit_hits": "answers with status 429",
+            "duration": "seconds",
+            "min_volume": "USD of 24 hours",
+            "depth": "levels kept of each side of a book; 0: none; empty: all",
+        },
+    ),
+    "failures": ("What a run could not collect, and why.", None, "run_id", {"stage": "list, book, outcome or save"}),
+    "books": (
+        "Whole order books, each content once per market and UTC day.",
+        "timestamp",
+        "book_id",
+        {
+            "bids": "of YES: [price in USD, shares], the best first",
+            "asks": "of YES: [price in USD, shares], the best first",
+            "mirrored": "1: the NO book is the exact mirror of YES, and not stored; 0: it is in bids_no and asks_no",
+        },
+    ),
+    "book_levels": (
+        "One row per level of each snapshot's book: ask for one snapshot_id.",
+        None,
+        None,
+        {"price": "USD", "size": "shares", "level": "1 is the best"},
+    ),
+    "order_books": ("Each snapshot with its whole book, of NO as well.", None, None, {}),
+    "gaps": ("Where snapshots of a market are missing between two that are there, and why.", None, None, {}),
+    "tweets": (
+        "Posts on X; times in UTC.",
+        "text",
+        "timestamp",
+        {"sentiment_score": "-1 to 1", "engagement_score": "likes + 2 x retweets + replies"},
+    ),
+    "hype_signals": (
+        "Attention for a market on X.",
+        None,
+        "id",
+        {"velocity": "change of posts against the hour before; 1: twice as many", "hype_score": "0 to 100"},
+    ),
+}
+
+# --- Pages ------------------------------------------------------------------------------------------------------------
+
+BLUE, ORANGE, GREEN, RED, GREY = "#4a90d9", "#e08a3c", "#3fa66b", "#d9534f", "#8a929c"  # on white and on black
+TIME: Final = {
+    "field": "x",
+    "type": "temporal",
+    "title": "UTC",
+    "scale": {"type": "utc"},
+    "axis": {
+        "tickCount": {"expr": "width / 90"},
+        "format": {"hours": "%H:%M", "minutes": "%H:%M", "date": "%d %b", "day": "%d %b", "week": "%d %b"},
+    },
+}
+STYLE: Final = f"""
+.dashboard-card svg text {{ fill: currentColor; }}
+.dashboard-card table {{ font-size: 0.85rem; }}
+.dashboard-card td, .dashboard-card th {{ padding: 0.15rem 0.6rem 0.15rem 0; text-align: left; border-right: none; }}
+.dashboard-card td:first-child {{ min-width: 7rem; }}
+td.col-question, td.col-slug, td.col-market_id {{ min-width: 12rem; }}
+.dashboard-filters form input[type=text][name] {{ width: min(24rem, 80vw); }}
+.dashboard-filters form input[type=number][name] {{ width: 8rem; }}
+@media (max-width: 576px) {{
+  form.sql label {{ width: 30%; }}
+  form.sql input[type=text] {{ width: 65%; }}
+}}
+@media (prefers-color-scheme: dark) {{
+  :root {{ color-scheme: dark; }}
+  body, body .hd, body :fullscreen {{ background: #14181f; color: #d5dae2; }}
+  div.dashboard-card, table.rows-and-columns, .rows-and-columns td, body pre {{ background: #1c222b; color: #d5dae2; }}
+  div.page-header {{ border-color: {BLUE} !important; }}
+  body a:link, body a:visited {{ color: {BLUE}; }}
+  header a:link, header a:visited {{ color: #fff; }}
+  body input[type], body select, body textarea, body .dropdown-menu, body .nav-menu-inner {{
+    background: #1c222b; color: #d5dae2;
+  }}
+  body .CodeMirror {{ background: #fff; color: #111; }}
+  body input[type=submit] {{ background: #27507a; }}
+  body .select-wrapper, fieldset, table, td, body th {{ border-color: #3a424e; }}
+}}
+"""
+
+
+def kinds(**colors: str) -> dict[str, Any]:
+    """Return the colour of each kind, with a legend."""
+    scale = {"domain": list(colors), "range": list(colors.values())}
+    return {"field": "kind", "type": "nominal", "scale": scale, "legend": {"orient": "top", "title": None}}
+
+
+def chart(title: str, query: str, empty: str, *layers: dict[str, Any], height: int = 220) -> dict[str, Any]:
+    """Return a chart of the rows of *query*, which says *empty* where there are none.
+
+    Each row has an `x`. Where there is no row, one of NULLs carries the message.
+    """
+    for drawn in layers:
+        drawn["transform"] = [{"filter": f"isValid(datum.x) && ({drawn.pop('only', 'true')})"}]
+    nothing = {
+        "transform": [{"filter": "!isValid(datum.x)"}],
+        "mark": {"type": "text", "text": empty.split("|"), "x": {"expr": "width / 2"}, "y": {"expr": "height / 3"}},
+    }
+    return {
+        "title": title,
+        "db": NAME,
+        "library": "vega-lite",
+        "query": f"SELECT shown.* FROM (SELECT 1) LEFT JOIN ({query}) AS shown",
+        "display": {
+            "$schema": "https://vega.github.io/schema/vega-lite/v6.json",  # a name, never fetched
+            "height": height,
+            "layer": [*layers, nothing],
+            "config": {
+                "background": "#00000000",
+                "view": {"stroke": None},
+                "axis": {"gridColor": "#88888844", "domainColor": GREY, "tickColor": GREY},
+            },
+            "usermeta": {"embedOptions": {"actions": False, "renderer": "svg"}},
+        },
+    }
+
+
+def tooltip(columns: str) -> list[dict[str, str]]:
+    """Return what pointing at a mark shows: *columns*, separated by blanks."""
+    return [{"field": column, "type": "nominal"} for column in columns.split()]
+
+
+def layer(mark: str, color: str | dict[str, Any], y: str, title: str, tips: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return a layer that draws column *y* over time; pointing at it shows the columns named in *tips*.
+
+    In *more* are further channels, and in `only` a condition on the rows.
+    """
+    only = more.pop("only", "true")
+    encoding = {
+        "x": TIME,
+        "y": {"field": y, "type": "quantitative", "title": title, "scale": {"zero": False}},
+        "color": {"value": color} if isinstance(color, str) else color,
+        "tooltip": tooltip(tips),
+    }
+    return {"only": only, "mark": {"type": mark, "clip": True}, "encoding": encoding | more}
+
+
+def bars(y: str, x: str, title: str, tips: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return a layer of one bar for each *y*, *x* long."""
+    encoding = {
+        "y": {
+            "field": y,
+            "type": "nominal",
+            "sort": None,
+            "title": None,
+            "axis": {"labelLimit": {"expr": "width * 0.4"}},
+        },
+        "x": {"field": x, "type": "quantitative", "title": title, "axis": {"format": "~s"}},
+        "color": {"value": BLUE},
+        "tooltip": tooltip(tips),
+    }
+    return {"mark": {"type": "bar"}, "encoding": encoding | more}
+
+
+def depth(side: str, step: str) -> dict[str, Any]:
+    """Return a layer of the shares of one side of a book up to each price."""
+    encoding = {
+        "x": {"field": "x", "type": "quantitative", "title": "price of YES, USD", "scale": {"zero": False}},
+        "y": {"field": "shares", "type": "quantitative", "title": "shares", "axis": {"format": "~s"}, "stack": None},
+        "color": kinds(bids=GREEN, asks=RED),
+        "tooltip": tooltip("price size shares"),
+    }
+    mark = {"type": "area", "interpolate": step, "opacity": 0.7}
+    return {"only": f"datum.kind == '{side}'", "mark": mark, "encoding": encoding}
+
+
+def table(title: str, columns: dict[str, str], rows: str, empty: str) -> dict[str, Any]:
+    """Return a table of *columns*, name and expression, of query *rows*: one row saying *empty* where there is none.
+
+    The rows are found and sorted first, since the expressions may cost more.
+    """
+    shown = ", ".join(f'{expression} AS "{name}"' for name, expression in columns.items())
+    nothing = ", ".join([f"'{empty.replace('|', ' ')}'", *["NULL"] * (len(columns) - 1)])
+    query = f"""
+        WITH found AS MATERIALIZED ({rows}), shown AS (SELECT {shown} FROM found)
+        SELECT * FROM shown UNION ALL SELECT {nothing} WHERE NOT EXISTS (SELECT 1 FROM shown)
+    """
+    return {"title": title, "db": NAME, "library": "table", "query": query}
+
+
+def facts(title: str, source: str, lines: dict[str, str], empty: str) -> dict[str, Any]:
+    """Return a table with a line for each of *lines*, name and expression, of the one row of *source*."""
+    rows = " UNION ALL ".join(f"SELECT '{name}', {expression} FROM fact" for name, expression in lines.items())
+    query = f"WITH fact AS ({source}), line(name, value) AS ({rows}) SELECT * FROM line"
+    return table(title, {"": "name", " ": "value"}, query, empty)
+
+
+def page(title: str, description: str, filters: dict[str, Any], **cards: dict[str, Any]) -> dict[str, Any]:
+    """Return a dashboard of *cards*, two in a row, those whose name begins with "wide_" alone in theirs."""
+    rows: list[list[str]] = []
+    for name in cards:
+        if name.startswith("wide_"):
+            rows.append([name, name])
+        elif rows and rows[-1][1] == "":
+            rows[-1][1] = name
+        else:
+            rows.append([name, ""])
+    return {
+        "title": title,
+        "description": description,
+        "filters": filters,
+        "charts": cards,
+        "layout": [[left, right or left] for left, right in rows],
+    }
+
+
+DAYS_SHOWN: Final = {
+    "days": {"name": "Days up to the newest", "type": "number", "default": 7, "min": 0.05, "step": 0.05}
+}
+COLLECTION: Final = page(
+    "Collection",
+    "How the collecting itself goes. All times are UTC.",
+    DAYS_SHOWN,
+    wide_now=facts(
+        "The newest run and the file",
+        """
+        SELECT *, (SELECT count(*) FROM seen JOIN markets USING (market_id) JOIN snapshots AS s ON s.id = snapshot_id
+                   WHERE followed = 1 AND resolved IS NOT 1 AND s.run_id < r.run_id) AS behind
+        FROM runs AS r ORDER BY run_id DESC LIMIT 1
+        """,
+        {
+            "run": "run_id || ': ' || html(status) || ', begun ' || html(started_at) || ' UTC'",
+            "stored": "number(snapshots_saved) || ' of ' || number(markets_listed) || ' markets listed'",
+            "without a book": "number(books_missing)",
+            "followed markets that it did not store": "CASE status WHEN 'running' THEN 'still running' "
+            "ELSE number(behind) END",
+            "duration": "number(duration) || ' s'",
+            "requests": "number(requests) || ', of which retries ' || number(retries) || '; refused for their rate '"
+            " || number(rate_limit_hits)",
+            "snapshots in the file": "number((SELECT max(id) FROM snapshots))",
+            "file and write-ahead log": "file_size('') || ' and ' || file_size('-wal')",
+        },
+        "No run yet: start async-collector and load this page again.",
+    ),
+    share=chart(
+        "Share of the listed markets that each run stored, %",
+        f"""
+        SELECT *, status AS kind, round(100.0 * snapshots_saved / nullif(markets_listed, 0), 2) AS share
+        FROM ({RUNS})
+        """,
+        "No runs in these days.",
+        layer(
+            "circle",
+            kinds(complete=GREEN, partial=ORANGE, failed=RED, running=GREY),
+            "share",
+            "stored, %",
+            "utc run_id status share markets_listed snapshots_saved",
+        ),
+    ),
+    duration=chart(
+        "Duration of each run, seconds",
+        RUNS,
+        "No runs in these days.",
+        layer("line", BLUE, "duration", "seconds", "utc run_id duration requests retries"),
+    ),
+    misses=chart(
+        "What each run missed",
+        f"""
+        SELECT x, utc, run_id, books_missing AS misses, 'markets without a book' AS kind FROM ({RUNS})
+        UNION ALL SELECT x, utc, run_id, errors, 'failures' FROM ({RUNS})
+        """,
+        "No runs in these days.",
+        layer(
+            "line",
+            kinds(**{"markets without a book": ORANGE, "failures": RED}),
+            "misses",
+            "markets, failures",
+            "utc run_id kind misses",
+        ),
+    ),
+    pauses=chart(
+        "Gaps: minutes from one run to the next",
+        f"SELECT * FROM ({RUNS}) WHERE minutes IS NOT NULL",
+        "A gap needs two runs.",
+        layer("line", BLUE, "minutes", "minutes", "utc run_id minutes"),
+    ),
+    failures=table(
+        "Most frequent failures",
+        {"stage": "html(stage)", "reason": "html(reason)", "times": "number(times)", "last run": "last_run"},
+        f"""
+        SELECT stage, reason, count(*) AS times, max(run_id) AS last_run FROM failures
+        WHERE run_id IN (SELECT run_id FROM ({RUNS})) GROUP BY stage, reason ORDER BY times DESC LIMIT 10
+        """,
+        "none in these days",
+    ),
+    posts=chart(
+        "Posts read by each run",
+        f"SELECT * FROM ({RUNS}) WHERE tweets > 0",
+        "No posts in these days:|they need TWITTER_BEARER_TOKEN.",
+        layer("line", GREEN, "tweets", "posts", "utc run_id tweets"),
+    ),
+)
+
+ENOUGH: Final = "volume_24h >= coalesce(nullif(:volume, ''), 1000)"
+SPREAD: Final = {
+    "market": "market_link(slug, question)",
+    "bid": "best_bid_yes",
+    "ask": "best_ask_yes",
+    "spread": "spread",
+    "volume": "usd(volume_24h)",
+}
+SPREADS: Final = f"SELECT * FROM ({CURRENT}) WHERE spread IS NOT NULL AND {ENOUGH}"
+NO_MARKETS: Final = "No open market of the last two hours|with this volume: lower it,|or wait for the next run."
+EXCHANGE: Final = page(
+    "Exchange",
+    "Open markets as of the last two hours in the file. Prices and spreads are USD per share of YES, volumes USD of 24 "
+    "hours; times are UTC.",
+    {"volume": {"name": "Volume of 24 hours, at least USD", "type": "number", "default": 1000, "min": 0}},
+    categories=chart(
+        "Volume of 24 hours by category",
+        f"""
+        SELECT coalesce(category, 'none') AS category, round(sum(volume_24h)) AS x, usd(sum(volume_24h)) AS volume,
+               count(*) AS markets
+        FROM ({CURRENT}) WHERE {ENOUGH} GROUP BY 1 ORDER BY x DESC LIMIT 12
+        """,
+        NO_MARKETS,
+        bars("category", "x", "USD", "category volume markets"),
+        height=300,
+    ),
+    movers=chart(
+        "Movers: change of the price of YES in 24 hours, cents",
+        f"""
+        SELECT substr(question, 1, 60) AS market, round(100 * change, 2) AS x, price_before, price_yes,
+               '/-/dashboards/market?market=' || slug AS link
+        FROM ({MOVERS}) WHERE {ENOUGH} AND change <> 0 ORDER BY abs(change) DESC LIMIT 12
+        """,
+        "No market moved, or there are|no snapshots a day apart yet.",
+        bars(
+            "market",
+            "x",
+            "cents",
+            "market price_before price_yes",
+            color={"condition": {"test": "datum.x < 0", "value": RED}, "value": GREEN},
+            href={"field": "link", "type": "nominal"},
+        ),
+        height=300,
+    ),
+    widest=table(
+        "Widest spreads",
+        SPREAD,
+        f"{SPREADS} ORDER BY spread DESC, volume_24h DESC LIMIT 10",
+        NO_MARKETS,
+    ),
+    tightest=table(
+        "Tightest spreads",
+        SPREAD,
+        f"{SPREADS} ORDER BY spread, volume_24h DESC LIMIT 10",
+        NO_MARKETS,
+    ),
+    wide_newest=table(
+        "Newest markets",
+        {
+            "market": "market_link(slug, question)",
+            "category": "html(category)",
+            "first seen, UTC": "html(first_seen)",
+            "price": "price_yes",
+            "volume": "usd(volume_24h)",
+        },
+        f"""
+        SELECT c.*, m.first_seen FROM ({CURRENT}) AS c JOIN markets AS m USING (market_id)
+        WHERE {ENOUGH} ORDER BY m.first_seen DESC LIMIT 10
+        """,
+        NO_MARKETS,
+    ),
+)
+
+NO_SNAPSHOTS: Final = "No snapshots of this market|in these days. Choose another|above and press Apply."
+MARKET_PAGE: Final = page(
+    "Market",
+    "One market, chosen by its slug: the last part of its address. Prices are USD per share of YES, which is the "
+    "probability; times are UTC.",
+    {
+        "market": {
+            "name": "Market",
+            "type": "select",
+            "db": NAME,
+            "query": "SELECT slug FROM latest_snapshots WHERE slug IS NOT NULL ORDER BY volume_24h DESC LIMIT 1000",
+        }
+    }
+    | DAYS_SHOWN,
+    wide_about=facts(
+        "Now",
+        MARKET,
+        {
+            "question": "exchange_link(event_slug, slug, question)",
+            "YES is": "html(outcome_yes)",
+            "price of YES": "price_yes || ' USD'",
+            "bid and ask": "coalesce(best_bid_yes, 'none') || ' and ' || coalesce(best_ask_yes, 'none')",
+            "volume of 24 hours": "usd(volume_24h)",
+            "newest snapshot": "html(newest) || ' UTC'",
+            "ends": "html(end_time) || ' UTC'",
+            "as a table": "link('/polymarket/price_history?market=' || slug, 'price history') || ', ' || "
+            "link('/polymarket/depth_within_cents?market=' || slug, 'depth') || ', ' || "
+            "link('/polymarket/book_at_a_moment?market=' || slug, 'book')",
+            "outcome": "CASE resolved WHEN 1 THEN coalesce(html(resolution_outcome), 'resolved') ELSE 'open' END",
+        },
+        "No market of this name in the file: choose one above and press Apply.",
+    ),
+    wide_price=chart(
+        "Price of YES with best bid and ask; grey points: without both",
+        f"SELECT * FROM ({HISTORY}) WHERE price_yes <> 0.5 OR coalesce(best_bid_yes, best_ask_yes) IS NOT NULL",
+        "No price of this market|in these days. Choose another|above and press Apply.",  # an empty book says 0.5
+        layer("area", ORANGE, "best_bid_yes", "USD", "", y2={"field": "best_ask_yes"}, opacity={"value": 0.35}),
+        layer(
+            "line", BLUE, "price_yes", "USD", "utc price_yes best_bid_yes best_ask_yes", only="isValid(datum.spread)"
+        ),
+        layer(
+            "circle", GREY, "price_yes", "USD", "utc price_yes best_bid_yes best_ask_yes", only="!isValid(datum.spread)"
+        ),
+        height=280,
+    ),
+    spread=chart(
+        "Spread",
+        f"SELECT * FROM ({HISTORY}) WHERE spread IS NOT NULL",
+        "No snapshot in these days|has both a bid and an ask.",
+        layer("line", ORANGE, "spread", "USD", "utc spread best_bid_yes best_ask_yes"),
+    ),
+    volume=chart(
+        "Volume of the last 24 hours",
+        f"SELECT * FROM ({HISTORY}) WHERE volume_24h IS NOT NULL",
+        NO_SNAPSHOTS,
+        layer("line", GREEN, "volume_24h", "USD", "utc volume_24h"),
+    ),
+    depth=chart(
+        "The book of the newest snapshot: shares up to each price",
+        f"""
+        WITH book AS (SELECT b.* FROM ({MARKET}) AS m JOIN books AS b USING (book_id))
+        SELECT side || 's' AS kind, price AS x, price, size,
+               round(sum(size) OVER (PARTITION BY side ORDER BY level), 2) AS shares
+        FROM ({LEVELS})
+        """,
+        "The newest snapshot has no book:|it could not be fetched,|or the collector runs with --depth 0.",
+        depth("bids", "step-before"),
+        depth("asks", "step-after"),
+    ),
+    hype=chart(
+        "Attention on X: hype score",
+        f"""
+        WITH m AS ({MARKET})
+        SELECT replace(h.timestamp, ' ', 'T') || 'Z' AS x, h.timestamp AS utc, h.*
+        FROM m JOIN hype_signals AS h USING (market_id)
+        WHERE h.timestamp > datetime(newest, '-' || {DAYS} || ' days') ORDER BY h.timestamp DESC LIMIT 1000
+        """,
+        "No attention was measured|for this market in these days.",
+        layer("line", BLUE, "hype_score", "0 to 100", "utc hype_score tweet_count unique_users"),
+    ),
+)
+
+
+# --- Serving ----------------------------------------------------------------------------------------------------------
+
+
+def as_html(value: object) -> str | None:
+    """Return *value* as text that is safe in a page: the exchange's words may be anything."""
+    return None if value is None else html.escape(str(value))
+
+
+def link(address: str | None, label: object) -> str | None:
+    """Return a link, safe in a page, or its label alone if there is no address."""
+    if address is None:
+        return as_html(label)
+    return f'<a href="{html.escape(address)}">{html.escape(str(label))}</a>'
+
+
+def market_link(slug: str | None, label: object) -> str | None:
+    """Return a link to the page of a market, or its label alone if it has no slug."""
+    if slug is None:
+        return as_html(label)
+    query = urllib.parse.urlencode({"market": slug})
+    return link(f"/-/dashboards/market?{query}", slug if label is None else label)
+
+
+def exchange_link(event_slug: str | None, slug: str | None, label: object) -> str | None:
+    """Return a link to the exchange's page of a market or, without its slug, of an event."""
+    if event_slug is None:
+        return as_html(label)
+    path = "/".join(urllib.parse.quote(part, safe="") for part in (event_slug, slug) if part)
+    return link(f"https://polymarket.com/event/{path}", slug if label is None else label)
+
+
+def number(value: float | None) -> str | None:
+    """Return *value* with thousands apart."""
+    return f"{value:,}" if isinstance(value, int | float) else as_html(value)
+
+
+def usd(value: float | None) -> str | None:
+    """Return *value* in dollars, short."""
+    if not isinstance(value, int | float):
+        return as_html(value)
+    size, unit = next((each for each in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if abs(value) >= each[0]), (1, ""))
+    return f"${value / size:,.{1 if unit else 0}f}{unit}"
+
+
+def file_size(path: Path) -> str:
+    """Return the size of a file for people; one that is not there has none."""
+    size = path.stat().st_size if path.exists() else 0
+    return f"{size / 1e6:,.1f} MB"
+
+
+class CollectorFile(Database):  # type: ignore[misc]  # Datasette has no types
+    """The file, opened so that it cannot be written.
+
+    An immutable one is taken as it is: SQLite looks for no log, locks nothing and sees no change.
+    """
+
+    def __init__(self, datasette: Datasette, path: Path, mode: str) -> None:
+        """Name the file; *mode* is `mode=ro` or `immutable=1`."""
+        super().__init__(datasette, path=str(path), is_mutable=True)
+        self.uri = f"{path.as_uri()}?{mode}"
+
+    def connect(self, write: bool = False) -> sqlite3.Connection:  # noqa: FBT001, FBT002  Datasette's signature
+        """Return a connection that only reads."""
+        assert not write  # noqa: S101  no configured query writes
+        connection = sqlite3.connect(self.uri, uri=True, check_same_thread=False)
+        self._all_file_connections.append(connection)
+        return connection
+
+    async def foreign_keys_for_table(self, table: str) -> list[dict[str, str]]:
+        """Return which columns name a row of another table; views and tables of older collectors do not declare it."""
+        columns = await self.table_columns(table)
+        own = "id" if table == "snapshots" else {value: key for key, value in ROWS_OF.items()}.get(table)
+        return [
+            {"column": column, "other_table": other, "other_column": "id" if other == "snapshots" else column}
+            for column, other in ROWS_OF.items()
+            if column in columns and column != own
+        ]
+
+
+class Hooks:
+    """What Datasette asks of its plugins."""
+
+    @staticmethod
+    @hookimpl  # type: ignore[untyped-decorator]
+    def prepare_connection(conn: sqlite3.Connection, database: str, datasette: Datasette) -> None:
+        """Add the functions that the pages use."""
+        if database != NAME:
+            return
+        path = datasette.databases[NAME].path
+        conn.create_function("html", 1, as_html, deterministic=True)
+        conn.create_function("number", 1, number, deterministic=True)
+        conn.create_function("usd", 1, usd, deterministic=True)
+        conn.create_function("link", 2, link, deterministic=True)
+        conn.create_function("market_link", 2, market_link, deterministic=True)
+        conn.create_function("exchange_link", 3, exchange_link, deterministic=True)
+        conn.create_function("file_size", 1, lambda ending: file_size(Path(f"{path}{ending}")))
+
+    @staticmethod
+    @hookimpl  # type: ignore[untyped-decorator]
+    def render_cell(row: sqlite3.Row, value: object, column: str) -> Markup | None:
+        """Make links of names and ids, wherever they stand."""
+        if not isinstance(value, str | int):  # nothing, or a foreign key, which Datasette links by itself
+            return None
+        if column == "slug":
+            return Markup(market_link(str(value), value))  # noqa: S704  escaped
+        if column == "event_slug":
+            slug = row["slug"] if "slug" in row.keys() else None  # noqa: SIM118  a row is not a dict
+            return Markup(exchange_link(str(value), slug, value))  # noqa: S704
+        if column in ROWS_OF:
+            return Markup(link(f"/{NAME}/{ROWS_OF[column]}/{tilde_encode(str(value))}", value))  # noqa: S704
+        return None
+
+
+HOME: Final = """
+<ul>
+  <li><a href="/-/dashboards/market"><strong>Market</strong></a>: price, spread, volume and depth of one market</li>
+  <li><a href="/-/dashboards/exchange"><strong>Exchange</strong></a>: volume, movers, spreads, new markets</li>
+  <li><a href="/-/dashboards/collection"><strong>Collection</strong></a>: runs, misses, gaps and sizes</li>
+  <li><a href="/polymarket#queries"><strong>Queries</strong></a>: ready to run, as table, CSV or JSON</li>
+</ul>
+"""
+
+
+def metadata(path: Path, market: str | None) -> dict[str, Any]:
+    """Return what Datasette is told about the file at *path*; *market* is shown where none is chosen."""
+    tables: dict[str, dict[str, Any]] = {name: {"hidden": True} for name in HIDDEN}
+    for name, (text, label, newest, columns) in SCHEMA.items():
+        tables[name] = {"description": text, "columns": columns}
+        tables[name] |= {"label_column": label} if label else {}
+        tables[name] |= {"sort_desc": newest} if newest else {}
+    queries = {
+        name: {"title": title, "description": text, "sql": textwrap.dedent(sql).strip(), "hide_sql": True}
+        for name, (title, text, sql) in QUERIES.items()
+    }
+    filters = MARKET_PAGE["filters"] | {"market": MARKET_PAGE["filters"]["market"] | {"default": market or ""}}
+    pages = {"market": MARKET_PAGE | {"filters": filters}, "exchange": EXCHANGE, "collection": COLLECTION}
+    style = base64.b64encode(STYLE.encode()).decode()
+    return {
+        "title": f"Polymarket: {path.name}",
+        "description_html": HOME,
+        "extra_css_urls": [f"data:text/css;base64,{style}"],
+        "databases": {NAME: {"tables": tables, "queries": queries}},
+        "plugins": {"datasette-dashboards": pages},
+    }
+
+
+def opening_mode(path: Path) -> str:
+    """Return how the file at *path* can be opened for reading.
+
+    Raises:
+        ac.StorageError: it cannot, or it is no file that this version shows; the message says what to do.
+    """
+    refusal = None
+    if not path.exists():
+        refusal = "there is no such file; async-collector makes it, --db names another"
+    elif not path.is_file():
+        refusal = "is not a file"
+    elif not path.stat().st_size:
+        refusal = "is empty: nothing was collected into it; run async-collector --db with it"
+    elif not os.access(path, os.R_OK):
+        refusal = "may not be read by this user"
+    if refusal:
+        msg = f"{path}: {refusal}"
+        raise ac.StorageError(msg)
+    # SQLite needs its log and index beside the file, also to read; where it may not make them, an unused file will do
+    unused = not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists()
+    for mode in ("mode=ro", "immutable=1") if unused else ("mode=ro",):
+        try:
+            _check_schema(path, mode)
+        except sqlite3.OperationalError as error:
+            reason = error
+        except sqlite3.DatabaseError as error:
+            msg = f"{path}: is not a database, or damaged: {error}"
+            raise ac.StorageError(msg) from error
+        else:
+            return mode
+    msg = f"{path}: {reason}; to read it, you must be allowed to write in its folder, or copy it with all beside it"
+    raise ac.StorageError(msg)
+
+
+def _check_schema(path: Path, mode: str) -> None:
+    with closing(sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True, timeout=2)) as connection:
+        names = {
+            name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
+        }
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+    refusal = None
+    if not {"markets", "snapshots"} <= names:
+        refusal = "is the database of another program"
+    elif version > len(ac.MIGRATIONS):
+        refusal = f"has schema {version} of a newer collector; this one knows {len(ac.MIGRATIONS)}"
+    elif version < len(ac.MIGRATIONS):
+        refusal = f"has schema {version} of an older collector, this one shows {len(ac.MIGRATIONS)}; a run upgrades it"
+    elif lacking := {*SCHEMA, "seen"} - names:
+        refusal = f"lacks {', '.join(sorted(lacking))}"
+    if refusal:
+        msg = f"{path}: {refusal}"
+        raise ac.StorageError(msg)
+
+
+def most_traded(path: Path, mode: str) -> str | None:
+    """Return the slug of the market with the greatest volume."""
+    query = f"SELECT slug FROM ({CURRENT}) WHERE slug IS NOT NULL ORDER BY volume_24h DESC LIMIT 1"
+    with closing(sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True)) as connection:
+        found = connection.execute(query).fetchone()
+    return str(found[0]) if found else None
+
+
+def application(path: Path, mode: str) -> Datasette:
+    """Return Datasette for the file at *path*; its configuration is in memory and leaves nothing behind."""
+    if not pm.has_plugin("collector-dashboard"):
+        pm.register(Hooks, name="collector-dashboard")
+    datasette = Datasette(settings=SETTINGS, metadata=metadata(path, most_traded(path, mode)))
+    datasette.remove_database("_memory")
+    datasette.add_database(CollectorFile(datasette, path, mode), name=NAME)
+    return datasette
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens, or raise OSError."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        if os.name == "posix":  # elsewhere it would let two programs have one port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def serve(datasette: Datasette, listener: socket.socket, *, browser: bool) -> None:
+    """Answer until SIGINT or SIGTERM."""
+    host, port = listener.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    print(address, flush=True)
+    if browser:
+        threading.Thread(
+            target=webbrowser.open, args=[address], daemon=True
+        ).start()  # it may last as long as the browser
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server ends cleanly, then raises what it caught
+    config = uvicorn.Config(datasette.app(), log_level="warning", timeout_graceful_shutdown=2)
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="collector-dashboard", description=__doc__)
+    parser.add_argument("--db", metavar="PATH", help="database file (POLYMARKET_DB, polymarket_data.db)")
+    parser.add_argument(
+        "--host", metavar="ADDRESS", default="127.0.0.1", help="listen here; others than loopback can see"
+    )
+    parser.add_argument("--port", metavar="N", type=int, default=8001, help="listen on this port; 0: any free one")
+    parser.add_argument("--open", action="store_true", help="open the browser")
+    parser.add_argument("--version", action="version", version=f"collector-dashboard {ac.__version__}")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve the file until interrupted, and return the exit code."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if not 0 <= arguments.port < 2**16:
+        parser.error(f"--port: {arguments.port} is no port")
+    path = Path(arguments.db or os.environ.get("POLYMARKET_DB") or "polymarket_data.db").absolute()
+    try:
+        mode = opening_mode(path)
+        datasette = application(path, mode)
+    except (ac.StorageError, sqlite3.Error) as error:
+        print(f"collector-dashboard: {error}", file=sys.stderr)
+        return FILE_UNUSABLE
+    try:
+        listener = listen(arguments.host, arguments.port)
+    except OSError as error:
+        text = f"cannot listen on {arguments.host} port {arguments.port}: {error}; --port N takes another"
+        print(f"collector-dashboard: {text}", file=sys.stderr)
+        return BAD_CONFIGURATION
+    if mode == "immutable=1":
+        print(
+            "The folder may not be written: the file is shown as it is now. Start again to see changes.",
+            file=sys.stderr,
+        )
+    with listener:
+        serve(datasette, listener, browser=arguments.open)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
