@@ -361,7 +361,7 @@ class FakePolymarket:
         now: the exchange's time, Unix; windows close by it.
     """
 
-    def __init__(  # noqa: PLR0913  what a test may set
+    def __init__(
         self,
         markets: int = 60,
         *,
