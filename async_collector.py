@@ -865,11 +865,20 @@ def decode_books(body: Body) -> tuple[list[OrderBook], list[Rejected]]:
 # --- Records ----------------------------------------------------------------------------------------------------------
 # A record is a row: its fields are the table's columns, by name. Absent values are None, never a plausible number.
 
+# narrow before broad: a market on a party and the world is about politics
 MAIN_TOPICS: Final = (
-    "Sports", "Esports", "Crypto", "Politics", "Elections", "Geopolitics", "Economy", "Finance", "Business", "Tech",
-    "Science", "Culture", "Weather", "World", "Mentions",
-)  # fmt: skip  # narrow before broad: a market on a party and the world is about politics
+    "Esports", "Sports", "Crypto", "Elections", "Geopolitics", "Politics", "Economy", "Finance", "Business", "Tech",
+    "Weather", "Science", "Culture", "World", "Mentions",
+)  # fmt: skip
 _TOPIC_RANK: Final = {topic.casefold(): rank for rank, topic in enumerate(MAIN_TOPICS)}
+# labels by which the exchange sorts its pages, and that say nothing about a market
+_HOUSEKEEPING: Final = re.compile(
+    r"""\s* (?: all | hide\ from\ new | recurring | featured | games | other | parent\ for\ derivative
+    | hourly | daily | weekly | monthly | yearly | [0-9]+ \s? (?: m | h | min | minutes | hours )
+    | trending .* | breaking\ news | rewards .* | earn\ [0-9.,]+ \s? % | pre[-\ ]?market | parlays
+    | hit\ (?: first | price ) | (?: [0-9]+\ )? predictions | macro\ (?: single | graph ) )? \s*""",
+    re.IGNORECASE | re.VERBOSE,
+)
 
 
 def sql_time(moment: datetime) -> str:
@@ -894,8 +903,9 @@ def from_iso(text: str | None) -> str | None:
 
 
 def main_topic(labels: Sequence[str]) -> str | None:
-    """Return the label that says best what a market is about: a main topic, else the first label, else None."""
-    return min(labels, key=lambda label: _TOPIC_RANK.get(label.casefold(), len(_TOPIC_RANK)), default=None)
+    """Return the label that says best what a market is about: a main topic, else the first topic, else None."""
+    topics = (label for label in labels if not _HOUSEKEEPING.fullmatch(label))
+    return min(topics, key=lambda label: _TOPIC_RANK.get(label.casefold(), len(_TOPIC_RANK)), default=None)
 
 
 def _clean(price: float) -> float:
@@ -1909,15 +1919,17 @@ def newest_run(column: str) -> str:
     return f"SELECT (SELECT {column} FROM runs WHERE {column} IS NOT NULL ORDER BY run_id DESC LIMIT 1)"  # noqa: S608
 
 
-# what the exchange leaves out this time keeps its last known value
+# what the exchange leaves out this time keeps its last known value; the category is one of the tags and goes with them
 SAVE_MARKET: Final = (
     insert_into("markets", Market._fields)
     + " ON CONFLICT (market_id) DO UPDATE SET "
     + ", ".join(
         f"{column} = coalesce(excluded.{column}, {column})"
         for column in Market._fields
-        if column not in {"market_id", "first_seen"}
+        if column not in {"market_id", "first_seen", "category"}
     )
+    + ", category = CASE WHEN excluded.tags IS NOT NULL THEN excluded.category ELSE "
+    "coalesce(excluded.category, category) END"
 )
 # a market that is listed as open has reopened, whatever was known of its end
 SAVE_REOPENED: Final = """
@@ -1948,8 +1960,11 @@ UNRESOLVED: Final = """
     ORDER BY CAST(market_id AS INTEGER)
 """
 LISTED_IDS: Final = "SELECT market_id FROM listed_ids ORDER BY market_id"
-# rows are stored in about the order of their times
-LAST_SNAPSHOT_AT: Final = "SELECT max(timestamp) FROM (SELECT timestamp FROM snapshots ORDER BY id DESC LIMIT 10000)"
+# rows are stored in about the order of their times; other programs may have stored anything
+LAST_SNAPSHOT_AT: Final = """
+    SELECT max(timestamp) FROM (SELECT timestamp FROM snapshots ORDER BY id DESC LIMIT 10000)
+    WHERE typeof(timestamp) = 'text'
+"""
 IS_OF_ANOTHER_PROGRAM: Final = """
     SELECT count(*) > 0 AND sum(name IN ('markets', 'snapshots')) < 2
     FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite~_%' ESCAPE '~'

@@ -86,6 +86,7 @@ def true_market(market: FakeMarket) -> dict[str, Any]:
         "Fed Rates": "Economy",
         "OpenAI": "Tech",
         "Music": "Culture",
+        "Weekly": None,
     }
     return {
         "market_id": market.id,

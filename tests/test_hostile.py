@@ -376,7 +376,7 @@ async def test_a_lower_limit_on_the_size_of_requests_costs_requests_and_no_book(
 ) -> None:
     for _ in range(1_440):
         exchange.add_market(volume_24h=200_000.0)
-    exchange.most_tokens = 20
+    exchange.odd.most_tokens = 20
     result = await collector.collect_all()
     assert (result["status"], result["books_missing"]) == ("complete", 0)
 
