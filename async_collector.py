@@ -902,6 +902,26 @@ def from_iso(text: str | None) -> str | None:
     return stored if stored >= "1900" else None  # the year 1 stands for no time at all
 
 
+def sql_time_of(value: object) -> str | None:
+    """Return a time as any program may have stored it in the database's form, or None where it is none.
+
+    Args:
+        value: as SQLite returns it: ISO 8601 with or without a zone (then UTC), or Unix time in seconds or milliseconds
+            since 2001, as a number, a text or bytes. Fractions of a second are cut off.
+    """
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    if isinstance(value, str):
+        value = value.strip()
+        if not re.fullmatch(r"[0-9]{10,18}(\.[0-9]*)?", value):
+            return from_iso(value)
+        value = float(value)
+    if not isinstance(value, int | float) or not 10**9 <= value <= 253_402_300_799_999:  # noqa: PLR2004  year 9999
+        return None
+    seconds = int(value // 1_000 if value >= 10**12 else value)  # seconds reach it in the year 33658
+    return None if seconds > 253_402_300_799 else sql_time(datetime.fromtimestamp(seconds, UTC))  # noqa: PLR2004
+
+
 def main_topic(labels: Sequence[str]) -> str | None:
     """Return the label that says best what a market is about: a main topic, else the first topic, else None."""
     topics = (label for label in labels if not _HOUSEKEEPING.fullmatch(label))
@@ -1947,6 +1967,7 @@ SAVE_CONFLICT: Final = """
 SAVE_RESOLUTION: Final = """
     UPDATE markets SET resolved = 1, resolution_outcome = ?, closed_at = ?, outcome_ask_at = NULL WHERE market_id = ?
 """
+MAX_OUTCOME_WAIT_MINUTES: Final = 7 * 24 * 60  # until the outcome of a closed market is asked for again
 # asked again after 15 minutes, then after four times as long each time
 SAVE_UNDECIDED: Final = """
     UPDATE markets SET
@@ -1954,16 +1975,30 @@ SAVE_UNDECIDED: Final = """
         outcome_asked = outcome_asked + 1
     WHERE market_id = ?
 """
-UNRESOLVED: Final = """
+# later than the longest wait is a time of a clock that was ahead
+UNRESOLVED: Final = f"""
     SELECT CAST(market_id AS INTEGER) FROM markets
-    WHERE resolved = 0 AND market_id NOT GLOB '*[^0-9]*' AND (outcome_ask_at IS NULL OR outcome_ask_at <= ?)
+    WHERE resolved = 0 AND market_id NOT GLOB '*[^0-9]*'
+      AND (outcome_ask_at IS NULL OR outcome_ask_at <= ?1
+           OR outcome_ask_at > datetime(?1, '{MAX_OUTCOME_WAIT_MINUTES} minutes'))
     ORDER BY CAST(market_id AS INTEGER)
-"""
+"""  # noqa: S608  a number of ours
 LISTED_IDS: Final = "SELECT market_id FROM listed_ids ORDER BY market_id"
+_TIME_FORM: Final = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9] [0-9][0-9]:[0-9][0-9]:[0-9][0-9]"
 # rows are stored in about the order of their times; other programs may have stored anything
-LAST_SNAPSHOT_AT: Final = """
+LAST_SNAPSHOT_AT: Final = f"""
     SELECT max(timestamp) FROM (SELECT timestamp FROM snapshots ORDER BY id DESC LIMIT 10000)
-    WHERE typeof(timestamp) = 'text'
+    WHERE typeof(timestamp) = 'text' AND timestamp GLOB '{_TIME_FORM}'
+"""  # noqa: S608  a pattern of ours
+# what older collectors have stored; whatever is not true is not resolved
+NORMALISE_RESOLVED: Final = """
+    UPDATE markets SET resolved = coalesce(lower(CAST(resolved AS TEXT)), '') IN ('1', 'true', 'yes')
+    WHERE typeof(resolved) <> 'integer' OR resolved NOT IN (0, 1)
+"""
+ODD_TIMES: Final = f"""
+    {{column}} IS NOT NULL
+    AND NOT (typeof({{column}}) = 'text' AND ({{column}} GLOB '{_TIME_FORM}'
+             OR '{{column}}' = 'book_time' AND {{column}} GLOB '{_TIME_FORM}.[0-9][0-9][0-9]'))
 """
 IS_OF_ANOTHER_PROGRAM: Final = """
     SELECT count(*) > 0 AND sum(name IN ('markets', 'snapshots')) < 2
@@ -1983,13 +2018,13 @@ def _statements(script: str) -> Iterator[str]:
 
 
 @cache
-def our_columns() -> Mapping[str, Sequence[str]]:
-    """Return the columns of every table of ours, by table."""
+def our_columns() -> Mapping[str, Mapping[str, str]]:
+    """Return the columns of every table of ours with their types, by table."""
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript("".join(MIGRATIONS))
         tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         return {
-            table: [column for (column,) in connection.execute("SELECT name FROM pragma_table_info(?)", (table,))]
+            table: dict(connection.execute("SELECT name, type FROM pragma_table_info(?)", (table,)).fetchall())
             for table in tables
             if not table.startswith("sqlite_")
         }
@@ -2170,8 +2205,32 @@ class Database:
                 if column is None or not await self._first(has_column, *column.groups()):  # the user may have added it
                     await self._connection.execute(statement)
             for table, columns in our_columns().items():  # a file that others have made may lack some
-                await self._connection.execute(f"EXPLAIN {insert_into(table, columns)}", [None] * len(columns))
+                await self._connection.execute(f"EXPLAIN {insert_into(table, list(columns))}", [None] * len(columns))
+            await self._normalise()
             await self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    async def _normalise(self) -> None:
+        """Bring every time into the form that queries compare, and `resolved` to 0 or 1.
+
+        What is no time stays as it is, and so does the later of two rows that would have the same.
+        """
+        await self._connection.execute(NORMALISE_RESOLVED)
+        await self._connection.create_function("sql_time_of", 1, sql_time_of, deterministic=True)
+        times = [
+            (table, name)
+            for table, columns in our_columns().items()
+            for name in columns
+            if columns[name] == "TIMESTAMP"
+        ]
+        for table, column in times:
+            odd = ODD_TIMES.format(column=column)
+            time = f"sql_time_of({column})"
+            await self._connection.execute(
+                f"UPDATE OR IGNORE {table} SET {column} = {time} WHERE {odd} AND {time} IS NOT NULL"  # noqa: S608
+            )
+            if kept := await self._first(f"SELECT count(*) FROM {table} WHERE {odd}"):  # noqa: S608
+                why = "are no times, or would be those of another row; they stay as they are"
+                log.warning("%s: %d values of %s.%s %s", self._path, kept, table, column, why)
 
     async def rows(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:
         """Return the rows that *query* finds."""
@@ -2255,7 +2314,6 @@ class Database:
 # --- Discovery --------------------------------------------------------------------------------------------------------
 
 BATCH_MARKETS: Final = MAX_TOKENS // 2  # one request for books, one transaction
-MAX_OUTCOME_WAIT_MINUTES: Final = 7 * 24 * 60  # until the outcome of a closed market is asked for again
 MAX_SEARCH_WAIT_MINUTES: Final = 60  # the same for a market that is neither open nor closed: a fault of the listing?
 MIN_KNOWN_SHARE: Final = 0.5  # of the known markets must still be listed: a tenth or two close within a day
 FULL_WALK_EVERY: Final = timedelta(days=1)  # because a closed market can reopen

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,6 +24,7 @@ from async_collector import (
     from_iso,
     main_topic,
     sql_time_ms,
+    sql_time_of,
 )
 
 if TYPE_CHECKING:
@@ -165,6 +168,40 @@ def test_a_last_trade_of_zero_is_no_trade() -> None:
 )
 def test_times_are_stored_in_utc(text: str | None, stored: str | None) -> None:
     assert from_iso(text) == stored
+
+
+moments = st.datetimes(datetime(2001, 9, 10), datetime(9999, 12, 30))  # noqa: DTZ001  in UTC, as naive ones are taken
+TIME_FORMS: tuple[Callable[[datetime], object], ...] = (
+    "{:%Y-%m-%d %H:%M:%S}".format,
+    lambda moment: f"{moment.isoformat()}Z",
+    lambda moment: moment.isoformat(),
+    lambda moment: moment.isoformat(" ", "milliseconds"),
+    lambda moment: moment.replace(tzinfo=UTC).isoformat(),
+    lambda moment: moment.replace(tzinfo=UTC).astimezone(timezone(timedelta(hours=-9, minutes=-30))).isoformat(" "),
+    lambda moment: moment.isoformat().encode(),
+    lambda moment: int(moment.replace(tzinfo=UTC).timestamp()),
+    lambda moment: int(moment.replace(tzinfo=UTC).timestamp()) + 0.25,
+    lambda moment: int(moment.replace(tzinfo=UTC).timestamp()) * 1_000 + 999,
+    lambda moment: str(int(moment.replace(tzinfo=UTC).timestamp())),
+    lambda moment: f" {int(moment.replace(tzinfo=UTC).timestamp())}000 ".encode(),
+)
+
+
+@given(moment=moments, form=st.sampled_from(TIME_FORMS))
+def test_a_stored_time_is_the_same_in_every_form(moment: datetime, form: Callable[[datetime], object]) -> None:
+    assert sql_time_of(form(moment)) == f"{moment:%Y-%m-%d %H:%M:%S}"
+
+
+@given(st.none() | st.integers() | st.floats() | st.text() | st.binary() | st.integers(0, 10**20).map(str) | st.dates())
+def test_what_is_no_time_is_none_and_what_is_one_stays_as_it_is(value: object) -> None:
+    stored = sql_time_of(value)
+    assert stored is None or re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", stored)
+    assert sql_time_of(stored) == stored
+
+
+@pytest.mark.parametrize("value", [0, 5, True, 999_999_999, 253_402_300_800, 10**15, "20261231", "", b"\xff"])
+def test_a_number_that_can_hardly_be_a_time_is_none(value: object) -> None:
+    assert sql_time_of(value) is None
 
 
 def test_book_times_keep_their_milliseconds() -> None:
