@@ -3152,6 +3152,7 @@ class XPost(msgspec.Struct, gc=False):
     lang: str | None = None
     public_metrics: XMetrics | None = None
     entities: Any = None
+    left_out: LeftOut = ()
 
     @property
     def links(self) -> list[str]:
@@ -3572,7 +3573,7 @@ class Post(NamedTuple):
             sentiment_score=tone(post.text),
             created_at=received_at,
             run_id=run_id,
-            lang=post.lang,
+            lang=post.lang or None,
             links=msgspec.json.encode(post.links).decode() if post.links else None,
         )
 
@@ -3746,6 +3747,8 @@ class Posts:
             Post.from_wire(post, usernames=page.usernames, run_id=self._run_id, received_at=now) for post in page.posts
         ]
         problems = [bad.reason for bad in page.rejected] + ([page.problem] if page.problem else [])
+        left_out = Counter(key for post in page.posts for key in set(post.left_out))
+        problems += [f"left out, for it cannot be read: {key} of {count} posts" for key, count in left_out.items()]
         await self._save(posts, problems, newest_id)
 
     @uninterrupted
