@@ -770,16 +770,23 @@ def _read_object(kind: type[S], sent: object, left_out: list[str]) -> S:
     return kind(**values)
 
 
-def _read_element(kind: type[S], element: msgspec.Raw) -> S | Rejected:
-    """Read what does not fit *kind* at once."""
+# the exchange's documentation writes prices so, and whole books of them would take long field by field
+_DOTTED_LEVEL: Final = re.compile(rb'("(?:price|size)"\s*:\s*")(?=\.[0-9])')
+
+
+def _read_element(decoder: msgspec.json.Decoder[S], element: msgspec.Raw) -> S | Rejected:
+    """Read what *decoder* does not take as it is."""
 
     def digits(value: object, at_most: int) -> str | None:
         return str(value) if re.fullmatch(rf"[0-9]{{1,{at_most}}}", str(value)) else None
 
+    body = _DOTTED_LEVEL.sub(rb"\g<1>0", bytes(element))
+    with suppress(msgspec.DecodeError, UnicodeDecodeError):
+        return decoder.decode(body)
     sent: Any = None
     try:
-        sent = _untyped(bytes(element))
-        return _read_object(kind, sent, [])
+        sent = _untyped(body)
+        return _read_object(decoder.type, sent, [])
     except ValueError as error:
         if not isinstance(sent, dict):
             return Rejected(None, printable(str(error)))
@@ -815,7 +822,7 @@ def decode_elements(
         try:
             good.append(decoder.decode(element))
         except (msgspec.DecodeError, UnicodeDecodeError):
-            read = _read_element(decoder.type, element)
+            read = _read_element(decoder, element)
             if isinstance(read, Rejected):
                 bad.append(read)
             else:
