@@ -68,7 +68,19 @@ from functools import cache, lru_cache, wraps
 from http import HTTPStatus
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Final, Generic, NamedTuple, ParamSpec, Self, TypedDict, TypeVar
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Generic,
+    NamedTuple,
+    ParamSpec,
+    Self,
+    TypedDict,
+    TypeVar,
+    get_args,
+    get_origin,
+)
 from urllib.parse import quote
 from urllib.request import getproxies, proxy_bypass
 
@@ -93,6 +105,7 @@ log.addHandler(logging.NullHandler())  # a library says nothing until its progra
 
 P = ParamSpec("P")
 T = TypeVar("T")
+S = TypeVar("S", bound=msgspec.Struct)
 Body = bytes | bytearray  # of an answer
 
 
@@ -505,27 +518,24 @@ class Settings:
 
 
 # --- Wire types: Gamma and the CLOB -----------------------------------------------------------------------------------
-# Unknown keys are skipped, absent keys are None, and a wrong type is an error that names its path. Numbers may come
-# as JSON numbers or as decimal strings (strict=False); NaN and Infinity fail the bounds.
+# Unknown keys are skipped and absent keys are None. Numbers may come as JSON numbers or as decimal strings
+# (strict=False); NaN and Infinity fail the bounds. An element that does not fit its type is read again field by field:
+# what is optional and cannot be read is left out, and noted in `left_out`.
 
 Text = Annotated[str, msgspec.Meta(max_length=100_000)]
 ConditionId = Annotated[str, msgspec.Meta(max_length=100)]
-MarketId = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,18}\Z")]  # grows with time
+MarketId = Annotated[str, msgspec.Meta(title="id", pattern=r"^[0-9]{1,18}\Z")]  # grows with time
+TokenId = Annotated[str, msgspec.Meta(title="id", min_length=1, max_length=100)]  # a uint256 in decimal: 78 digits
 Price = Annotated[float, msgspec.Meta(ge=0, le=1)]  # USD per share, which pays 0 or 1
-MAX_TOKEN_ID_CHARS: Final = 100  # a uint256 has 78 digits
 Size = Annotated[float, msgspec.Meta(ge=0, le=1e18)]  # shares
-Amount = Annotated[float, msgspec.Meta(ge=-1e18, le=1e18)]  # USD
+Amount = Annotated[float, msgspec.Meta(ge=0, le=1e18)]  # USD
 EpochMs = Annotated[int, msgspec.Meta(ge=10**12, le=253_402_300_799_999)]  # from 2001 to the end of the year 9999
+# keys as they were sent, a list's once for each element of it that cannot be read; never taken from the wire itself
+LeftOut = Annotated[tuple[str, ...], msgspec.Meta(max_length=0)]
 
 
-class JsonStrings(tuple[str, ...]):
-    """Strings that Gamma sends as a JSON list inside a string."""
-
-    __slots__ = ()
-
-
-class JsonPrices(tuple[float, ...]):
-    """Prices that Gamma sends as a JSON list of decimal strings inside a string."""
+class InText(tuple[T, ...]):
+    """A list that Gamma sends as JSON inside a string; no text is an empty list."""
 
     __slots__ = ()
 
@@ -556,9 +566,9 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
     question: Text | None = None
     description: Text | None = None
     category: Text | None = None  # filled on rows of 2020 to 2022 only
-    outcomes: JsonStrings | None = None
-    outcome_prices: JsonPrices | None = None
-    clob_token_ids: JsonStrings | None = None
+    outcomes: InText[str] | None = None
+    outcome_prices: InText[Price] | None = None
+    clob_token_ids: InText[TokenId] | None = None
     start_date: str | None = None
     end_date: str | None = None
     closed_time: str | None = None
@@ -570,11 +580,12 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
     last_trade_price: Price | None = None
     events: list[GammaEvent] | None = None
     tags: list[GammaTag] | None = None
+    left_out: LeftOut = ()
 
     @property
     def is_open(self) -> bool:
         """Whether this is a market to collect, and not a settled one or a placeholder that never opened."""
-        return self.active and not self.closed and self.clob_token_ids is not None
+        return self.active and not self.closed and bool(self.clob_token_ids)
 
     @property
     def has_book(self) -> bool:
@@ -587,19 +598,27 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
         yes, no = self.clob_token_ids or ("", "")
         return yes, no
 
+    @property
+    def max_volume_24h(self) -> float | None:
+        """The most that it can have traded in USD: without limit where the figure cannot be read."""
+        return math.inf if "volume24hr" in self.left_out else self.volume_24h
+
     def __post_init__(self) -> None:
-        """Refuse an open market that is not made of two outcomes, each with its token."""
-        if not self.is_open:
+        """Refuse an open market that has no two tokens, and leave out what does not say one thing of each."""
+        if not self.active or self.closed:
             return
-        for name, values in (
-            ("outcomes", self.outcomes),
-            ("clobTokenIds", self.clob_token_ids),
-            ("outcomePrices", self.outcome_prices),
-        ):
-            if values is not None and len(values) != 2:  # noqa: PLR2004  an outcome and its opposite
-                raise ValueError(f"Expected 2 {name}, got {len(values)}")
-        if not all(0 < len(token) <= MAX_TOKEN_ID_CHARS for token in self.tokens) or len(set(self.tokens)) == 1:
-            raise ValueError(f"Expected 2 different clobTokenIds, got {self.tokens!r}")
+        if "clobTokenIds" in self.left_out:
+            raise ValueError("Expected 2 clobTokenIds, got something else - at `$.clobTokenIds`")
+        if not self.clob_token_ids:
+            return
+        if len(self.clob_token_ids) != 2 or len(set(self.clob_token_ids)) != 2:  # noqa: PLR2004  YES and NO
+            raise ValueError(f"Expected 2 different clobTokenIds, got {self.clob_token_ids!r}")
+        if self.outcomes and len(self.outcomes) != 2:  # noqa: PLR2004
+            self.outcomes = None
+            self.left_out += ("outcomes",)
+        if self.outcome_prices and len(self.outcome_prices) != 2:  # noqa: PLR2004
+            self.outcome_prices = None
+            self.left_out += ("outcomePrices",)
 
 
 class ClobToken(msgspec.Struct, gc=False):
@@ -631,11 +650,11 @@ class OrderBook(msgspec.Struct, gc=False):
     Source: https://docs.polymarket.com/market-data/prices-order-books
     """
 
-    token_id: str = msgspec.field(name="asset_id")
+    token_id: TokenId = msgspec.field(name="asset_id")
     bids: list[Level]
     asks: list[Level]
-    timestamp: Any = None  # of the book's last change; an odd one does not cost the book, as with the last trade
-    last_trade_price: Any = None  # "" before the first trade
+    changed_ms: EpochMs | None = msgspec.field(name="timestamp", default=None)  # Unix time
+    left_out: LeftOut = ()
 
     def __post_init__(self) -> None:
         """Sort the levels."""
@@ -652,22 +671,6 @@ class OrderBook(msgspec.Struct, gc=False):
         """The level of the lowest ask, or None without asks."""
         return self.asks[0] if self.asks else None
 
-    @property
-    def traded_price(self) -> float | None:
-        """The price of the market's last trade, or None before the first."""
-        with suppress(msgspec.ValidationError):
-            price: float = msgspec.convert(self.last_trade_price or 0, Price, strict=False)
-            return price or None  # nothing trades at 0
-        return None
-
-    @property
-    def changed_ms(self) -> int | None:
-        """When the book last changed, in milliseconds of Unix time, or None where that is not said."""
-        with suppress(msgspec.ValidationError):
-            epoch_ms: int = msgspec.convert(self.timestamp, EpochMs, strict=False)
-            return epoch_ms
-        return None
-
 
 class Rejected(NamedTuple):
     """One element of an answer that could not be decoded, with what can be read of it; unvalidated."""
@@ -675,7 +678,7 @@ class Rejected(NamedTuple):
     id: str | None
     reason: str
     is_open: bool = True  # as far as can be told
-    volume_24h: float = math.inf  # the most that it can be
+    max_volume_24h: float = math.inf
     error: ApiError | None = None  # of the request, where it is not the element's own
 
 
@@ -700,25 +703,35 @@ class _Page(msgspec.Struct):
     error: None = None  # an answer with an error object is none
 
 
-_STRINGS: Final = msgspec.json.Decoder(tuple[str, ...])
-_PRICES: Final = msgspec.json.Decoder(tuple[Price, ...], strict=False)
+_NUL: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
 
 
-def _decode_custom(kind: type, value: object) -> object:
-    """Decode the types of this module that msgspec does not know (its `dec_hook`)."""
-    if not isinstance(value, str):
-        raise TypeError(f"Expected `str`, got `{type(value).__name__}`")
+def _without_nul(body: Body) -> Body:
+    """Return JSON with U+FFFD for NUL, which ends a text for many a reader of the database."""
+    return _NUL.sub(rb"\1\\ufffd", body) if b"\\u0000" in body else body
+
+
+_PRICES: Final = msgspec.json.Decoder(tuple[Price, ...] | None, strict=False)
+_TOKEN_IDS: Final = msgspec.json.Decoder(tuple[TokenId, ...] | None)
+_STRINGS: Final = msgspec.json.Decoder(tuple[str, ...] | None)
+
+
+def _decode_in_text(kind: type, value: object) -> object:
+    """Decode `InText`, which msgspec does not know (its `dec_hook`)."""
+    if not value:
+        return InText()
+    body = value.encode() if isinstance(value, str) else msgspec.json.encode(value)
+    (item,) = get_args(kind)
+    decoder: msgspec.json.Decoder[Any] = _PRICES if item is Price else _TOKEN_IDS if item is TokenId else _STRINGS
     try:
-        if kind is JsonPrices:
-            return JsonPrices(_PRICES.decode(value))
-        return JsonStrings(text.replace("\0", "\ufffd") for text in _STRINGS.decode(value))
+        return InText(decoder.decode(_without_nul(body)) or ())
     except msgspec.DecodeError as error:
         raise ValueError(f"{error} of the JSON in the string") from error
 
 
 def json_decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
     """Return a decoder that also takes numbers written as strings."""
-    return msgspec.json.Decoder(kind, strict=False, dec_hook=_decode_custom)
+    return msgspec.json.Decoder(kind, strict=False, dec_hook=_decode_in_text)
 
 
 _MARKET: Final = json_decoder(GammaMarket)
@@ -734,96 +747,181 @@ MAX_MENDED_PARTS: Final = 400_000  # of an element that is mended, which is slow
 MAX_ELEMENTS: Final = 1_000  # of an answer; no request asks for more than 500
 MAX_BAD_ELEMENTS: Final = 10  # that say nothing about the shape of the others
 MAX_ONLY_BAD_ELEMENTS: Final = 3  # the same where there is no good one
-_NUL: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
+MAX_LEFT_OUT: Final = 1_000  # parts of an element
+_NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
-def _mended(body: Body | msgspec.Raw) -> bytes:
-    """Return JSON with U+FFFD for lone surrogates and broken UTF-8, and with odd numbers (NaN, 1e400) as lists.
+def _check_parts(body: Body) -> None:
+    parts = body.count(b"{") + body.count(b"[")
+    if parts > MAX_MENDED_PARTS or len(body) > MAX_PAGE_BYTES:
+        raise OverflowError(f"the answer cannot be mended, with {len(body)} bytes and {parts} objects and lists")
 
-    No field takes a list, so an odd number costs the element that has it, and an odd letter only itself.
+
+def _mended(body: Body) -> bytes:
+    """Return JSON with U+FFFD for lone surrogates and broken UTF-8, and an object for each NaN, 1e400 and the like.
+
+    No field that could be such a number takes an object.
 
     Raises:
         ValueError: it is no JSON.
         OverflowError: mending would take too much time and memory.
     """
-    body = bytes(body)
-    parts = body.count(b"{") + body.count(b"[")
-    if parts > MAX_MENDED_PARTS or len(body) > MAX_PAGE_BYTES:
-        raise OverflowError(f"the answer cannot be mended, with {len(body)} bytes and {parts} objects and lists")
+    _check_parts(body)
 
-    def refused(text: str) -> list[str]:
-        return [text]
+    def refused(text: str) -> dict[str, None]:
+        return {text: None}
 
     value = json.loads(
         body.decode("utf-8-sig", "replace"),
         strict=False,
         parse_constant=refused,
         parse_float=lambda text: number if math.isfinite(number := float(text)) else refused(text),
-        parse_int=lambda text: int(text) if len(text) <= 20 else refused(text),  # noqa: PLR2004  64 bits
+        parse_int=lambda text: int(text) if len(text) <= 100 else refused(text),  # noqa: PLR2004  a token id has 78
     )
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
-def decode_tolerant(decoder: msgspec.json.Decoder[T], body: Body | msgspec.Raw) -> T:
-    """Decode *body*; text that is no valid JSON is mended and decoded again.
+def _untyped(body: Body) -> Any:  # noqa: ANN401  whatever was sent
+    """Decode *body*, mended where it has to be, into dicts and lists; raise as `_mended`."""
+    _check_parts(body)
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return msgspec.json.decode(_mended(body))
+
+
+def decode_answer(decoder: msgspec.json.Decoder[T], body: Body) -> T:
+    """Decode the outer shape of an answer; its elements stay `msgspec.Raw`, for `decode_elements`.
 
     Raises:
         ValueError: it is no JSON, or (msgspec.ValidationError) of another shape.
+        OverflowError: it has more parts than any true answer.
     """
+    if (parts := body.count(b"{")) > MAX_PARTS:
+        raise OverflowError(f"the answer has {parts} objects")
+    body = _without_nul(body)
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return decoder.decode(_mended(body))
 
 
-def decode_answer(decoder: msgspec.json.Decoder[T], body: Body) -> T:
-    """Decode the outer shape of an answer; its elements stay `msgspec.Raw`, for `decode_elements`.
-
-    U+FFFD stands for NUL, which ends a text for many a reader of the database.
+def _read(kind: Any, value: object, key: str, left_out: list[str]) -> Any:  # noqa: ANN401  whatever *kind* says
+    """Return *value* as *kind*; for each part that cannot be read and is not needed, *key* is added to *left_out*.
 
     Raises:
-        ValueError: as `decode_tolerant`.
-        OverflowError: it has more parts than any true answer.
+        ValueError: it cannot be read.
     """
-    if (parts := body.count(b"{")) > MAX_PARTS:
-        raise OverflowError(f"the answer has {parts} objects")
-    return decode_tolerant(decoder, _NUL.sub(rb"\1\\ufffd", body) if b"\\u0000" in body else body)
-
-
-class _Known(msgspec.Struct):
-    """Id, state and volume of an element that failed to decode; unvalidated."""
-
-    id: Any = None
-    asset_id: Any = None
-    active: Any = True
-    closed: Any = False
-    volume_24h: Any = msgspec.field(name="volume24hr", default=None)
-
-
-_KNOWN: Final = json_decoder(_Known)
-
-
-def _rejected(element: msgspec.Raw, reason: str) -> Rejected:
-    def digits(value: object, at_most: int) -> str | None:
-        return value if isinstance(value, str) and re.fullmatch(rf"[0-9]{{1,{at_most}}}", value) else None
-
+    if get_origin(kind) is list:
+        return _read_list(get_args(kind)[0], value, key, left_out)
+    if get_origin(kind) is InText:
+        values = _untyped(_without_nul(value.encode())) if isinstance(value, str) else value
+        return InText(_read_list(get_args(kind)[0], values, key, None))
     try:
-        known = _KNOWN.decode(element)
-    except ValueError:  # no object at all
-        return Rejected(None, printable(reason))
-    return Rejected(
-        id=digits(known.id, 18) or digits(known.asset_id, 78),
-        reason=printable(reason),
-        is_open=known.active is not False and known.closed is not True,
-        volume_24h=known.volume_24h if type(known.volume_24h) in {int, float} else math.inf,
-    )
+        return msgspec.convert(value, kind, strict=False)
+    except msgspec.ValidationError:
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            return _read_object(kind, value, left_out)
+        other: object = None
+        if isinstance(value, str) and _NUMBER.fullmatch(value):
+            other = float(value)
+        elif type(value) is int and any(meta.title == "id" for meta in getattr(kind, "__metadata__", ())):
+            other = str(value)
+        with suppress(msgspec.ValidationError):
+            return msgspec.convert(other, kind)
+        raise
+
+
+def _read_list(kind: Any, values: object, key: str, left_out: list[str] | None) -> list[Any]:  # noqa: ANN401
+    """Return the elements of a list that can be read; without *left_out*, all of them have to be."""
+    if values is None:
+        return []
+    if not isinstance(values, list):
+        raise msgspec.ValidationError(f"Expected `array`, got `{type(values).__name__}`")
+    read = []
+    for value in values:
+        try:
+            read.append(_read(kind, value, key, [] if left_out is None else left_out))
+        except ValueError as error:
+            if left_out is None:
+                raise
+            left_out.append(key)
+            if len(left_out) > MAX_LEFT_OUT:
+                raise msgspec.ValidationError(f"{error}, and {MAX_LEFT_OUT} others are as bad") from error
+    return read
+
+
+@cache
+def _fields(kind: type[msgspec.Struct]) -> Sequence[tuple[str, str, Any, bool]]:
+    """Return of each field of *kind*: name, key in JSON, type of a value that is not None, whether it is required."""
+    return [
+        (
+            info.name,
+            info.encode_name,
+            types[0] if type(None) in (types := get_args(info.type)) else info.type,
+            info.required,
+        )
+        for info in msgspec.structs.fields(kind)
+        if info.type is not LeftOut
+    ]
+
+
+def _read_object(kind: type[S], sent: object, left_out: list[str]) -> S:
+    """Read *sent* field by field; no text is the same as no value."""
+    if not isinstance(sent, dict):
+        raise msgspec.ValidationError(f"Expected `object`, got `{type(sent).__name__}`")
+    values: dict[str, Any] = {}
+    for name, key, known, required in _fields(kind):
+        value = sent.get(key)
+        if required and key not in sent:
+            raise msgspec.ValidationError(f"Object missing required field `{key}`")
+        if not required and (value is None or value == ""):
+            continue
+        try:
+            values[name] = _read(known, value, key, left_out)
+        except ValueError as error:
+            if required:
+                raise msgspec.ValidationError(f"{error} - at `$.{key}`") from error
+            left_out.append(key)
+    if left_out and "left_out" in kind.__struct_fields__:
+        values["left_out"] = tuple(left_out)
+    return kind(**values)
+
+
+# the exchange's documentation writes prices so, and whole books of them would take long field by field
+_DOTTED_LEVEL: Final = re.compile(rb'("(?:price|size)"\s*:\s*")(?=\.[0-9])')
+
+
+def _read_element(decoder: msgspec.json.Decoder[S], element: msgspec.Raw) -> S | Rejected:
+    """Read what *decoder* does not take as it is."""
+
+    def digits(value: object, at_most: int) -> str | None:
+        return str(value) if re.fullmatch(rf"[0-9]{{1,{at_most}}}", str(value)) else None
+
+    body = _DOTTED_LEVEL.sub(rb"\g<1>0", bytes(element))
+    with suppress(msgspec.DecodeError, UnicodeDecodeError):
+        return decoder.decode(body)
+    sent: Any = None
+    try:
+        sent = _untyped(body)
+        return _read_object(decoder.type, sent, [])
+    except ValueError as error:
+        if not isinstance(sent, dict):
+            return Rejected(None, printable(str(error)))
+        volume: object = sent.get("volume24hr")
+        return Rejected(
+            id=digits(sent.get("id"), 18) or digits(sent.get("asset_id"), 78),
+            reason=printable(str(error)),
+            is_open=sent.get("active") is not False and sent.get("closed") is not True,
+            max_volume_24h=float(volume) if isinstance(volume, int | float) and volume is not True else math.inf,
+        )
 
 
 def decode_elements(
-    elements: Sequence[msgspec.Raw], decoder: msgspec.json.Decoder[T], *, few_bad: bool = False
-) -> tuple[list[T], list[Rejected]]:
-    """Decode *elements* one by one, so that a bad one costs only itself.
+    elements: Sequence[msgspec.Raw], decoder: msgspec.json.Decoder[S], *, few_bad: bool = False
+) -> tuple[list[S], list[Rejected]]:
+    """Decode *elements* one by one, so that a bad one costs only itself, and a bad part of one only that part.
 
     Args:
         elements: of one answer.
@@ -833,16 +931,21 @@ def decode_elements(
     Raises:
         msgspec.ValidationError: there are far more than any request asks for, or most are bad where they must not be:
             the shape of the answer has changed.
+        OverflowError: one that does not fit has more parts than any true one.
     """
     if len(elements) > MAX_ELEMENTS:
         raise msgspec.ValidationError(f"{len(elements)} elements, which no request asked for")
-    good: list[T] = []
+    good: list[S] = []
     bad: list[Rejected] = []
     for element in elements:
         try:
-            good.append(decode_tolerant(decoder, element))
-        except ValueError as error:
-            bad.append(_rejected(element, str(error)))
+            good.append(decoder.decode(element))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            read = _read_element(decoder, element)
+            if isinstance(read, Rejected):
+                bad.append(read)
+            else:
+                good.append(read)
     if few_bad and len(bad) > (max(len(good), MAX_BAD_ELEMENTS) if good else MAX_ONLY_BAD_ELEMENTS):
         raise msgspec.ValidationError(
             f"{len(bad)} of {len(elements)} elements are not understood, the first: {bad[0].reason}"
@@ -865,7 +968,7 @@ def decode_page(body: Body) -> MarketPage:
     markets, bad = decode_elements(page.markets, _MARKET, few_bad=True)
     opened = [market for market in markets if market.active and not market.closed]
     for name in EXPECTED:
-        lacking = sum(getattr(market, name) is None for market in opened)
+        lacking = sum(not getattr(market, name) for market in opened)
         if lacking > max(len(opened) - lacking, MAX_BAD_ELEMENTS):
             raise msgspec.ValidationError(f"{lacking} of {len(opened)} open markets have no `{_GAMMA_NAMES[name]}`")
     return MarketPage(markets, bad, page.next_cursor)
@@ -875,20 +978,33 @@ def decode_books(body: Body) -> tuple[list[OrderBook], list[Rejected]]:
     """Decode the CLOB's answer to a request for books.
 
     Raises:
-        ValueError: most of them cannot be decoded.
+        ValueError: most of them, or of their levels, cannot be decoded.
     """
-    books: list[msgspec.Raw] = decode_answer(_BOOKS, body)
-    return decode_elements(books, _BOOK, few_bad=True)
+    elements: list[msgspec.Raw] = decode_answer(_BOOKS, body)
+    books, bad = decode_elements(elements, _BOOK, few_bad=True)
+    lost = sum(len(book.left_out) - book.left_out.count("timestamp") for book in books)
+    if lost > MAX_BAD_ELEMENTS and lost > sum(len(book.bids) + len(book.asks) for book in books):
+        raise msgspec.ValidationError(f"{lost} levels of {len(books)} books are not understood")
+    return books, bad
 
 
 # --- Records ----------------------------------------------------------------------------------------------------------
 # A record is a row: its fields are the table's columns, by name. Absent values are None, never a plausible number.
 
+# narrow before broad: a market on a party and the world is about politics
 MAIN_TOPICS: Final = (
-    "Sports", "Esports", "Crypto", "Politics", "Elections", "Geopolitics", "Economy", "Finance", "Business", "Tech",
-    "Science", "Culture", "Weather", "World", "Mentions",
-)  # fmt: skip  # narrow before broad: a market on a party and the world is about politics
+    "Esports", "Sports", "Crypto", "Elections", "Geopolitics", "Politics", "Economy", "Finance", "Business", "Tech",
+    "Weather", "Science", "Culture", "World", "Mentions",
+)  # fmt: skip
 _TOPIC_RANK: Final = {topic.casefold(): rank for rank, topic in enumerate(MAIN_TOPICS)}
+# labels by which the exchange sorts its pages, and that say nothing about a market
+_HOUSEKEEPING: Final = re.compile(
+    r"""\s* (?: all | hide\ from\ new | recurring | featured | games | other | parent\ for\ derivative
+    | hourly | daily | weekly | monthly | yearly | [0-9]+ \s? (?: m | h | min | minutes | hours )
+    | trending .* | breaking\ news | rewards .* | earn\ [0-9.,]+ \s? % | pre[-\ ]?market | parlays
+    | hit\ (?: first | price ) | (?: [0-9]+\ )? predictions | macro\ (?: single | graph ) )? \s*""",
+    re.IGNORECASE | re.VERBOSE,
+)
 
 
 def sql_time(moment: datetime) -> str:
@@ -912,9 +1028,30 @@ def from_iso(text: str | None) -> str | None:
     return stored if stored >= "1900" else None  # the year 1 stands for no time at all
 
 
+def sql_time_of(value: object) -> str | None:
+    """Return a time as any program may have stored it in the database's form, or None where it is none.
+
+    Args:
+        value: as SQLite returns it: ISO 8601 with or without a zone (then UTC), or Unix time in seconds or milliseconds
+            since 2001, as a number, a text or bytes. Fractions of a second are cut off.
+    """
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    if isinstance(value, str):
+        value = value.strip()
+        if not re.fullmatch(r"[0-9]{10,18}(\.[0-9]*)?", value):
+            return from_iso(value)
+        value = float(value)
+    if not isinstance(value, int | float) or not 10**9 <= value <= 253_402_300_799_999:  # noqa: PLR2004  year 9999
+        return None
+    seconds = int(value // 1_000 if value >= 10**12 else value)  # seconds reach it in the year 33658
+    return None if seconds > 253_402_300_799 else sql_time(datetime.fromtimestamp(seconds, UTC))  # noqa: PLR2004
+
+
 def main_topic(labels: Sequence[str]) -> str | None:
-    """Return the label that says best what a market is about: a main topic, else the first label, else None."""
-    return min(labels, key=lambda label: _TOPIC_RANK.get(label.casefold(), len(_TOPIC_RANK)), default=None)
+    """Return the label that says best what a market is about: a main topic, else the first topic, else None."""
+    topics = (label for label in labels if not _HOUSEKEEPING.fullmatch(label))
+    return min(topics, key=lambda label: _TOPIC_RANK.get(label.casefold(), len(_TOPIC_RANK)), default=None)
 
 
 def _clean(price: float) -> float:
@@ -944,8 +1081,8 @@ class Market(NamedTuple):
     @classmethod
     def from_wire(cls, market: GammaMarket, *, seen_at: str) -> Self:
         """Build the row of *market*, listed at *seen_at*."""
-        labels = [tag.label for tag in market.tags or ()]
-        yes, no = market.outcomes or (None, None)
+        labels = [tag.label for tag in market.tags or () if tag.label]
+        yes, no = market.outcomes or ("", "")
         return cls(
             market_id=market.market_id,
             slug=market.slug or None,
@@ -957,9 +1094,9 @@ class Market(NamedTuple):
             start_time=from_iso(market.start_date),
             end_time=from_iso(market.end_date),
             condition_id=market.condition_id or None,
-            event_slug=market.events[0].slug if market.events else None,
-            outcome_yes=yes,
-            outcome_no=no,
+            event_slug=(market.events[0].slug or None) if market.events else None,
+            outcome_yes=yes or None,
+            outcome_no=no or None,
             tags=msgspec.json.encode(labels).decode() if labels else None,
             first_seen=seen_at,
         )
@@ -1022,8 +1159,8 @@ class Snapshot(NamedTuple):
             best_ask_no=ask_no.price if ask_no else None,
             spread=_clean(ask_yes.price - bid_yes.price) if bid_yes and ask_yes else None,
             run_id=run_id,
-            last_trade_price=book.traded_price if book else market.last_trade_price or None,
-            book_time=sql_time_ms(changed_ms) if book and (changed_ms := book.changed_ms) is not None else None,
+            last_trade_price=market.last_trade_price or None,  # a book's own may be in terms of the other token
+            book_time=sql_time_ms(book.changed_ms) if book and book.changed_ms else None,
             bid_size_yes=bid_yes.size if bid_yes else None,
             ask_size_yes=ask_yes.size if ask_yes else None,
             bid_size_no=bid_no.size if bid_no else None,
@@ -1955,7 +2092,7 @@ MIGRATIONS: Final = (
     CREATE INDEX unresolved_markets ON markets(CAST(market_id AS INTEGER), outcome_ask_at)
         WHERE resolved = 0 AND market_id NOT GLOB '*[^0-9]*';
     ALTER TABLE snapshots ADD COLUMN run_id INTEGER;
-    ALTER TABLE snapshots ADD COLUMN last_trade_price REAL; -- USD, per market: the same for both tokens
+    ALTER TABLE snapshots ADD COLUMN last_trade_price REAL; -- USD, Gamma, in terms of YES
     ALTER TABLE snapshots ADD COLUMN book_time TIMESTAMP;   -- when the book last changed, with milliseconds
     ALTER TABLE snapshots ADD COLUMN bid_size_yes REAL;     -- shares at best_bid_yes
     ALTER TABLE snapshots ADD COLUMN ask_size_yes REAL;
@@ -2166,13 +2303,19 @@ def newest_run(column: str) -> str:
     return f"SELECT (SELECT {column} FROM runs WHERE {column} IS NOT NULL ORDER BY run_id DESC LIMIT 1)"  # noqa: S608
 
 
-_MARKET_COLUMNS: Final = [column for column in Market._fields if column not in {"market_id", "first_seen"}]
-# what the exchange leaves out this time keeps its last known value; a row without a change is not written
+# what the exchange leaves out this time keeps its last known value; the category is one of the tags and goes with them
+_MARKET_CHANGES: Final = {
+    column: f"coalesce(excluded.{column}, {column})"
+    for column in Market._fields
+    if column not in {"market_id", "first_seen"}
+} | {
+    "category": "CASE WHEN excluded.tags IS NULL THEN coalesce(excluded.category, category) ELSE excluded.category END"
+}
+# a row without a change is not written
 SAVE_MARKET: Final = f"""
     {insert_into("markets", Market._fields)} ON CONFLICT (market_id) DO UPDATE SET
-        {", ".join(f"{column} = coalesce(excluded.{column}, {column})" for column in _MARKET_COLUMNS)}
-    WHERE ({", ".join(f"coalesce(excluded.{column}, {column})" for column in _MARKET_COLUMNS)})
-        IS NOT ({", ".join(_MARKET_COLUMNS)})
+        {", ".join(f"{column} = {value}" for column, value in _MARKET_CHANGES.items())}
+    WHERE ({", ".join(_MARKET_CHANGES.values())}) IS NOT ({", ".join(_MARKET_CHANGES)})
 """
 SAVE_FOLLOWED: Final = "UPDATE markets SET followed = 1 WHERE market_id = ? AND followed = 0"
 # a market that is listed as open has reopened, whatever was known of its end
@@ -2210,6 +2353,7 @@ STORED_BEFORE: Final = """
 SAVE_RESOLUTION: Final = """
     UPDATE markets SET resolved = 1, resolution_outcome = ?, closed_at = ?, outcome_ask_at = NULL WHERE market_id = ?
 """
+MAX_OUTCOME_WAIT_MINUTES: Final = 7 * 24 * 60  # until the outcome of a closed market is asked for again
 # asked again after 15 minutes, then after four times as long each time
 SAVE_UNDECIDED: Final = """
     UPDATE markets SET
@@ -2217,15 +2361,32 @@ SAVE_UNDECIDED: Final = """
         outcome_asked = outcome_asked + 1
     WHERE market_id = ?
 """
-UNRESOLVED: Final = """
+# later than the longest wait is a time of a clock that was ahead
+UNRESOLVED: Final = f"""
     SELECT CAST(market_id AS INTEGER) FROM markets
-    WHERE resolved = 0 AND market_id NOT GLOB '*[^0-9]*' AND (outcome_ask_at IS NULL OR outcome_ask_at <= ?)
-      AND (followed = 1 OR ?)
+    WHERE resolved = 0 AND market_id NOT GLOB '*[^0-9]*'
+      AND (outcome_ask_at IS NULL OR outcome_ask_at <= ?1
+           OR outcome_ask_at > datetime(?1, '{MAX_OUTCOME_WAIT_MINUTES} minutes'))
+      AND (followed = 1 OR ?2)
     ORDER BY CAST(market_id AS INTEGER)
-"""
+"""  # noqa: S608  a number of ours
 LISTED_IDS: Final = "SELECT market_id FROM listed_ids ORDER BY market_id"
-# rows are stored in about the order of their times
-LAST_SNAPSHOT_AT: Final = "SELECT max(timestamp) FROM (SELECT timestamp FROM snapshots ORDER BY id DESC LIMIT 10000)"
+_TIME_FORM: Final = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9] [0-9][0-9]:[0-9][0-9]:[0-9][0-9]"
+# rows are stored in about the order of their times; other programs may have stored anything
+LAST_SNAPSHOT_AT: Final = f"""
+    SELECT max(timestamp) FROM (SELECT timestamp FROM snapshots ORDER BY id DESC LIMIT 10000)
+    WHERE typeof(timestamp) = 'text' AND timestamp GLOB '{_TIME_FORM}'
+"""  # noqa: S608  a pattern of ours
+# what older collectors have stored; whatever is not true is not resolved
+NORMALISE_RESOLVED: Final = """
+    UPDATE markets SET resolved = coalesce(lower(CAST(resolved AS TEXT)), '') IN ('1', 'true', 'yes')
+    WHERE typeof(resolved) <> 'integer' OR resolved NOT IN (0, 1)
+"""
+ODD_TIMES: Final = f"""
+    {{column}} IS NOT NULL
+    AND NOT (typeof({{column}}) = 'text' AND ({{column}} GLOB '{_TIME_FORM}'
+             OR '{{column}}' = 'book_time' AND {{column}} GLOB '{_TIME_FORM}.[0-9][0-9][0-9]'))
+"""
 IS_OF_ANOTHER_PROGRAM: Final = """
     SELECT count(*) > 0 AND sum(name IN ('markets', 'snapshots')) < 2
     FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite~_%' ESCAPE '~'
@@ -2244,13 +2405,13 @@ def _statements(script: str) -> Iterator[str]:
 
 
 @cache
-def our_columns() -> Mapping[str, Sequence[str]]:
-    """Return the columns of every table of ours, by table."""
+def our_columns() -> Mapping[str, Mapping[str, str]]:
+    """Return the columns of every table of ours with their types, by table."""
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript("".join(MIGRATIONS))
         tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         return {
-            table: [column for (column,) in connection.execute("SELECT name FROM pragma_table_info(?)", (table,))]
+            table: dict(connection.execute("SELECT name, type FROM pragma_table_info(?)", (table,)).fetchall())
             for table in tables
             if not table.startswith("sqlite_")
         }
@@ -2490,8 +2651,32 @@ class Database:
             for view, query in VIEWS.items():
                 await self._connection.execute(f"CREATE VIEW {view} AS {query}")
             for table, columns in our_columns().items():  # a file that others have made may lack some
-                await self._connection.execute(f"EXPLAIN {insert_into(table, columns)}", [None] * len(columns))
+                await self._connection.execute(f"EXPLAIN {insert_into(table, list(columns))}", [None] * len(columns))
+            await self._normalise()
             await self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    async def _normalise(self) -> None:
+        """Bring every time into the form that queries compare, and `resolved` to 0 or 1.
+
+        What is no time stays as it is, and so does the later of two rows that would have the same.
+        """
+        await self._connection.execute(NORMALISE_RESOLVED)
+        await self._connection.create_function("sql_time_of", 1, sql_time_of, deterministic=True)
+        times = [
+            (table, name)
+            for table, columns in our_columns().items()
+            for name in columns
+            if columns[name] == "TIMESTAMP"
+        ]
+        for table, column in times:
+            odd = ODD_TIMES.format(column=column)
+            time = f"sql_time_of({column})"
+            await self._connection.execute(
+                f"UPDATE OR IGNORE {table} SET {column} = {time} WHERE {odd} AND {time} IS NOT NULL"  # noqa: S608
+            )
+            if kept := await self._first(f"SELECT count(*) FROM {table} WHERE {odd}"):  # noqa: S608
+                why = "are no times, or would be those of another row; they stay as they are"
+                log.warning("%s: %d values of %s.%s %s", self._path, kept, table, column, why)
 
     async def rows(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:
         """Return the rows that *query* finds."""
@@ -2625,11 +2810,11 @@ class Database:
 # --- Discovery --------------------------------------------------------------------------------------------------------
 
 BATCH_MARKETS: Final = MAX_TOKENS // 2  # one request for books, one transaction
-MAX_OUTCOME_WAIT_MINUTES: Final = 7 * 24 * 60  # until the outcome of a closed market is asked for again
 MAX_SEARCH_WAIT_MINUTES: Final = 60  # the same for a market that is neither open nor closed: a fault of the listing?
 MIN_KNOWN_SHARE: Final = 0.5  # of the known markets must still be listed: a tenth or two close within a day
 FULL_WALK_EVERY: Final = timedelta(days=1)  # because a closed market can reopen
 HANDOVER_BATCHES: Final = 2  # that wait between two stages
+MISSED_KEYS: Final = frozenset({"volume24hr", "outcomes", "outcomePrices", "startDate", "endDate", "bids", "asks"})
 
 
 def is_in(numbers: Sequence[int], number: int) -> bool:
@@ -2674,6 +2859,7 @@ class Run:
     books_missing: int = 0  # counted by `AsyncCollector._snapshot`
     unmirrored: int = 0  # counted by `AsyncCollector._snapshot`
     saved: Saved = field(default_factory=Saved)  # counted by `AsyncCollector._store`
+    left_out: Counter[str] = field(default_factory=Counter)  # markets by what of them cannot be read
 
     def failure(self, market_id: str | None, stage: str, reason: str) -> Failure:
         """Return a row for `failures`; the first one is the reason why the run is not complete."""
@@ -2685,6 +2871,35 @@ class Run:
         known_shape = error.retryable or isinstance(error, AnswerTooLongError)
         if isinstance(error, MalformedResponseError) and not known_shape:
             self.drift = self.drift or str(error)
+
+    def note_left_out(self, markets: Iterable[GammaMarket], books: Mapping[str, OrderBook]) -> list[Failure]:
+        """Count what of *markets* and their books cannot be read; return failures for what a reader would miss."""
+        failures: defaultdict[tuple[str, str], list[str]] = defaultdict(list)  # market ids by stage and reason
+        for market in markets:
+            of_books = [key for token in market.tokens if token in books for key in books[token].left_out]
+            for stage, keys in (("list", market.left_out), ("book", of_books)):
+                self.left_out.update(set(keys))
+                if missed := {key: count for key, count in Counter(keys).items() if key in MISSED_KEYS}:
+                    parts = ", ".join(f"{key} ({count})" if stage == "book" else key for key, count in missed.items())
+                    failures[stage, f"left out, for it cannot be read: {parts}"].append(market.market_id)
+        return [
+            Failure(self.run_id, market_id, stage, reason)
+            for (stage, reason), ids in failures.items()
+            for market_id, reason in (
+                [(None, f"{reason}, of {len(ids)} markets")]
+                if len(ids) > MAX_BAD_ELEMENTS
+                else [(id_, reason) for id_ in ids]
+            )
+        ]
+
+    def say_left_out(self, markets: int) -> None:
+        """Log what of the run's *markets* could not be read; where that is most of them, the answers have changed."""
+        if self.left_out:
+            parts = ", ".join(f"{key} of {count} markets" for key, count in self.left_out.most_common())
+            log.warning("left out, for it cannot be read: %s", parts)
+        for key, count in self.left_out.most_common(1):
+            if count > max(markets - count, MAX_BAD_ELEMENTS):
+                self.drift = self.drift or f"`{key}` of {count} of {markets} markets cannot be read"
 
     async def put_failures(self, market_ids: Iterable[str | None], stage: str, reason: str) -> None:
         """Have one failure per market id stored; None stands for a whole answer."""
@@ -2915,7 +3130,7 @@ class Discovery:
         return market_id is not None and is_in(self._followed, int(market_id))
 
     def _wants(self, market_id: str | None, market: GammaMarket | Rejected) -> bool:
-        return market.is_open and (self._selection.takes(market.volume_24h) or self._follows(market_id))
+        return market.is_open and (self._selection.takes(market.max_volume_24h) or self._follows(market_id))
 
     async def _take_or_settle(self, market_ids: Sequence[int]) -> None:
         """Take those of *market_ids* that are open, and find out how the others have ended."""
@@ -2969,6 +3184,7 @@ class Discovery:
 
 MAX_CLOCK_STEP: Final = timedelta(seconds=2)  # that is waited for
 RATE_WINDOW_S: Final = 1.05  # a second and some room: we count starts, the exchange counts arrivals
+MAX_HEADER_BYTES: Final = 65_536  # a line of an answer's head: company networks add long ones
 MIN_COMPLETE_SHARE: Final = 0.95  # of the listed markets, stored with their books
 
 
@@ -3128,6 +3344,8 @@ class AsyncCollector:
             connector=aiohttp.TCPConnector(limit=settings.workers, ttl_dns_cache=300),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": f"polymarket-async-collector/{__version__}", "Accept-Encoding": "gzip"},
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # `HttpHost` has a deadline of its own
         )
         session._retry_connection = False  # noqa: SLF001  aiohttp would repeat a GET unpaced and uncounted
@@ -3198,6 +3416,7 @@ class AsyncCollector:
                 run.books_missing += 1
                 reason = "; ".join(f"{' and '.join(sides)}: {why}" for why, sides in missing.items())
                 batch.failures.append(run.failure(market.market_id, "book", reason))
+        batch.failures += run.note_left_out(markets, books)
         return batch
 
     async def _write(self, run: Run, discovery: Discovery) -> None:
@@ -3225,6 +3444,7 @@ class AsyncCollector:
     @uninterrupted
     async def _finish(self, run: Run, discovery: Discovery, posts: Posts, started: float) -> None:
         """Complete the row of the run; its snapshots and errors were counted as they were stored."""
+        run.say_left_out(run.saved.snapshots)
         columns = await discovery.save() | {
             "finished_at": sql_time(self._clock.now()),
             "status": self._status(run, discovery),
@@ -3475,6 +3695,7 @@ class XPost(msgspec.Struct, gc=False):
     lang: str | None = None
     public_metrics: XMetrics | None = None
     entities: Any = None
+    left_out: LeftOut = ()
 
     @property
     def links(self) -> list[str]:
@@ -3895,7 +4116,7 @@ class Post(NamedTuple):
             sentiment_score=tone(post.text),
             created_at=received_at,
             run_id=run_id,
-            lang=post.lang,
+            lang=post.lang or None,
             links=msgspec.json.encode(post.links).decode() if post.links else None,
         )
 
@@ -4069,6 +4290,8 @@ class Posts:
             Post.from_wire(post, usernames=page.usernames, run_id=self._run_id, received_at=now) for post in page.posts
         ]
         problems = [bad.reason for bad in page.rejected] + ([page.problem] if page.problem else [])
+        left_out = Counter(key for post in page.posts for key in set(post.left_out))
+        problems += [f"left out, for it cannot be read: {key} of {count} posts" for key, count in left_out.items()]
         await self._save(posts, problems, newest_id)
 
     @uninterrupted

@@ -204,7 +204,7 @@ def test_a_restored_day_opens_as_any_other_file(sample: Path, tmp_path: Path) ->
     assert rows(new, "SELECT count(*) AS n FROM book_levels")[0]["n"] > 1_000
     assert rows(new, "PRAGMA foreign_key_check") == []
     assert rows(new, "PRAGMA integrity_check") == [{"integrity_check": "ok"}]
-    assert ac.read_status(new)["runs"]
+    assert rows(new, "SELECT run_id FROM runs")
 
 
 def test_values_that_no_column_can_hold_come_back_unchanged(sample: Path, tmp_path: Path) -> None:

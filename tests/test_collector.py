@@ -86,6 +86,7 @@ def true_market(market: FakeMarket) -> dict[str, Any]:
         "Fed Rates": "Economy",
         "OpenAI": "Tech",
         "Music": "Culture",
+        "Weekly": None,
     }
     return {
         "market_id": market.id,
@@ -265,13 +266,32 @@ async def test_a_market_without_books_keeps_gammas_fields_and_is_recorded(
     assert (result["books_missing"], result["status"]) == (1, "complete")
 
 
+async def test_a_bad_level_costs_itself_only_and_is_recorded(
+    exchange: FakePolymarket, collector: ac.AsyncCollector, database: Path
+) -> None:
+    market = next(market for market in exchange.markets.values() if market.bids and market.asks)
+
+    def spoil(books: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        bids = next(book for book in books if book["asset_id"] == market.tokens[1])["bids"]
+        bids[:0] = [{"price": "1.5", "size": "1"}, {"price": "0.999", "size": "-1"}]
+        return books
+
+    exchange.fail_next("/books", mutate=spoil)
+    result = await collector.collect_all()
+    assert stored_snapshots(database) == [true_snapshot(market) for market in by_id(list(exchange.markets.values()))]
+    assert [(row["market_id"], row["stage"], row["reason"]) for row in failures(database)] == [
+        (market.id, "book", "left out, for it cannot be read: bids (2)")
+    ]
+    assert (result["status"], result["books_missing"], result["reason"]) == ("complete", 0, None)
+
+
 async def test_a_bad_book_costs_its_side_only(
     exchange: FakePolymarket, collector: ac.AsyncCollector, database: Path
 ) -> None:
     market = next(market for market in exchange.markets.values() if market.bids and market.asks)
 
     def spoil(books: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        next(book for book in books if book["asset_id"] == market.tokens[1])["bids"][0]["price"] = "1.5"
+        next(book for book in books if book["asset_id"] == market.tokens[1])["bids"] = "none"
         return books
 
     exchange.fail_next("/books", mutate=spoil)
@@ -279,7 +299,34 @@ async def test_a_bad_book_costs_its_side_only(
     (row,) = [row for row in stored_snapshots(database) if row["market_id"] == market.id]
     no_side = dict.fromkeys(("best_bid_no", "best_ask_no", "bid_size_no", "ask_size_no"))
     assert row == true_snapshot(market) | no_side
-    assert [row["reason"] for row in failures(database)] == ["NO: Expected `float` <= 1.0 - at `$.bids[0].price`"]
+    assert [row["reason"] for row in failures(database)] == ["NO: Expected `array`, got `str` - at `$.bids`"]
+
+
+async def test_what_most_markets_lack_is_one_failure_and_said_to_be_a_change(
+    exchange: FakePolymarket, collector: ac.AsyncCollector, database: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their rows are stored all the same."""
+    for number, market in enumerate(exchange.markets.values()):
+        changes = {"endDate": 1_795_000_000} if number < 31 else {"closedTime": 7} if number < 33 else {}
+        exchange.change(market, changes=changes)
+    result = await collector.collect_all()
+    assert (result["snapshots"], result["status"], result["stats"]["errors"]) == (60, "complete", 1)
+    assert result["drift"] == "`endDate` of 31 of 60 markets cannot be read"
+    assert [(row["market_id"], row["stage"], row["reason"]) for row in failures(database)] == [
+        (None, "list", "left out, for it cannot be read: endDate, of 31 markets")
+    ]
+    assert caplog.messages.count("left out, for it cannot be read: endDate of 31 markets, closedTime of 2 markets") == 1
+
+
+async def test_a_market_whose_volume_cannot_be_read_is_not_taken_for_a_quiet_one(
+    exchange: FakePolymarket, collector: ac.AsyncCollector, database: Path
+) -> None:
+    market = next(iter(exchange.markets.values()))
+    exchange.change(market, changes={"volume24hr": "1,234,567.8"})
+    result = await collector.collect_all()
+    assert result["stats"]["markets_fetched"] == 60
+    expected = true_snapshot(market) | {"volume_24h": None}
+    assert [row for row in stored_snapshots(database) if row["market_id"] == market.id] == [expected]
 
 
 async def test_a_market_that_takes_no_orders_needs_no_book(
@@ -351,7 +398,7 @@ async def test_a_changed_shape_stores_nothing(
 ) -> None:
     for market in exchange.markets.values():
         exchange.change(market, changes={"question": ["what?"]})
-    with pytest.raises(ac.MalformedResponseError, match=r"60 of 60 elements are not understood.*\$.question"):
+    with pytest.raises(ac.MalformedResponseError, match="60 of 60 open markets have no `question`"):
         await collector.collect_all()
     assert stored_markets(database) == []
 

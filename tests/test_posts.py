@@ -173,6 +173,27 @@ async def test_what_comes_beside_posts_is_a_failure_and_the_posts_are_kept(
     assert result["tweets_reason"] == "Expected `str`, got `int` - at `$.text`"
 
 
+@pytest.mark.usefixtures("_token")
+async def test_an_odd_figure_costs_no_post(
+    exchange: FakePolymarket, collector: ac.AsyncCollector, database: Path
+) -> None:
+    exchange.say("kalshi")
+
+    def spoil(page: dict[str, Any]) -> dict[str, Any]:
+        page["data"][0] |= {
+            "public_metrics": {"like_count": "many", "retweet_count": "2", "reply_count": 1},
+            "lang": "",
+        }
+        return page
+
+    exchange.fail_next(SEARCH, mutate=spoil)
+    result = await collector.collect_all()
+    assert rows(database, "SELECT text, likes, retweets, replies, engagement_score, lang FROM tweets") == [
+        {"text": "kalshi", "likes": None, "retweets": 2, "replies": 1, "engagement_score": None, "lang": None}
+    ]
+    assert result["tweets_reason"] == "left out, for it cannot be read: like_count of 1 posts"
+
+
 FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"status": 401}, 'HTTP 401: \'{"error": "scripted"}\'; check TWITTER_BEARER_TOKEN'),
     ({"status": 402, "body": b'{"title":"CreditsDepleted"}'}, "CreditsDepleted\"}'; the credits are used up"),

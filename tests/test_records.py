@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import re
+from datetime import UTC, datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from async_collector import (
     GammaMarket,
+    GammaTag,
     Level,
     Market,
     OrderBook,
@@ -21,7 +24,11 @@ from async_collector import (
     from_iso,
     main_topic,
     sql_time_ms,
+    sql_time_of,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ticks = st.integers(1, 9_999).map(lambda tick: tick / 10_000)
 levels = st.lists(st.builds(Level, price=ticks, size=st.floats(0.01, 1e9)), max_size=12, unique_by=lambda x: x.price)
@@ -30,8 +37,7 @@ books = st.builds(
     token_id=st.just("1"),
     bids=levels,
     asks=levels,
-    timestamp=st.integers(10**12, 4 * 10**12),
-    last_trade_price=st.just("") | ticks.map(str),
+    changed_ms=st.integers(10**12, 4 * 10**12),
 )
 
 GAMMA: dict[str, Any] = {
@@ -120,9 +126,8 @@ def test_a_snapshot_says_what_the_books_say(yes: OrderBook | None, no: OrderBook
     expected = ((b[0] if b else 0) + (a[0] if a else 1)) / 2 if yes else 0.9185
     assert row.price_yes == pytest.approx(expected)
     assert row.price_no == pytest.approx(1 - expected)
-    book = yes or no
-    assert row.last_trade_price == ((float(book.last_trade_price or 0) or None) if book else 0.919)
-    assert (row.book_time is None) == (book is None)
+    assert row.last_trade_price == 0.919
+    assert (row.book_time is None) == (not (yes or no))
     assert (row.market_id, row.timestamp, row.volume_24h, row.liquidity, row.run_id) == (
         "538932",
         "2026-11-22 14:15:00",
@@ -163,6 +168,40 @@ def test_times_are_stored_in_utc(text: str | None, stored: str | None) -> None:
     assert from_iso(text) == stored
 
 
+moments = st.datetimes(datetime(2001, 9, 10), datetime(9999, 12, 30))  # noqa: DTZ001  in UTC, as naive ones are taken
+TIME_FORMS: tuple[Callable[[datetime], object], ...] = (
+    "{:%Y-%m-%d %H:%M:%S}".format,
+    lambda moment: f"{moment.isoformat()}Z",
+    lambda moment: moment.isoformat(),
+    lambda moment: moment.isoformat(" ", "milliseconds"),
+    lambda moment: moment.replace(tzinfo=UTC).isoformat(),
+    lambda moment: moment.replace(tzinfo=UTC).astimezone(timezone(timedelta(hours=-9, minutes=-30))).isoformat(" "),
+    lambda moment: moment.isoformat().encode(),
+    lambda moment: int(moment.replace(tzinfo=UTC).timestamp()),
+    lambda moment: int(moment.replace(tzinfo=UTC).timestamp()) + 0.25,
+    lambda moment: int(moment.replace(tzinfo=UTC).timestamp()) * 1_000 + 999,
+    lambda moment: str(int(moment.replace(tzinfo=UTC).timestamp())),
+    lambda moment: f" {int(moment.replace(tzinfo=UTC).timestamp())}000 ".encode(),
+)
+
+
+@given(moment=moments, form=st.sampled_from(TIME_FORMS))
+def test_a_stored_time_is_the_same_in_every_form(moment: datetime, form: Callable[[datetime], object]) -> None:
+    assert sql_time_of(form(moment)) == f"{moment:%Y-%m-%d %H:%M:%S}"
+
+
+@given(st.none() | st.integers() | st.floats() | st.text() | st.binary() | st.integers(0, 10**20).map(str) | st.dates())
+def test_what_is_no_time_is_none_and_what_is_one_stays_as_it_is(value: object) -> None:
+    stored = sql_time_of(value)
+    assert stored is None or re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", stored)
+    assert sql_time_of(stored) == stored
+
+
+@pytest.mark.parametrize("value", [0, 5, True, 999_999_999, 253_402_300_800, 10**15, "2026", "", b"\xff"])
+def test_a_number_that_can_hardly_be_a_time_is_none(value: object) -> None:
+    assert sql_time_of(value) is None
+
+
 def test_book_times_keep_their_milliseconds() -> None:
     assert sql_time_ms(1_778_997_825_875) == "2026-05-17 06:03:45.875"
     assert sql_time_ms(1_778_997_825_005) == "2026-05-17 06:03:45.005"
@@ -172,7 +211,13 @@ def test_book_times_keep_their_milliseconds() -> None:
     ("labels", "topic"),
     [
         (["Trump Presidency", "Trump", "Politics"], "Politics"),
-        (["World", "Geopolitics", "Politics"], "Politics"),
+        (["World", "Politics", "Geopolitics"], "Geopolitics"),
+        (["Esports", "counter strike 2", "Games", "Sports"], "Esports"),
+        (["Politics", "US Election", "Elections"], "Elections"),
+        (["Earn 4%", "Middle East"], "Middle East"),
+        (["Recurring", "Up or Down", "Crypto Prices"], "Up or Down"),
+        (["All", "15M", "Rewards 20, 4.5, 50", "2025 Predictions", "", " weekly "], None),
+        (["Allegations", "Daily Show", "Other Worlds"], "Allegations"),
         (["Solana", "crypto"], "crypto"),
         (["Crypto Prices", "opensea"], "Crypto Prices"),
         ([], None),
@@ -204,20 +249,14 @@ def test_placeholders_and_closed_markets_are_not_open(odd: dict[str, object]) ->
     [
         ({"active": None}, "Expected `bool`, got `null` - at `$.active`"),
         ({"closed": None}, "Expected `bool`, got `null` - at `$.closed`"),
-        ({"id": 5}, "Expected `str`, got `int` - at `$.id`"),
+        ({"id": 5.5}, "Expected `str`, got `float` - at `$.id`"),
         ({"id": ""}, "Expected `str` matching regex '^[0-9]{1,18}"),
         ({"id": "9" * 10_000}, "Expected `str` matching regex"),
-        ({"volume24hr": "much"}, "Expected `float | null`, got `str` - at `$.volume24hr`"),
-        ({"lastTradePrice": 1.5}, "Expected `float` <= 1.0 - at `$.lastTradePrice`"),
-        ({"clobTokenIds": '["1", "2", "3"]'}, "Expected 2 clobTokenIds, got 3"),
+        ({"clobTokenIds": '["1", "2", "3"]'}, "Expected 2 different clobTokenIds, got ('1', '2', '3')"),
         ({"clobTokenIds": '["1", "1"]'}, "Expected 2 different clobTokenIds"),
-        ({"clobTokenIds": '["", "1"]'}, "Expected 2 different clobTokenIds"),
-        ({"clobTokenIds": '["1", '}, "Input data was truncated of the JSON in the string - at `$.clobTokenIds`"),
-        ({"clobTokenIds": ["1", "2"]}, "Expected `str`, got `list` - at `$.clobTokenIds`"),
-        ({"outcomes": '["Yes"]'}, "Expected 2 outcomes, got 1"),
-        ({"outcomePrices": '["0.5", "0.5", "0"]'}, "Expected 2 outcomePrices, got 3"),
-        ({"outcomePrices": '["1.5", "-0.5"]'}, "Expected `float` <= 1.0 - at `$[0]` of the JSON"),
-        ({"outcomePrices": '["nan", "0.5"]'}, "`$[0]` of the JSON in the string - at `$.outcomePrices`"),
+        ({"clobTokenIds": '["", "1"]'}, "Expected 2 clobTokenIds, got something else"),
+        ({"clobTokenIds": '["1", '}, "Expected 2 clobTokenIds, got something else"),
+        ({"clobTokenIds": 7}, "Expected 2 clobTokenIds, got something else - at `$.clobTokenIds`"),
     ],
 )
 def test_one_bad_market_costs_only_itself_and_says_why(odd: dict[str, object], reason: str) -> None:
@@ -230,21 +269,108 @@ def test_one_bad_market_costs_only_itself_and_says_why(odd: dict[str, object], r
     assert bad.id == (None if "id" in odd else GAMMA["id"])
 
 
+@pytest.mark.parametrize(
+    ("odd", "left_out"),
+    [
+        ({"volume24hr": "much"}, {"volume_24h": None}),
+        ({"volume24hr": -3.5}, {"volume_24h": None}),
+        ({"lastTradePrice": 1.5}, {"last_trade_price": None}),
+        ({"outcomes": '["Yes"]'}, {"outcomes": None}),
+        ({"outcomePrices": '["0.5", "0.5", "0"]'}, {"outcome_prices": None}),
+        ({"outcomePrices": '["1.5", "-0.5"]'}, {"outcome_prices": None}),
+        ({"outcomePrices": '["nan", "0.5"]'}, {"outcome_prices": None}),
+        ({"tags": [None, {"label": "Weather"}]}, {"tags": [GammaTag("Weather")]}),
+        ({"acceptingOrders": "perhaps"}, {"accepting_orders": True}),
+        ({"description": "x" * 100_001}, {"description": None}),
+    ],
+)
+def test_one_bad_field_costs_only_itself_and_is_noted(odd: dict[str, object], left_out: dict[str, object]) -> None:
+    expected = msgspec.structs.replace(gamma_market(), **left_out, left_out=tuple(odd))
+    assert gamma_market(**odd) == expected
+
+
+@pytest.mark.parametrize("absent", ["", None])
+@pytest.mark.parametrize("key", sorted(GAMMA.keys() - {"id", "active", "closed", "clobTokenIds"}))
+def test_no_text_is_no_value_and_nothing_is_left_out(key: str, absent: object) -> None:
+    (market,) = decode_page(msgspec.json.encode({"markets": [GAMMA | {key: absent}]})).markets
+    row = Market.from_wire(market, seen_at="now")
+    assert market.left_out == ()
+    assert "" not in (*row, *Snapshot.from_wire(market, None, None, run_id=1, received_at="now"))
+
+
+def test_nobody_says_on_the_wire_what_we_have_left_out() -> None:
+    assert gamma_market(leftOut=["volume24hr"]).left_out == ()
+
+
+@pytest.mark.parametrize("id_", [538_932, "538932"], ids=["number", "text"])
+def test_an_id_may_be_a_number(id_: object) -> None:
+    sent = '["339", "105"]' if isinstance(id_, str) else "[339, 105]"
+    assert gamma_market(id=id_, clobTokenIds=sent) == gamma_market()
+    body = json.dumps([{"asset_id": 10**77 if isinstance(id_, int) else str(10**77), "bids": [], "asks": []}])
+    assert decode_books(body.encode()) == ([OrderBook(str(10**77), [], [])], [])
+
+
 def test_a_page_of_which_most_is_not_understood_is_refused_whole() -> None:
-    sent = [GAMMA] * 20 + [GAMMA | {"question": 1}] * 21
-    with pytest.raises(msgspec.ValidationError, match=r"21 of 41 elements are not understood.*question"):
+    sent = [GAMMA] * 20 + [GAMMA | {"active": 7}] * 21
+    with pytest.raises(msgspec.ValidationError, match=r"21 of 41 elements are not understood.*active"):
         decode_page(msgspec.json.encode({"markets": sent}))
 
 
+def test_books_of_which_most_levels_are_not_understood_are_refused() -> None:
+    book = {"asset_id": "1", "bids": [{"price": "0.5", "size": "1"}] * 10, "asks": [{"p": "0.6", "s": "1"}] * 11}
+    with pytest.raises(msgspec.ValidationError, match="11 levels of 1 books are not understood"):
+        decode_books(msgspec.json.encode([book]))
+
+
 @pytest.mark.parametrize(
-    "price", ['"1.01"', '"-0.1"', '"nan"', '"inf"', '" 0.5 "', '"1_0"', '"0x1"', '"٠.٥"', '""', "true", "null", "1e999"]
+    "price",
+    ['"1.01"', '"-0.1"', '"nan"', '"inf"', '" 0.5 "', '"1_0"', '"0x1"', '"٠.٥"', '""', "true", "null", "1e999", "[]"],
 )
-def test_what_is_no_price_costs_its_book(price: str) -> None:
-    good = {"asset_id": "1", "bids": [{"price": "0.5", "size": "1"}], "asks": []}
+def test_what_is_no_price_is_no_level(price: str) -> None:
+    good = {"asset_id": "1", "bids": [{"price": "0.5", "size": "1"}], "asks": [{"price": "0.6", "size": "1"}]}
     sent = [json.dumps(good), json.dumps(good | {"asset_id": "2"}).replace('"0.5"', price)]
     found, rejected = decode_books(f"[{','.join(sent)}]".encode())
-    assert [book.token_id for book in found] == ["1"]
-    assert [bad.id for bad in rejected] == ["2"]
+    assert found == [
+        OrderBook("1", [Level(0.5, 1)], [Level(0.6, 1)]),
+        OrderBook("2", [], [Level(0.6, 1)], left_out=("bids",)),
+    ]
+    assert rejected == []
+
+
+FORMS: tuple[Callable[[float], object], ...] = (
+    repr,
+    "{:.17f}".format,
+    "{:.17e}".format,
+    "+{!r}".format,
+    lambda value: repr(value).removeprefix("0"),
+    float,
+)
+
+
+@given(price=ticks, size=st.floats(0.01, 1e9), form=st.sampled_from(FORMS), other=st.sampled_from(FORMS))
+def test_a_number_is_the_same_in_every_form(
+    price: float, size: float, form: Callable[[float], object], other: Callable[[float], object]
+) -> None:
+    level = {"price": form(price), "size": other(size)}
+    ((book,), _) = decode_books(json.dumps([{"asset_id": "1", "bids": [level], "asks": None}]).encode())
+    (bid,) = book.bids
+    assert (book.asks, book.left_out) == ([], ())
+    assert bid.price == pytest.approx(price)
+    assert bid.size == pytest.approx(size)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+        lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=5), values, max_size=3),
+    ),
+    st.sampled_from(sorted(GAMMA.keys() - {"id", "active", "closed", "clobTokenIds"})),
+)
+def test_no_value_of_an_optional_field_costs_its_market(value: object, key: str) -> None:
+    page = decode_page(json.dumps({"markets": [GAMMA | {key: value}]}).encode())
+    (market,) = page.markets
+    assert market.left_out in {(), *((key,) * times for times in range(1, 9))}
+    assert market.tokens == ("339", "105")
 
 
 @pytest.mark.parametrize(
@@ -256,11 +382,14 @@ def test_one_broken_letter_costs_no_page(sent: bytes, stored: str) -> None:
     assert page.rejected == []
 
 
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
-def test_what_is_no_number_is_refused(number: str) -> None:
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 5_000])
+def test_what_is_no_number_is_left_out(number: str) -> None:
     body = json.dumps({"markets": [GAMMA, GAMMA]}).replace("14261311.7", number, 1).encode()
     page = decode_page(body)
-    assert (len(page.markets), len(page.rejected)) == (1, 1)
+    assert [(market.volume_24h, market.left_out) for market in page.markets] == [
+        (None, ("volume24hr",)),
+        (14261311.7, ()),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -275,31 +404,32 @@ def test_what_is_no_number_is_refused(number: str) -> None:
         (10**18, None),
     ],
 )
-def test_a_book_is_worth_more_than_its_time_and_its_last_trade(timestamp: object, stored: str | None) -> None:
-    sent = {"asset_id": "1", "bids": [], "asks": [], "timestamp": timestamp, "last_trade_price": timestamp}
+def test_a_book_is_worth_more_than_its_time(timestamp: object, stored: str | None) -> None:
+    sent = {"asset_id": "1", "bids": [], "asks": [], "timestamp": timestamp}
     ((book,), rejected) = decode_books(json.dumps([sent]).encode())
     row = Snapshot.from_wire(gamma_market(), book, None, run_id=7, received_at="2026-11-22 14:15:00")
-    assert (row.book_time, row.last_trade_price, rejected) == (stored, None, [])
+    assert (row.book_time, rejected) == (stored, [])
 
 
 @pytest.mark.parametrize("price", [0.25, "0.250", ".25", "2.5e-1"])
-def test_a_last_trade_may_be_written_in_several_ways(price: object) -> None:
-    ((book,), _) = decode_books(
-        json.dumps([{"asset_id": "1", "bids": [], "asks": [], "last_trade_price": price}]).encode()
-    )
-    assert book.traded_price in {0.25, None}
-    assert (book.traded_price is None) == (price == ".25")
+def test_the_last_trade_is_gammas_whatever_the_book_says(price: object) -> None:
+    """A book's own is that of the token that traded last, which may be the other one."""
+    sent = [{"asset_id": "1", "bids": [], "asks": [], "last_trade_price": "0.75"}]
+    ((book,), _) = decode_books(json.dumps(sent).encode())
+    market = gamma_market(lastTradePrice=price)
+    row = Snapshot.from_wire(market, book, None, run_id=7, received_at="2026-11-22 14:15:00")
+    assert row.last_trade_price == 0.25
 
 
 @pytest.mark.parametrize("broken", [b'"a\\ud83d"', b'"a\xff"', b'"a\tb"', b'"a\\u0000"'])
 @pytest.mark.parametrize("bad", [b"NaN", b"1e999", b'"much"', b"9" * 5_000])
-def test_two_odd_markets_cost_one_letter_and_one_market(broken: bytes, bad: bytes) -> None:
+def test_two_odd_markets_cost_one_letter_and_one_figure(broken: bytes, bad: bytes) -> None:
     page = msgspec.json.encode({"markets": [GAMMA, GAMMA | {"slug": "a-b"}, GAMMA | {"volume24hr": 12321}]})
     page = page.replace(b'"a-b"', broken).replace(b"12321", bad)
     found = decode_page(page)
-    assert len(found.markets) == 2
     assert str(found.markets[1].slug).startswith("a")
-    assert len(found.rejected) == 1
+    assert [market.left_out for market in found.markets] == [(), (), ("volume24hr",)]
+    assert found.rejected == []
 
 
 def test_a_nul_within_a_list_of_outcomes_is_replaced_too() -> None:

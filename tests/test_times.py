@@ -1,0 +1,245 @@
+"""Times that other programs, other clocks and older collectors have left in the file."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from conftest import JumpingClock, rows
+from truth import assert_true, failures, stored_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from fake_polymarket import FakeMarket, FakePolymarket
+
+    from async_collector import AsyncCollector
+
+DAY = 86_400.0
+NOON = "2026-12-31 12:00:00"  # 1,798,718,400 in Unix time
+
+# as collectors before this one made it
+OLDER_FILE = """
+    CREATE TABLE markets (market_id TEXT PRIMARY KEY, slug TEXT, question TEXT, description TEXT, category TEXT,
+        token_id_yes TEXT, token_id_no TEXT, start_time TIMESTAMP, end_time TIMESTAMP, resolved INTEGER DEFAULT 0,
+        resolution_outcome TEXT, first_seen TIMESTAMP DEFAULT CURRENT_TIMESTAMP);
+    CREATE TABLE snapshots (id INTEGER PRIMARY KEY AUTOINCREMENT, market_id TEXT,
+        timestamp TIMESTAMP DEFAULT CURRENT_TIMESTAMP, price_yes REAL, price_no REAL, volume_24h REAL, liquidity REAL,
+        best_bid_yes REAL, best_ask_yes REAL, best_bid_no REAL, best_ask_no REAL, spread REAL,
+        FOREIGN KEY (market_id) REFERENCES markets(market_id), UNIQUE(market_id, timestamp));
+    CREATE TABLE tweets (tweet_id TEXT PRIMARY KEY, timestamp TIMESTAMP, text TEXT, author_username TEXT,
+        author_id TEXT, likes INTEGER, retweets INTEGER, replies INTEGER, engagement_score INTEGER,
+        sentiment_score REAL, market_id TEXT, keywords TEXT, created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP);
+    CREATE TABLE hype_signals (id INTEGER PRIMARY KEY AUTOINCREMENT, market_id TEXT, timestamp TIMESTAMP,
+        tweet_count INTEGER, total_engagement INTEGER, avg_sentiment REAL, unique_users INTEGER, velocity REAL,
+        hype_score REAL, UNIQUE(market_id, timestamp));
+"""
+
+
+@pytest.fixture
+def older(database: Path) -> Iterator[sqlite3.Connection]:
+    """A file of an older collector, opened by another program that commits at once."""
+    connection = sqlite3.connect(database, isolation_level=None)
+    connection.executescript(OLDER_FILE)
+    yield connection
+    connection.close()
+
+
+def remember(older: sqlite3.Connection, markets: Iterable[FakeMarket], timestamp: object, **columns: object) -> None:
+    """Store *markets*, each with a snapshot, as an older collector did."""
+    older.execute("BEGIN")
+    for market in markets:
+        values = {"market_id": market.id, "token_id_yes": market.tokens[0], "token_id_no": market.tokens[1]} | columns
+        marks = ", ".join("?" * len(values))
+        older.execute(f"INSERT INTO markets ({', '.join(values)}) VALUES ({marks})", tuple(values.values()))  # noqa: S608
+        add_snapshot(older, market, timestamp, 0.125)
+    older.execute("COMMIT")
+
+
+def add_snapshot(older: sqlite3.Connection, market: FakeMarket, timestamp: object, price: float) -> None:
+    statement = "INSERT INTO snapshots (market_id, timestamp, price_yes) VALUES (?, ?, ?)"
+    older.execute(statement, (market.id, timestamp, price))
+
+
+ODD_TIMES: dict[str, object] = {
+    "seconds": 1_795_000_000,
+    "seconds ahead": 1_900_000_000,
+    "milliseconds": 1_795_000_000_000,
+    "a fraction": 1_795_000_000.25,
+    "a blob": b"2026-11-22 14:15:00",
+    "no text": b"\xff\x00",
+    "nothing": None,
+    "empty": "",
+    "a word": "yesterday",
+    "with a T": "2026-11-22T13:00:00.1",
+    "with a zone": "2026-11-22T13:00:00+00:00",
+    "local": "2026-11-22 23:59:59",
+    "a date": "2026-11-22",
+    "the far future": "9999-12-31 23:59:59",
+    "beyond it": "99999-01-01 00:00:00",
+}
+
+
+@pytest.mark.parametrize("name", ODD_TIMES)
+async def test_whatever_an_older_file_has_for_a_time_its_markets_are_collected(
+    exchange: FakePolymarket, collector: AsyncCollector, older: sqlite3.Connection, database: Path, name: str
+) -> None:
+    remember(older, exchange.markets.values(), ODD_TIMES[name])
+    result = await collector.collect_all()
+    assert (result["status"], result["stats"]["errors"]) == ("complete", 0)
+    assert_true(database, exchange.markets.values())
+    assert rows(database, "SELECT count(*) AS kept FROM snapshots WHERE price_yes = 0.125 AND run_id IS NULL") == [
+        {"kept": 60}
+    ]
+
+
+@pytest.mark.parametrize("timestamp", [1_795_000_000, 1_795_000_000.25, b"2026-11-22 14:15:00", b"\xff", "soon"])
+async def test_a_time_that_another_program_stores_meanwhile_stops_no_run(
+    exchange: FakePolymarket, collector: AsyncCollector, database: Path, older: sqlite3.Connection, timestamp: object
+) -> None:
+    await collector.collect_all()
+    for market in exchange.markets.values():
+        add_snapshot(older, market, timestamp, 0.125)
+    assert (await collector.collect_all())["status"] == "complete"
+    assert_true(database, exchange.markets.values())
+
+
+async def test_a_full_walk_and_an_outcome_of_a_clock_that_was_ahead_are_not_waited_for(
+    exchange: FakePolymarket, collector: AsyncCollector, database: Path, clock: JumpingClock
+) -> None:
+    """The outcome was asked for in vain while the clock was a hundred years ahead."""
+    market = next(iter(exchange.markets.values()))
+    await collector.collect_all()
+    exchange.close(market, "0.97", "0.03")
+    clock.set_forward_s = 36_500 * DAY
+    await collector.collect_all()
+    clock.set_forward_s = 0
+    exchange.close(market, "1", "0")
+    clock.elapsed_s += DAY
+    await collector.collect_all()
+    query = "SELECT resolved, resolution_outcome FROM markets WHERE market_id = ?"
+    assert rows(database, query, market.id) == [{"resolved": 1, "resolution_outcome": market.outcomes[0]}]
+
+
+# --- resolved or not
+
+NOT_RESOLVED = (0, None, "False", "false", "0", "", "no", 0.0, b"0")
+RESOLVED = (1, "True", "true", "1", 1.0)
+
+
+async def test_whatever_is_not_true_is_not_resolved(
+    exchange: FakePolymarket,
+    collector: AsyncCollector,
+    older: sqlite3.Connection,
+    database: Path,
+) -> None:
+    """What an older collector has stored is followed: its markets trade less than the threshold now."""
+    quiet = [exchange.add_market(volume_24h=50.0) for _ in NOT_RESOLVED]
+    ended = [exchange.add_market(volume_24h=50.0) for _ in RESOLVED]
+    for _ in range(150):
+        exchange.add_market(volume_24h=60.0)
+    for market, value in zip(quiet, NOT_RESOLVED, strict=True):
+        remember(older, [market], "2026-11-01 10:00:00", resolved=value)
+    for market, truth in zip(ended, RESOLVED, strict=True):
+        said: dict[str, object] = {"resolved": truth, "resolution_outcome": market.outcomes[0]}
+        remember(older, [market], "2026-11-01 10:00:00", **said)
+    for market in ended:
+        exchange.close(market, "1", "0")
+    result = await collector.collect_all()
+    assert (result["status"], failures(database)) == ("complete", [])
+    loud = [market for market in exchange.markets.values() if (market.volume_24h or 0) > 1_000]
+    assert_true(database, [*loud, *quiet])
+    exchange.close(quiet[1], "0", "1")
+    await collector.collect_all()
+    query = "SELECT resolved, resolution_outcome FROM markets WHERE market_id = ?"
+    assert rows(database, query, quiet[1].id) == [{"resolved": 1, "resolution_outcome": quiet[1].outcomes[1]}]
+
+
+# --- one form
+
+FORMS: list[tuple[object, object]] = [
+    (NOON, NOON),
+    ("2026-12-31T12:00:00Z", NOON),
+    ("2026-12-31T12:00:00", NOON),
+    ("2026-12-31T12:00:00.987654Z", NOON),
+    ("2026-12-31 12:00:00+00", NOON),
+    ("2026-12-31 12:00:00.5", NOON),
+    ("2026-12-31T12:00:00+00:00", NOON),
+    ("2026-12-31T14:00:00+02:00", NOON),
+    ("2026-12-31T07:00:00-05:00", NOON),
+    ("2026-12-31 12:00", NOON),
+    ("2026-12-31", "2026-12-31 00:00:00"),
+    (1_798_718_400, NOON),
+    (1_798_718_400.75, NOON),
+    (1_798_718_400_000, NOON),
+    ("1798718400", NOON),
+    (b"2026-12-31T12:00:00Z", NOON),
+    (None, None),
+    ("soon", "soon"),
+    ("", ""),
+    (b"\xff", b"\xff"),
+    ("2026-13-31T12:00:00Z", "2026-13-31T12:00:00Z"),
+]
+COLUMNS = [
+    *(("markets", column) for column in ("start_time", "end_time", "first_seen")),
+    ("snapshots", "timestamp"),
+    ("tweets", "timestamp"),
+    ("tweets", "created_at"),
+    ("hype_signals", "timestamp"),
+]
+
+
+@pytest.mark.parametrize(("table", "column"), COLUMNS, ids=[".".join(names) for names in COLUMNS])
+async def test_an_upgrade_brings_every_time_into_one_form_and_keeps_what_is_no_time(
+    exchange: FakePolymarket,
+    collector: AsyncCollector,
+    older: sqlite3.Connection,
+    database: Path,
+    caplog: pytest.LogCaptureFixture,
+    table: str,
+    column: str,
+) -> None:
+    assert exchange.markets
+    key = "tweet_id" if table == "tweets" else "market_id"
+    values = [(f"x{number}", value) for number, (value, _) in enumerate(FORMS)]
+    older.execute("BEGIN")
+    older.executemany(f"INSERT INTO {table} ({key}, {column}) VALUES (?, ?)", values)  # noqa: S608
+    older.execute("COMMIT")
+    await collector.collect_all()
+    query = f"SELECT {key} AS key, {column} AS value FROM {table} WHERE {key} GLOB 'x*'"  # noqa: S608
+    found: dict[str, Any] = {row["key"]: row["value"] for row in rows(database, query)}
+    wrong = [(value, found[f"x{n}"]) for n, (value, wanted) in enumerate(FORMS) if found[f"x{n}"] != wanted]
+    assert wrong == []
+    said = [text for text in map(logging.LogRecord.getMessage, caplog.records) if table in text and column in text]
+    assert len(said) == 1, "that some are no times is said once"
+
+
+async def test_two_rows_that_would_have_the_same_time_are_both_kept(
+    exchange: FakePolymarket, collector: AsyncCollector, older: sqlite3.Connection, database: Path
+) -> None:
+    market = next(iter(exchange.markets.values()))
+    remember(older, [market], "2026-11-20 10:00:00")
+    for timestamp in ("2026-11-20T10:00:00Z", "2026-11-20T10:00:00.5Z"):
+        add_snapshot(older, market, timestamp, 0.25)
+    assert (await collector.collect_all())["status"] == "complete"
+    query = "SELECT price_yes FROM snapshots WHERE market_id = ? AND run_id IS NULL ORDER BY id"
+    assert [row["price_yes"] for row in rows(database, query, market.id)] == [0.125, 0.25, 0.25]
+    assert stored_rows(database)[market.id]["market_id"] == market.id
+
+
+async def test_after_an_upgrade_every_live_end_time_has_the_same_form(
+    exchange: FakePolymarket, collector: AsyncCollector, older: sqlite3.Connection, database: Path
+) -> None:
+    for market in list(exchange.markets.values())[:30]:
+        columns = {"end_time": market.end_date, "first_seen": "2026-11-01T00:00:00Z"}
+        remember(older, [market], "2026-11-20T10:00:00+00:00", **columns)
+    closed = exchange.add_market(volume_24h=200_000.0)
+    remember(older, [closed], "2026-11-20 10:00:00", end_time="2026-11-21T10:00:00Z", resolved=1)
+    exchange.close(closed, "1", "0")
+    await collector.collect_all()
+    form = "'____-__-__ __:__:__'"
+    for table, column in (("markets", "end_time"), ("markets", "first_seen"), ("snapshots", "timestamp")):
+        assert rows(database, f"SELECT {column} FROM {table} WHERE {column} NOT LIKE {form}") == []  # noqa: S608
