@@ -172,7 +172,7 @@ async def test_a_file_with_two_names_is_never_written_by_two(exchange: FakePolym
 async def second_of_two(exchange: FakePolymarket, first: Path, second: Path) -> int:
     """Return the exit code of a collector on *second* while another one, if it may, works on *first*."""
     exchange.arrivals.clear()
-    exchange.fail_next("/books", delay_s=3)
+    exchange.fail_next("/books", delay_s=6)  # longer than a collector waits for the lock
     async with running(await start(exchange, COLLECTOR, "--quiet", "--db", str(first))) as process:
         asked = asyncio.ensure_future(exchange.until_asked("/books"))
         await asyncio.wait({asked, asyncio.ensure_future(process.wait())}, return_when=asyncio.FIRST_COMPLETED)

@@ -360,7 +360,7 @@ def true_gaps(history: list[tuple[str, bool, set[str], list[tuple[str | None, st
     gaps = []
     for market in "abc":
         stored = [number for number, (_, _, markets, _) in enumerate(history, 1) if market in markets]
-        for last, following in zip(stored, [*stored[1:], None], strict=True):
+        for last, following in zip(stored, [*stored[1:], None], strict=False):
             missed = [number for number in range(last + 1, following or len(history) + 1) if history[number - 1][1]]
             reasons = {reason for number in missed for name, reason in history[number - 1][3] if name in {None, market}}
             if missed:
