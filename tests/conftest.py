@@ -131,6 +131,18 @@ def collector(exchange: FakePolymarket, make_collector: Callable[..., AsyncColle
     return make_collector()
 
 
+@pytest.fixture
+def write(database: Path) -> Callable[..., None]:
+    """Return what writes into the database as another program does."""
+
+    def execute(script: str) -> None:
+        connection = sqlite3.connect(database)
+        connection.executescript(script)
+        connection.close()
+
+    return execute
+
+
 def rows(path: Path, query: str, *values: object) -> list[dict[str, Any]]:
     """Return what *query* finds in the database at *path*, as another program would."""
     connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)

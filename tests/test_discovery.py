@@ -109,7 +109,7 @@ async def test_a_first_page_for_ever_is_not_taken_for_everything(
     exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path
 ) -> None:
     """A wrong cursor name is answered with the first page again; one project took 100 markets for 410,196."""
-    exchange.forgets_cursors = True
+    exchange.odd.forgets_cursors = True
     result = await everything.collect_all()
     assert (result["markets"], result["status"]) == (200, "partial")
     assert all("the listing repeats itself" in reason for reason in reasons(database))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from decimal import Decimal
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 KEYSET = "/gamma/markets/keyset"
+EVENTS = "/gamma/events/keyset"
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ async def fake() -> AsyncIterator[FakePolymarket]:
         yield fake
 
 
-async def get(fake: FakePolymarket, path: str, **query: str) -> tuple[int, Any]:
+async def get(fake: FakePolymarket, path: str, **query: str | list[str]) -> tuple[int, Any]:
     async with aiohttp.ClientSession() as session, session.get(fake.url + path, params=query) as response:
         return response.status, await response.json()
 
@@ -149,6 +151,245 @@ async def test_the_seed_decides_everything() -> None:
 
     assert await everything(1) == await everything(1)
     assert await everything(1) != await everything(2)
+
+
+def ids(page: dict[str, Any]) -> list[str]:
+    return [element["id"] for element in page.get("markets", page.get("events", []))]
+
+
+async def walk(fake: FakePolymarket, path: str, **query: str | list[str]) -> list[int]:
+    """Return how many elements each page has, to the first that names no next one."""
+    counts: list[int] = []
+    cursor: dict[str, str] = {}
+    while len(counts) < 10:
+        _, page = await get(fake, path, limit="100", **query, **cursor)
+        counts.append(len(ids(page)))
+        if "next_cursor" not in page:
+            break
+        cursor = {"after_cursor": page["next_cursor"]}
+    return counts
+
+
+async def test_markets_are_found_by_name_open_ones_and_closed_ones_apart(fake: FakePolymarket) -> None:
+    first, second, third = list(fake.markets.values())[:3]
+    fake.close(third, "1", "0")
+    for query in (
+        {"slug": [first.slug, second.slug, third.slug, "nobody"]},
+        {"condition_ids": [first.condition_id, second.condition_id, third.condition_id]},
+        {"id": [first.id, second.id, third.id], "slug": [second.slug, first.slug, third.slug]},
+    ):
+        assert ids((await get(fake, KEYSET, **query))[1]) == [first.id, second.id]
+        assert ids((await get(fake, KEYSET, **query, closed="true"))[1]) == [third.id]
+    assert (await get(fake, f"/gamma/markets/slug/{third.slug}"))[1]["closed"]
+    assert (await get(fake, f"/gamma/markets/{first.id}"))[1]["slug"] == first.slug
+    assert (await get(fake, "/gamma/markets/slug/nobody"))[0] == 404
+
+
+async def test_markets_are_found_by_the_id_of_a_tag(fake: FakePolymarket) -> None:
+    status, tag = await get(fake, "/gamma/tags/slug/crypto-prices")
+    assert (status, tag["label"]) == (200, "Crypto Prices")
+    wanted = [market.id for market in fake.markets.values() if "Crypto Prices" in market.tags]
+    assert ids((await get(fake, KEYSET, tag_id=tag["id"], limit="100"))[1]) == wanted
+    _, page = await get(fake, KEYSET, id=wanted[0], include_tag="true")
+    assert tag in page["markets"][0]["tags"]
+    assert (await get(fake, "/gamma/tags/slug/nobody"))[0] == 404
+
+
+async def test_an_event_has_its_markets_nested_the_closed_ones_too(fake: FakePolymarket) -> None:
+    event = fake.add_event("the-cup", 150, tags=("Sports", "Soccer"), active=True)
+    inside = fake.markets_of(event)
+    fake.close(inside[0], "0", "1")
+    _, page = await get(fake, EVENTS, slug=["the-cup", "nobody"])
+    (sent,) = page["events"]
+    assert ids(sent) == [market.id for market in inside]
+    assert [market["closed"] for market in sent["markets"]] == [True] + 149 * [False]
+    assert not {"events", "tags"} & sent["markets"][1].keys()
+    assert [tag["label"] for tag in sent["tags"]] == ["Sports", "Soccer"]
+    assert (sent["slug"], sent["title"], sent["closed"], "next_cursor" in page) == ("the-cup", "The cup?", False, False)
+    assert (
+        (await get(fake, "/gamma/events/slug/the-cup"))[1]
+        == sent
+        == (await get(fake, EVENTS, id=event.id))[1]["events"][0]
+    )
+    _, listed = await get(fake, KEYSET, id=inside[1].id)
+    assert (listed["markets"][0]["events"][0]["id"], listed["markets"][0]["events"][0]["slug"]) == (event.id, "the-cup")
+    assert (await get(fake, "/gamma/events/slug/nobody"))[0] == 404
+    for market in inside:
+        fake.close(market, "0", "1")
+    assert ids((await get(fake, EVENTS, slug="the-cup"))[1]) == []
+    assert ids((await get(fake, EVENTS, slug="the-cup", closed="true"))[1]) == [event.id]
+
+
+async def test_markets_that_are_in_no_event_of_the_test_share_one_with_their_neighbours(fake: FakePolymarket) -> None:
+    counts = await walk(fake, EVENTS)
+    assert counts[0] == 100
+    assert sum(counts) == len({market.event_slug for market in fake.markets.values()})
+
+
+async def test_windows_of_a_series_close_one_after_another_by_the_exchanges_own_time(fake: FakePolymarket) -> None:
+    now = 1_795_000_000.0
+    fake.now = lambda: now
+    windows = fake.add_windows("btc-up-or-down-5m", now + 120, 288)
+    (series,) = (await get(fake, "/gamma/series", slug="btc-up-or-down-5m"))[1]
+    assert (series["slug"], series["title"], series["recurrence"]) == ("btc-up-or-down-5m", "Btc Up Or Down", "5m")
+    assert (await get(fake, "/gamma/series", slug="nobody"))[1] == []
+    assert await walk(fake, EVENTS, series_id=series["id"]) == [100, 100, 88]
+    now += 120 + 29
+    assert sum(await walk(fake, EVENTS, series_id=series["id"])) == 288
+    now += 1
+    assert sum(await walk(fake, EVENTS, series_id=series["id"])) == 287
+    _, page = await get(fake, EVENTS, series_id=series["id"], order="endDate", ascending="true", limit="2")
+    assert [event["slug"] for event in page["events"]] == [window.slug for window in windows[1:3]]
+    (market,) = page["events"][0]["markets"]
+    assert (market["eventStartTime"], market["endDate"]) == ("2026-11-18T11:08:40Z", "2026-11-18T11:13:40Z")
+    soon = {"end_date_min": "2026-11-18", "end_date_max": market["endDate"]}
+    assert ids((await get(fake, KEYSET, **soon))[1]) == [market["id"]]
+    assert sum(await walk(fake, EVENTS, series_id=series["id"], **soon)) == 1
+    assert json.loads((await get(fake, f"/gamma/markets/{windows[0].id}"))[1]["outcomePrices"]) in (
+        ["1", "0"],
+        ["0", "1"],
+    )
+
+
+async def every_book(fake: FakePolymarket) -> dict[str, Any]:
+    return {
+        token: json.loads(fake.book(token) or b"null") for market in fake.markets.values() for token in market.tokens
+    }
+
+
+def levels(book: dict[str, Any], side: str) -> list[tuple[Decimal, Decimal]]:
+    return [(Decimal(level["price"]), Decimal(level["size"])) for level in book[side]]
+
+
+@pytest.mark.parametrize("share", [0.2, 1.0])
+async def test_exactly_the_share_of_the_books_moves_and_both_sides_of_each(fake: FakePolymarket, share: float) -> None:
+    before = await every_book(fake)
+    for _ in range(3):
+        moved = {market.id for market in fake.move_books(share)}
+        after = await every_book(fake)
+        assert len(moved) == round(250 * share)
+        for market in fake.markets.values():
+            yes, no = (after[token] for token in market.tokens)
+            if not yes:
+                continue
+            changed = [
+                any(after[token][side] != before[token][side] for side in ("bids", "asks")) for token in market.tokens
+            ]
+            assert changed == 2 * [market.id in moved]
+            assert levels(no, "asks") == [(1 - price, size) for price, size in levels(yes, "bids")]
+            assert levels(no, "bids") == [(1 - price, size) for price, size in levels(yes, "asks")]
+        before = after
+
+
+async def test_books_come_in_other_forms(fake: FakePolymarket) -> None:
+    market = next(iter(fake.markets.values()))
+    fake.change(market, bids=(("0.0025", "5"), ("0.57", "100.5")), asks=(("0.58", "0.25"),))
+
+    def sent(side: int) -> list[list[str]]:
+        book = json.loads(fake.book(market.tokens[side]) or b"")
+        return [list(level.values()) for level in (*book["bids"], *book["asks"])]
+
+    assert sent(1) == [["0.42", "0.25"], ["0.9975", "5"], ["0.43", "100.5"]]
+    fake.change(market, digits="padded")
+    assert sent(0) == [["0.0025", "5.00"], ["0.5700", "100.50"], ["0.5800", "0.25"]]
+    fake.change(market, digits="dotted")
+    assert sent(1) == [[".42", ".25"], [".9975", "5"], [".43", "100.5"]]
+    fake.change(market, bids_no=(("0.1", "7"),), book_changes=({}, {"market": "0x1", "asks": None}))
+    book = json.loads(fake.book(market.tokens[1]) or b"")
+    assert (book["market"], book["bids"], book["asks"]) == ("0x1", [{"price": ".1", "size": "7"}], None)
+    fake.deepen(market, 700)
+    assert len(sent(0)) == 1_400
+    assert max(market.bids, key=lambda level: float(level[0])) == market.bids[-1]
+
+
+async def test_a_market_whose_sides_are_swapped_keeps_the_book_of_each_token(fake: FakePolymarket) -> None:
+    market = next(iter(fake.markets.values()))
+    yes, no = market.tokens
+    before = [levels(json.loads(fake.book(token) or b""), "bids") for token in (yes, no)]
+    fake.swap_sides(market)
+    assert [levels(json.loads(fake.book(token) or b""), "bids") for token in (yes, no)] == before
+    _, page = await get(fake, KEYSET, id=market.id)
+    assert json.loads(page["markets"][0]["clobTokenIds"]) == [no, yes]
+    fake.replace(market, "tokens", "condition_id", "question")
+    assert [fake.book(token) for token in (yes, no)] == [None, None]
+    assert all(fake.book(token) for token in market.tokens)
+
+
+PAGES: dict[str, tuple[dict[str, Any], list[int]]] = {
+    "as it should be": ({}, [100, 100, 55]),
+    "no cursor": ({"cursor_key": None}, [100]),
+    "a cursor by another name": ({"cursor_key": "nextCursor"}, [100]),
+    "an empty page": ({"empty_page": 2}, [100, 0, 55]),
+    "an empty page that ends it": ({"empty_page": 2, "empty_page_leads_on": False}, [100, 0]),
+    "half of each page": ({"withheld": 50}, [50, 50, 55]),
+    "smaller pages": ({"page_size": 60}, [60, 60, 60, 60, 15]),
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+async def test_a_listing_may_be_odd(fake: FakePolymarket, name: str) -> None:
+    oddities, counts = PAGES[name]
+    for key, value in oddities.items():
+        setattr(fake.odd, key, value)
+    assert await walk(fake, KEYSET) == counts
+
+
+async def test_answers_by_ids_may_have_a_second_page(fake: FakePolymarket) -> None:
+    fake.odd.ids_page_size = 60
+    assert await walk(fake, KEYSET, id=list(fake.markets)[:100]) == [60, 40]
+    assert (await walk(fake, KEYSET))[0] == 100
+
+
+async def test_the_order_of_a_listing_may_waver(fake: FakePolymarket) -> None:
+    fake.odd.waver = 0.1
+    _, page = await get(fake, KEYSET, order="volume24hr", ascending="false", limit="100")
+    volumes = [market["volume24hr"] for market in page["markets"]]
+    assert volumes != sorted(volumes, reverse=True)
+    assert all(later <= earlier * 1.1 / 0.9 for earlier, later in pairwise(volumes))
+
+
+async def test_books_may_be_poisoned_or_too_slow_in_large_numbers(fake: FakePolymarket) -> None:
+    tokens = [market.tokens[0] for market in fake.markets.values()][:150]
+
+    async def status(*asked: str) -> int:
+        body = [{"token_id": token} for token in asked]
+        async with aiohttp.ClientSession() as session, session.post(f"{fake.url}/clob/books", json=body) as response:
+            return response.status
+
+    fake.odd.poisoned = {tokens[7]: 500}
+    fake.odd.tokens_in_time = 100
+    assert [await status(*asked) for asked in (tokens, tokens[:100], tokens[8:100])] == [504, 500, 200]
+    assert (await get(fake, "/clob/book", token_id=tokens[7]))[0] == 500
+
+
+async def test_every_answer_may_have_another_header(fake: FakePolymarket) -> None:
+    fake.odd.headers = {"X-Policy": "p" * 8_190}
+    async with (
+        aiohttp.ClientSession(max_field_size=16_000) as session,
+        session.get(fake.url + KEYSET) as response,
+    ):
+        assert response.headers["X-Policy"] == "p" * 8_190
+
+
+async def test_arrivals_may_be_counted_by_the_second() -> None:
+    async with FakePolymarket(1, limits={"/gamma": 3}, limit_window_s=1.0) as fake:
+        statuses = [(await get(fake, KEYSET))[0] for _ in range(5)]
+        assert (statuses, fake.refused, fake.busiest("/keyset", 1.0)) == ([200, 200, 200, 429, 429], 2, 5)
+        fake.arrivals.clear()
+
+
+async def test_books_may_move_before_each_collection(fake: FakePolymarket) -> None:
+    fake.odd.moving_share = 1.0
+    token = next(market for market in fake.markets.values() if market.bids).tokens[0]
+    seen = []
+    for _ in range(3):
+        for cursor in ({}, {"order": "id", "ascending": "false"}):
+            await get(fake, KEYSET, **cursor)
+        _, (book,) = await post(fake, "/clob/books", [{"token_id": token}])
+        seen.append(book["bids"])
+        await get(fake, KEYSET, id=next(iter(fake.markets)))
+        assert (await post(fake, "/clob/books", [{"token_id": token}]))[1][0]["bids"] == seen[-1]
+    assert seen[0] != seen[1] != seen[2]
 
 
 def test_as_a_command_it_runs_another_against_itself_and_exits_with_its_code() -> None:

@@ -1,0 +1,140 @@
+"""The rows that a collector must store, from the stand-in's truth alone, and the rows that it has stored."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from conftest import PROJECT, rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from fake_polymarket import FakeMarket, FakePolymarket, Levels
+
+COLLECTOR = "async-collector.py"
+SERVICE = "collector-service.py"
+COLUMNS = (
+    *("market_id", "price_yes", "price_no", "volume_24h", "liquidity", "last_trade_price"),
+    *("best_bid_yes", "best_ask_yes", "best_bid_no", "best_ask_no", "spread"),
+    *("bid_size_yes", "ask_size_yes", "bid_size_no", "ask_size_no"),
+)
+
+EXACT = (*COLUMNS[1:3], *COLUMNS[5:])  # whatever is computed from decimals; the rest is stored as it was sent
+
+
+def number(value: Decimal | None) -> float | None:
+    return None if value is None else round(float(value), 9)
+
+
+def best(levels: Levels, sign: int) -> tuple[Decimal | None, Decimal | None]:
+    """Return price and size of the highest (*sign* 1) or lowest (-1) price."""
+    found = max(levels, key=lambda level: sign * Decimal(level[0]), default=None)
+    return (Decimal(found[0]), Decimal(found[1])) if found else (None, None)
+
+
+def opposite(price: Decimal | None) -> Decimal | None:
+    return None if price is None else 1 - price
+
+
+def true_row(market: FakeMarket, sides: str = "yes no") -> dict[str, Any]:
+    """Return the snapshot of *market* with the books of *sides*, as far as the fake's truth decides it.
+
+    Without the book of YES the price is Gamma's.
+    """
+    (bid, bid_size), (ask, ask_size) = best(market.bids, 1), best(market.asks, -1)
+    price = None if market.gamma_price is None else Decimal(str(market.gamma_price))
+    row: dict[str, Any] = dict.fromkeys(COLUMNS)
+    if "yes" in sides:
+        price = ((bid or Decimal(0)) + (Decimal(1) if ask is None else ask)) / 2
+        row |= {"best_bid_yes": number(bid), "best_ask_yes": number(ask)}
+        row |= {"bid_size_yes": number(bid_size), "ask_size_yes": number(ask_size)}
+        row["spread"] = None if bid is None or ask is None else number(ask - bid)
+    if "no" in sides:
+        row |= {"best_bid_no": number(opposite(ask)), "best_ask_no": number(opposite(bid))}
+        row |= {"bid_size_no": number(ask_size), "ask_size_no": number(bid_size)}
+    return row | {
+        "market_id": market.id,
+        "price_yes": number(price),
+        "price_no": number(opposite(price)),
+        "volume_24h": market.volume_24h,
+        "liquidity": market.liquidity,
+        "last_trade_price": float(market.last_trade) if market.last_trade else None,
+    }
+
+
+def true_rows(markets: Iterable[FakeMarket]) -> dict[str, dict[str, Any]]:
+    return {market.id: true_row(market) for market in markets}
+
+
+def stored_rows(database: Path, run_id: int | None = None) -> dict[str, dict[str, Any]]:
+    """Return the snapshots of a run, the last one by default, by market."""
+    query = f"SELECT {', '.join(COLUMNS)} FROM snapshots WHERE run_id = coalesce(?, (SELECT max(run_id) FROM runs))"  # noqa: S608
+    found = rows(database, query, run_id)
+    for row in found:
+        row |= {name: round(row[name], 9) for name in EXACT if row[name] is not None}
+    return {row["market_id"]: row for row in found}
+
+
+def assert_true(database: Path, markets: Iterable[FakeMarket], run_id: int | None = None) -> None:
+    """Fail unless the run has stored exactly *markets*, each as it is."""
+    wanted, found = true_rows(markets), stored_rows(database, run_id)
+    missing, extra = wanted.keys() - found.keys(), found.keys() - wanted.keys()
+    assert (len(missing), len(extra)) == (0, 0), f"{sorted(missing)[:5]} are missing, {sorted(extra)[:5]} are too much"
+    assert [found[id_] for id_ in wanted] == list(wanted.values())
+
+
+def assert_no_untruth(database: Path, exchange: FakePolymarket) -> None:
+    """Fail if the last run has stored anything but what the exchange has."""
+    found = stored_rows(database)
+    assert [row for id_, row in found.items() if row != true_row(exchange.markets[id_])] == []
+
+
+def failures(database: Path, run_id: int | None = None) -> list[dict[str, Any]]:
+    """Return the failures of a run, the last one by default."""
+    query = "SELECT * FROM failures WHERE run_id = coalesce(?, (SELECT max(run_id) FROM runs)) ORDER BY rowid"
+    return rows(database, query, run_id)
+
+
+def last_run(database: Path) -> dict[str, Any]:
+    return rows(database, "SELECT * FROM runs ORDER BY run_id DESC LIMIT 1")[0]
+
+
+class Done(NamedTuple):
+    """What a finished command left."""
+
+    code: int
+    out: str
+    err: str
+
+
+async def start(
+    exchange: FakePolymarket, script: str, *args: str, cwd: Path | None = None, **env: str
+) -> asyncio.subprocess.Process:
+    """Start a script against *exchange*; an empty variable is one that is not set."""
+    variables: Mapping[str, str] = os.environ | exchange.environment | env
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, str(PROJECT / script), *args),
+        cwd=cwd,
+        env={name: value for name, value in variables.items() if value},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def command(
+    exchange: FakePolymarket, script: str, *args: str, cwd: Path | None = None, within_s: float = 60, **env: str
+) -> Done:
+    """Run a script against *exchange* to its end."""
+    process = await start(exchange, script, *args, cwd=cwd, **env)
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), within_s)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    return Done(process.returncode or 0, out.decode(errors="backslashreplace"), err.decode(errors="backslashreplace"))
