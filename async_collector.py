@@ -161,7 +161,7 @@ class ApiError(CollectorError):
     @property
     def divisible(self) -> bool:
         """Whether one of the things that were asked for together may be at fault, so that the others can be had."""
-        return self.retryable or self.too_large
+        return self.too_large
 
 
 class NetworkError(ApiError):
@@ -174,17 +174,11 @@ class NetworkError(ApiError):
     retryable = True
     sent = True
 
-    @property
-    def divisible(self) -> bool:
-        """A host that is not reached is not reached for less either."""
-        return self.retryable and self.sent
-
 
 class RateLimitedError(ApiError):
     """429, or a request not sent because a 429 would follow."""
 
     retryable = True
-    divisible = False
 
 
 class ServerError(ApiError):
@@ -192,11 +186,19 @@ class ServerError(ApiError):
 
     retryable = True
 
+    @property
+    def divisible(self) -> bool:
+        """Not once the host is left alone."""
+        return self.retryable
+
 
 class RequestRejectedError(ApiError):
     """Another 3xx or 4xx: the same request will be refused again."""
 
-    divisible = True
+    @property
+    def divisible(self) -> bool:
+        """A redirect says nothing about what was asked for."""
+        return (self.status or 0) >= HTTPStatus.BAD_REQUEST
 
 
 class AccessDeniedError(RequestRejectedError):
@@ -966,8 +968,8 @@ def outcome_of(market: GammaMarket) -> str | None:
     """Return the winning outcome's own word, or `SPLIT`, or None where Gamma leaves it open.
 
     Only a closed market with prices of exactly 1 and 0, or of one half each, is decided. A price near 1, an end date in
-    the past and `umaResolutionStatus` decide nothing: 98 of 100 settled markets keep "proposed" for ever. Only while the
-    outcome is disputed, it is open.
+    the past and `umaResolutionStatus` decide nothing: 98 of 100 settled markets keep "proposed" for ever. While it is
+    "disputed", the outcome is open.
     """
     outcomes, prices = market.outcomes or (), market.outcome_prices or ()
     undecided = not market.closed or market.disputed
@@ -1355,7 +1357,7 @@ MAX_QUOTA_S: Final = 15 * 60.0  # a window of X
 BOT_CHECKS: Final = ("just a moment", "attention required", "captcha")
 CLOSED_EARLY: Final = "the connection was closed before the answer was complete"
 MAX_TOKENS: Final = 500  # per request for books
-MAX_IN_VAIN: Final = 80  # 10 requests at a time that are four times too large make 70
+MAX_IN_VAIN: Final = 40  # failures in a row until a request is not halved any more; 31 if every 16th token is at fault
 
 DENIED: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS)
 STATUS_ERRORS: Final[tuple[tuple[type[ApiError], Collection[int]], ...]] = (
@@ -1447,7 +1449,6 @@ class HttpHost:
         self._turn = asyncio.Lock()
         self._breaker = Breaker(wire.clock)
         self._max_keys = MAX_TOKENS  # that the host takes in one request, as far as is known
-        self._in_vain = 0  # requests of `fetch_divided` that have failed since the last success
 
     def __repr__(self) -> str:
         return f"<HttpHost {self._endpoint.url}>"
@@ -1461,12 +1462,13 @@ class HttpHost:
     ) -> list[tuple[Sequence[K], T | ApiError]]:
         """Return the answers to a request for *keys*, in one piece where the host gives it.
 
-        A request that is refused, or that fails after its retries, is asked again in halves, down to the key at fault:
-        2 x log2(keys) requests. Halves are not tried again by themselves, for their own halves do that. After
-        MAX_IN_VAIN failures without a success in between, nothing is halved any more: that is an outage.
+        A request that the host refuses, or fails at after the retries, is asked again in halves, down to the key at
+        fault: 2 x log2(keys) requests. Halves are not tried again by themselves, for their own halves do that. In an
+        outage nothing is halved: the host has to answer for one of the keys.
         """
         answers: list[tuple[Sequence[K], T | ApiError]] = []
         pieces = deque([keys])
+        in_vain = 0  # failures since the last success
         while pieces:
             piece = pieces.popleft()
             if len(piece) > self._max_keys:
@@ -1474,22 +1476,32 @@ class HttpHost:
                 continue
             try:
                 answers.append((piece, await self.fetch(request_for(piece), decode, is_half=piece is not keys)))
-                self._in_vain = 0
+                in_vain = 0
             except ApiError as error:
                 error.__cause__ = error.__context__ = None  # with their tracebacks they would keep whole answers
-                self._in_vain += not error.too_large  # what is too large has the breaker's limit
-                if len(piece) > 1 and error.too_large and isinstance(error, RequestRejectedError):
+                error.__traceback__ = None
+                in_vain += 1
+                may_divide = len(piece) > 1 and error.divisible and in_vain < MAX_IN_VAIN
+                if may_divide and error.too_large and isinstance(error, RequestRejectedError):
                     self._max_keys = min(self._max_keys, len(piece) // 2)
-                if len(piece) > 1 and error.divisible and self._in_vain < MAX_IN_VAIN:
+                elif may_divide and piece is keys and not error.too_large:
+                    may_divide = await self._answers_for_one_of(keys, request_for, decode)
+                if may_divide:
                     pieces += halves(piece)
                 else:
-                    answers.append((piece, error.with_traceback(None)))
-                if self._in_vain >= MAX_IN_VAIN:
-                    answers += [(rest, error) for rest in pieces]
-                    break
+                    answers.append((piece, error))
         if len(answers) > 1 and not any(isinstance(answer, ApiError) for _, answer in answers):  # it was too much
             self._max_keys = min(self._max_keys, max(len(piece) for piece, _ in answers))
         return answers
+
+    async def _answers_for_one_of(
+        self, keys: Sequence[K], request_for: Callable[[Sequence[K]], Request], decode: Callable[[Body], T]
+    ) -> bool:
+        for key in (keys[:1], keys[-1:]):
+            with suppress(ApiError):
+                await self.fetch(request_for(key), decode, is_half=True)
+                return True
+        return False
 
     async def fetch(self, request: Request, decode: Callable[[Body], T], *, is_half: bool = False) -> T:
         """Return the answer to *request*, decoded by *decode*, trying again where that may help.
@@ -1722,7 +1734,7 @@ class PolymarketApi:
         the listing's other end has to be on it, or nothing lies between.
 
         Raises:
-            ApiError: a page cannot be had, or the listing is empty, goes round in circles, or breaks off before its end.
+            ApiError: a page cannot be had, or the listing is empty, goes round in circles, or breaks off.
         """
         params = [("order", order), ("ascending", str(ascending).lower())]
         page = last = await self._fetch_page(params)
@@ -2282,7 +2294,7 @@ class Database:
         (row, *_) = await self._connection.execute_fetchall(query, values)
         return row[0]
 
-    async def ids(self, query: str, *values: str) -> array[int]:
+    async def ids(self, query: str, *values: str | int) -> array[int]:
         """Return the integers of the first column that *query* finds, in its order, 8 bytes each."""
         with _naming(self._path, "read"):
             async with self._connection.execute(query, values) as cursor:
@@ -2424,11 +2436,14 @@ class Run:
         if isinstance(error, MalformedResponseError) and not known_shape:
             self.drift = self.drift or str(error)
 
-    async def put_failure(self, market_ids: Sequence[object], stage: str, reason: str) -> None:
-        """Have one failure stored for all of *market_ids*; none stand for a listing, which says not how many."""
+    def request_failure(self, market_ids: Sequence[object], stage: str, reason: str) -> Failure:
+        """Return the one row for a request for all of *market_ids*; none stand for a listing."""
         market_id = str(market_ids[0]) if len(market_ids) == 1 else None
-        failure = self.failure(market_id, stage, reason)._replace(markets=len(market_ids) or None)
-        await self.rows.put(Batch(self.run_id, failures=[failure]))
+        return self.failure(market_id, stage, reason)._replace(markets=len(market_ids) or None)
+
+    async def put_failure(self, market_ids: Sequence[object], stage: str, reason: str) -> None:
+        """Have the failure of a request for all of *market_ids* stored."""
+        await self.rows.put(Batch(self.run_id, failures=[self.request_failure(market_ids, stage, reason)]))
 
 
 class Discovery:
@@ -2436,7 +2451,7 @@ class Discovery:
 
     A run with a threshold lists the most traded markets down to it. A run over the whole exchange walks every open
     market by id, from both ends at once; within a day of that it walks only the newest, and asks for the known ones by
-    id. How the end of a listing is recognised is told at `PolymarketApi.iter_market_pages`; a walk may stop before that,
+    id. How the end of a listing is recognised is told at `PolymarketApi.iter_market_pages`; a walk stops before that
     where it has come to the threshold (`_is_below_threshold`), to the other walk, or to known ground.
 
     Then every market that earlier runs know, and this one has not listed, is asked for by id: those that are open are
@@ -2530,7 +2545,7 @@ class Discovery:
             self._place = {market_id: place for place, market_id in enumerate(ids, 1)}
 
     def _by_need(self, market_ids: Sequence[int]) -> Sequence[int]:
-        """Return *market_ids* in the order in which the time of a run is spent on them: longest without a book first."""
+        """Return *market_ids* in the order in which a run spends its time: those longest without a book first."""
         return sorted(market_ids, key=lambda id_: self._place.get(id_, 0)) if self._place else market_ids
 
     def _is_below_threshold(self, page: MarketPage) -> bool:
@@ -2782,7 +2797,7 @@ class Discovery:
             return None
 
     async def _check_fall(self) -> None:
-        """Believe no listing that has lost more than half of the markets since the last complete run, without a word."""
+        """Fail if more than half of the markets of the last complete run are gone without being named as closed."""
         run = self._run
         before = await run.database.value(LAST_LISTED, run.run_id, run.started_at) or 0
         if self.error is None and self.listed + self._ended < MIN_KNOWN_SHARE * before:
@@ -3005,6 +3020,8 @@ class AsyncCollector:
             otherwise, failed = str(error), True
         now = sql_time(self._clock.now())
         batch = Batch(run.run_id)
+        requests = {otherwise} if failed else {bad.reason for bad in rejected if bad.error}
+        refused: dict[str, list[str]] = {}  # markets by the request that failed for both sides
         for market in markets:
             yes, no = (books.get(token) for token in market.tokens)
             batch.markets.append(Market.from_wire(market, seen_at=now))
@@ -3016,7 +3033,11 @@ class AsyncCollector:
             if missing and (failed or market.has_book or not reasons.keys().isdisjoint(market.tokens)):
                 run.books_missing += 1
                 reason = "; ".join(f"{' and '.join(sides)}: {why}" for why, sides in missing.items())
-                batch.failures.append(run.failure(market.market_id, "book", reason))
+                if requests.issuperset(missing) and len(missing) == 1:
+                    refused.setdefault(reason, []).append(market.market_id)
+                else:
+                    batch.failures.append(run.failure(market.market_id, "book", reason))
+        batch.failures += [run.request_failure(ids, "book", reason) for reason, ids in refused.items()]
         return batch
 
     async def _write(self, run: Run, discovery: Discovery) -> None:

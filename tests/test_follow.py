@@ -129,13 +129,13 @@ async def test_a_closed_market_gets_the_outcome_that_the_exchange_names(
     assert len(exchange.asked(f"/markets/{market.condition_id}")) == (on_clob is not None)
 
 
-async def test_a_resolved_market_is_never_asked_for_again(
+async def test_a_resolved_market_is_not_asked_for_again_within_a_day(
     exchange: FakePolymarket, next_run: Callable[[], Any]
 ) -> None:
     await next_run()
     exchange.close(first(exchange), "1", "0")
-    assert (await next_run())["requests"] == 4  # listing, still open?, closed?, books
-    assert (await next_run())["requests"] == 2
+    assert (await next_run())["requests"] == 5  # listing, its other end, still open?, closed?, books
+    assert (await next_run())["requests"] == 3
 
 
 async def test_what_stays_undecided_is_asked_for_at_growing_distances(
@@ -170,7 +170,7 @@ async def test_ten_thousand_undecided_markets_cost_nothing_in_between(
     for _ in range(3):
         await next_run()
     result = await next_run()
-    assert (result["markets"], result["requests"], newcomer.closed) == (1, 2, False)
+    assert (result["markets"], result["requests"], newcomer.closed) == (1, 3, False)
 
 
 async def test_a_market_that_has_disappeared_is_undecided(
@@ -388,7 +388,7 @@ async def test_gaps_are_the_runs_that_should_have_stored_a_market_and_did_not(
                 row = (market, run[1], number)
                 await execute("INSERT INTO snapshots (market_id, timestamp, run_id) VALUES (?, ?, ?)", row)
             for failure in failures:
-                await execute("INSERT INTO failures VALUES (?, ?, 'book', ?)", (number, *failure))
+                await execute("INSERT INTO failures VALUES (?, ?, 'book', ?, 1)", (number, *failure))
         await execute("COMMIT")
     found = rows(path, "SELECT market_id, run_ids, reasons FROM gaps ORDER BY market_id, since")
     assert [row | {key: json.loads(row[key]) for key in ("run_ids", "reasons")} for row in found] == true_gaps(history)

@@ -394,7 +394,7 @@ async def test_drift_is_loud_in_a_request_that_was_halved_as_well(
 def test_429s_that_are_obeyed_open_no_breaker(clock: JumpingClock) -> None:
     breaker = ac.Breaker(clock)
     for _ in range(100):
-        breaker.saw(ac.RateLimitedError("HTTP 429", "https://clob", 429))
+        breaker.count(ac.RateLimitedError("HTTP 429", "https://clob", 429))
         clock.elapsed_s += 1
         breaker.check()
 
@@ -471,11 +471,11 @@ async def test_a_host_that_fails_for_long_is_not_asked_any_more(
 def test_a_breaker_opens_after_many_failures_over_some_time(clock: JumpingClock) -> None:
     breaker = ac.Breaker(clock)
     for _ in range(290):
-        breaker.saw(ac.ServerError("HTTP 503", "https://clob", 503))
+        breaker.count(ac.ServerError("HTTP 503", "https://clob", 503))
         clock.elapsed_s += 0.1
         breaker.check()  # not yet
     clock.elapsed_s += 1
-    breaker.saw(ac.ServerError("HTTP 503", "https://clob", 503))
+    breaker.count(ac.ServerError("HTTP 503", "https://clob", 503))
     with pytest.raises(ac.ServerError, match="not asked any more in this run, after HTTP 503") as caught:
         breaker.check()
     assert not caught.value.retryable
@@ -484,7 +484,7 @@ def test_a_breaker_opens_after_many_failures_over_some_time(clock: JumpingClock)
 def test_a_breaker_forgets_failures_at_the_first_success(clock: JumpingClock) -> None:
     breaker = ac.Breaker(clock)
     for number in range(200):
-        breaker.saw(None if number % 19 == 0 else ac.NetworkError("gone", "https://clob"))
+        breaker.count(None if number % 19 == 0 else ac.NetworkError("gone", "https://clob"))
         clock.elapsed_s += 1
         breaker.check()
 

@@ -135,6 +135,8 @@ async def command(
     try:
         out, err = await asyncio.wait_for(process.communicate(), within_s)
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.communicate()
     return Done(process.returncode or 0, out.decode(errors="backslashreplace"), err.decode(errors="backslashreplace"))
