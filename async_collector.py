@@ -2808,7 +2808,7 @@ class Discovery:
 # --- Collector --------------------------------------------------------------------------------------------------------
 
 MAX_CLOCK_STEP: Final = timedelta(seconds=2)  # that is waited for
-RATE_WINDOW_S: Final = 1.05  # a second and some room: we count starts, the exchange counts arrivals
+RATE_WINDOW_S: Final = 1.1  # a second and some room: we count starts, the exchange counts arrivals
 MIN_COMPLETE_SHARE: Final = 0.95  # of the listed markets, stored with their books
 
 
@@ -3020,8 +3020,8 @@ class AsyncCollector:
             otherwise, failed = str(error), True
         now = sql_time(self._clock.now())
         batch = Batch(run.run_id)
-        requests = {otherwise} if failed else {bad.reason for bad in rejected if bad.error}
-        refused: dict[str, list[str]] = {}  # markets by the request that failed for both sides
+        errors = {bad.id: bad.error for bad in rejected if bad.error}
+        refused: dict[tuple[str, ApiError | None], list[str]] = {}  # markets by the request that failed for both sides
         for market in markets:
             yes, no = (books.get(token) for token in market.tokens)
             batch.markets.append(Market.from_wire(market, seen_at=now))
@@ -3033,11 +3033,12 @@ class AsyncCollector:
             if missing and (failed or market.has_book or not reasons.keys().isdisjoint(market.tokens)):
                 run.books_missing += 1
                 reason = "; ".join(f"{' and '.join(sides)}: {why}" for why, sides in missing.items())
-                if requests.issuperset(missing) and len(missing) == 1:
-                    refused.setdefault(reason, []).append(market.market_id)
+                failing = errors.get(market.tokens[0]) or errors.get(market.tokens[1])
+                if failed or (failing and len(missing) == 1):
+                    refused.setdefault((reason, failing), []).append(market.market_id)
                 else:
                     batch.failures.append(run.failure(market.market_id, "book", reason))
-        batch.failures += [run.request_failure(ids, "book", reason) for reason, ids in refused.items()]
+        batch.failures += [run.request_failure(ids, "book", reason) for (reason, _), ids in refused.items()]
         return batch
 
     async def _write(self, run: Run, discovery: Discovery) -> None:

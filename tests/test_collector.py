@@ -211,7 +211,7 @@ async def test_a_run_leaves_its_account(exchange: FakePolymarket, collector: ac.
         "reason": None,
         "drift": None,
         "tweets_reason": None,
-        "requests": 4,
+        "requests": 5,
         "database": str(database),
     }
 

@@ -334,7 +334,7 @@ async def test_under_a_deadline_those_longest_without_a_snapshot_come_first(
         exchange.change(market, volume_24h=50.0)
     loud = crowd(exchange, 10)
     known = set(exchange.markets) - {market.id for market in loud}
-    collector = make_collector(run_timeout=8)
+    collector = make_collector(run_timeout=9)
     missed: list[set[str]] = []
     for _ in range(4):
         clock.elapsed_s += 15 * MINUTE
@@ -342,7 +342,7 @@ async def test_under_a_deadline_those_longest_without_a_snapshot_come_first(
         assert result["status"] == "partial"
         query = "SELECT market_id FROM snapshots WHERE run_id = ? AND book_time IS NOT NULL"
         missed.append(known - {row["market_id"] for row in rows(database, query, result["run_id"])})
-        assert len(known) * 0.2 < len(missed[-1]) < len(known) * 0.5
+        assert len(known) * 0.1 < len(missed[-1]) < len(known) * 0.5
     assert [len(before & after) for before, after in pairwise(missed)][1:] == [0, 0]
 
 
