@@ -591,6 +591,7 @@ class MarketPage(NamedTuple):
     markets: list[GammaMarket]
     rejected: list[Rejected]
     next_cursor: str | None  # None on the last page
+    hole: str | None = None  # why the listing lacks markets before the next page
 
     @property
     def size(self) -> int:
@@ -1706,6 +1707,7 @@ class HttpHost:
 MARKETS_PATH: Final = "/markets/keyset"
 PAGE_SIZE: Final = 100  # Gamma cuts larger pages to this
 MAX_PAGES: Final = 20_000  # of a listing; a longer one goes round in circles
+MAX_EMPTY_PAGES: Final = 3  # in a row
 
 
 class PolymarketApi:
@@ -1730,8 +1732,8 @@ class PolymarketApi:
         In an order that changes meanwhile, such as the volume, markets can come twice.
 
         How the end of a listing is recognised: the size of a page is what the first one shows. A page that names a
-        next one is full, and one that names none is the last. Whoever reads on beyond that page learns whether it is:
-        the listing's other end has to be on it, or nothing lies between.
+        next one is full; where it is not, it has a `hole`, and the listing goes on. A page that names none is the last
+        one. Whoever reads on beyond it learns whether it is: it has to have the listing's other end.
 
         Raises:
             ApiError: a page cannot be had, or the listing is empty, goes round in circles, or breaks off.
@@ -1743,6 +1745,7 @@ class PolymarketApi:
             raise self.bad_listing("the listing is empty")
         yield page
         used: set[str] = set()
+        empty = 0  # pages in a row
         while (cursor := page.next_cursor) is not None:
             if not cursor or cursor in used or len(used) >= MAX_PAGES:
                 raise self.bad_listing(f"the listing does not end: page {len(used) + 1} leads to cursor {cursor!r}")
@@ -1750,7 +1753,13 @@ class PolymarketApi:
             page = await self._fetch_page([*params, ("after_cursor", cursor)], size=size)
             if page.size < size and page.next_cursor is not None:
                 what = f"page {len(used) + 1} has {page.size} of {size} markets, and names a next one"
-                raise self.bad_listing(f"the listing has not been read to its end: {what}")
+                page = page._replace(hole=f"the listing has not been read to its end: {what}")
+                size = PAGE_SIZE
+            empty = 0 if page.size else empty + 1
+            if empty == MAX_EMPTY_PAGES:
+                raise self.bad_listing(
+                    f"the listing does not end: {empty} empty pages lead to cursor {page.next_cursor!r}"
+                )
             yield page
             last = page if page.size else last
         other_end = await self._fetch_page([("order", order), ("ascending", str(not ascending).lower())], size=1)
@@ -2570,12 +2579,17 @@ class Discovery:
         is complete.
         """
         reached = {True: float("-inf"), False: float("inf")}  # by the ascending walk and by the descending one
+        holes: set[bool] = set()
 
         async def walk(*, ascending: bool) -> bool:
             furthest = max if ascending else min
 
             def meets(page: MarketPage) -> bool:
-                reached[ascending] = furthest(self._ordered_ids(page, ascending=ascending), default=reached[ascending])
+                ids = self._ordered_ids(page, ascending=ascending)
+                if page.hole:
+                    holes.add(ascending)
+                if ascending not in holes:  # the other walk has to come to where this one is still complete
+                    reached[ascending] = furthest(ids, default=reached[ascending])
                 return reached[True] >= reached[False]
 
             return await self._walk(order="id", ascending=ascending, is_last=meets)
@@ -2606,9 +2620,10 @@ class Discovery:
         return page.ids
 
     async def _walk(self, *, order: str, ascending: bool, is_last: Callable[[MarketPage], bool]) -> bool:
-        """Take the pages of a listing to its end, or to the one that *is_last*; return whether that was reached."""
+        """Take the pages of a listing to its end, or to the one that *is_last*; return whether nothing is missing."""
         pages = self._run.api.iter_market_pages(order=order, ascending=ascending)
         before: set[int] = set()
+        hole: str | None = None
         try:
             async with aclosing(pages):
                 async for page in pages:
@@ -2618,12 +2633,15 @@ class Discovery:
                         raise self._run.api.bad_listing("the listing repeats itself")
                     before = ids
                     await self._take(page)
+                    hole = hole or page.hole
                     if last:
-                        return True
+                        break
         except ApiError as error:
             await self._fail(error)
             return False
-        return True
+        if hole:
+            await self._fail(self._run.api.bad_listing(hole))
+        return not hole
 
     async def _fail(self, error: ApiError) -> None:
         """Have it stored that the listing is not complete."""
