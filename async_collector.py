@@ -3024,6 +3024,7 @@ class AsyncCollector:
     async def _snapshot(self, markets: list[GammaMarket], run: Run) -> Batch:
         """Fetch the books of *markets* and build their rows; without a book a row has NULL in its place."""
         books: dict[str, OrderBook] = {}
+        rejected: list[Rejected] = []
         reasons: dict[str | None, str] = {}
         otherwise, failed = "the exchange has no book", False
         try:
