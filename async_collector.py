@@ -106,6 +106,7 @@ log.addHandler(logging.NullHandler())  # a library says nothing until its progra
 P = ParamSpec("P")
 T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
+K = TypeVar("K")
 Body = bytes | bytearray  # of an answer
 
 
@@ -194,6 +195,11 @@ class ApiError(CollectorError):
         """Whether a smaller request may succeed."""
         return self.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or "Payload exceeds the limit" in self.message
 
+    @property
+    def divisible(self) -> bool:
+        """Whether one of the things that were asked for together may be at fault, so that the others can be had."""
+        return self.too_large
+
 
 class NetworkError(ApiError):
     """No complete answer: name not resolved, not connected, connection lost, or too slow.
@@ -217,13 +223,25 @@ class ServerError(ApiError):
 
     retryable = True
 
+    @property
+    def divisible(self) -> bool:
+        """Not once the host is left alone."""
+        return self.retryable
+
 
 class RequestRejectedError(ApiError):
     """Another 3xx or 4xx: the same request will be refused again."""
 
+    @property
+    def divisible(self) -> bool:
+        """A redirect says nothing about what was asked for."""
+        return (self.status or 0) >= HTTPStatus.BAD_REQUEST
+
 
 class AccessDeniedError(RequestRejectedError):
     """401, 403, 451 or a bot check: the host refuses us. It is not asked again in the run."""
+
+    divisible = False
 
 
 class MalformedResponseError(ApiError):
@@ -578,6 +596,8 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
     liquidity_num: Amount | None = None
     liquidity: Amount | None = None
     last_trade_price: Price | None = None
+    uma_resolution_status: Any = None  # of the oracle
+    uma_resolution_statuses: Any = None  # the same from the first to the newest, JSON in a string
     events: list[GammaEvent] | None = None
     tags: list[GammaTag] | None = None
     left_out: LeftOut = ()
@@ -588,9 +608,22 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
         return self.active and not self.closed and bool(self.clob_token_ids)
 
     @property
+    def state(self) -> str:
+        """What the exchange says of a market that is not open."""
+        tokens = "" if self.clob_token_ids else ", without tokens"
+        return f"the exchange names it as active: {self.active}, closed: {self.closed}{tokens}"
+
+    @property
     def has_book(self) -> bool:
         """Whether the CLOB should have books for it: orders stop some time before a market closes."""
         return self.accepting_orders and self.enable_order_book
+
+    @property
+    def disputed(self) -> bool:
+        """Whether its outcome is disputed before the oracle, whatever its prices say."""
+        history = self.uma_resolution_statuses
+        ends_disputed = isinstance(history, str) and history.rstrip("] ").endswith('"disputed"')
+        return self.uma_resolution_status == "disputed" or (ends_disputed and self.uma_resolution_status != "resolved")
 
     @property
     def tokens(self) -> tuple[str, str]:
@@ -654,6 +687,7 @@ class OrderBook(msgspec.Struct, gc=False):
     bids: list[Level]
     asks: list[Level]
     changed_ms: EpochMs | None = msgspec.field(name="timestamp", default=None)  # Unix time
+    market: Text | None = None  # the condition id of its market
     left_out: LeftOut = ()
 
     def __post_init__(self) -> None:
@@ -688,6 +722,17 @@ class MarketPage(NamedTuple):
     markets: list[GammaMarket]
     rejected: list[Rejected]
     next_cursor: str | None  # None on the last page
+    hole: str | None = None  # why the listing lacks markets before the next page
+
+    @property
+    def size(self) -> int:
+        """How many elements it has, understood or not."""
+        return len(self.markets) + len(self.rejected)
+
+    @property
+    def names(self) -> set[str]:
+        """The ids of its elements, understood or not."""
+        return {market.market_id for market in self.markets} | {bad.id for bad in self.rejected if bad.id is not None}
 
     @property
     def ids(self) -> list[int]:
@@ -1237,6 +1282,18 @@ class Book(NamedTuple):
         )
 
 
+def strangers(books: dict[str, OrderBook], markets: Iterable[GammaMarket]) -> list[Rejected]:
+    """Take those of *books* out that say of themselves that they belong to another market than one of *markets*."""
+    refused: list[Rejected] = []
+    for market in markets:
+        for token in market.tokens:
+            named = books[token].market if token in books else None
+            if isinstance(named, str) and named and market.condition_id and named != market.condition_id:
+                del books[token]
+                refused.append(Rejected(token, printable(f"the book is that of another market, {named}")))
+    return refused
+
+
 SPLIT: Final = "split"
 
 
@@ -1244,10 +1301,12 @@ def outcome_of(market: GammaMarket) -> str | None:
     """Return the winning outcome's own word, or `SPLIT`, or None where Gamma leaves it open.
 
     Only a closed market with prices of exactly 1 and 0, or of one half each, is decided. A price near 1, an end date in
-    the past and `umaResolutionStatus` decide nothing: 98 of 100 settled markets keep "proposed" for ever.
+    the past and `umaResolutionStatus` decide nothing: 98 of 100 settled markets keep "proposed" for ever. While it is
+    "disputed", the outcome is open.
     """
     outcomes, prices = market.outcomes or (), market.outcome_prices or ()
-    if not market.closed or len(outcomes) != 2 or len(prices) != 2:  # noqa: PLR2004  an outcome and its opposite
+    undecided = not market.closed or market.disputed
+    if undecided or len(outcomes) != 2 or len(prices) != 2:  # noqa: PLR2004  an outcome and its opposite
         return None
     if sorted(prices) == [0, 1]:
         return outcomes[prices.index(1)]
@@ -1273,7 +1332,48 @@ class Resolution(NamedTuple):
 
     outcome: str
     closed_at: str | None
+    look_again_at: str | None  # None: never
     market_id: str
+
+
+LOOKS: Final = (timedelta(days=1), timedelta(days=7))  # after the close, at the outcome of a resolved market
+
+
+def next_look(closed_at: str | None, now: datetime) -> str | None:
+    """Return when the outcome of a market that closed at *closed_at* is looked at again, or None for never."""
+    closed = datetime.fromisoformat(closed_at).replace(tzinfo=UTC) if closed_at else now
+    return next((sql_time(closed + later) for later in LOOKS if closed + later > now), None)
+
+
+class Identity(NamedTuple):
+    """What a market is known by. Condition and tokens never change; their order is the one first stored."""
+
+    condition_id: str | None
+    token_id_yes: str | None
+    token_id_no: str | None
+    outcome_yes: str | None
+    outcome_no: str | None
+
+
+def identified(market: GammaMarket, known: Identity) -> str | None:
+    """Put what *market* names in the order of *known*, or return why it is another market.
+
+    What is not known yet is no difference.
+    """
+    tokens, stored = market.tokens, (known.token_id_yes, known.token_id_no)
+    if known.condition_id and market.condition_id and known.condition_id != market.condition_id:
+        return f"its condition was {known.condition_id}, and now another market has its id: {market.condition_id}"
+    if market.clob_token_ids and all(stored) and set(stored) != set(tokens):
+        return f"its tokens were {' and '.join(map(str, stored))}, and now they are {' and '.join(tokens)}"
+    if all(stored) and stored == tokens[::-1]:
+        market.clob_token_ids = InText(stored)
+        market.outcomes = market.outcomes and InText(market.outcomes[::-1])
+        market.outcome_prices = market.outcome_prices and InText(market.outcome_prices[::-1])
+        market.last_trade_price = market.last_trade_price and _clean(1 - market.last_trade_price)
+    words = (known.outcome_yes, known.outcome_no)
+    if all(words) and market.outcomes == words[::-1] != words:
+        return f"the outcomes of its tokens were {' and '.join(map(str, words))}, and now they are the other way round"
+    return None
 
 
 class Failure(NamedTuple):
@@ -1283,6 +1383,7 @@ class Failure(NamedTuple):
     market_id: str | None  # None where a whole page or answer failed
     stage: str  # list, book, outcome, save or posts
     reason: str
+    markets: int | None = 1  # that it concerns; None where that is not known
 
 
 def _market_of(row: tuple[Any, ...]) -> str | None:
@@ -1407,7 +1508,8 @@ class RateLimiter:
     """Let at most *max_requests* requests start in any *time_window* seconds.
 
     The guarantee holds for every window, wherever it begins, because the start of each request is remembered until
-    it has left the window. Waiters start in the order in which they came; a cancelled one holds nobody up. The
+    it has left the window. A start that had to wait for its connection is moved to the moment at which it can leave
+    (`restart`). Waiters start in the order in which they came; a cancelled one holds nobody up. The
     attributes may be changed at any time and count from the next start on; a longer window begins with the starts that
     the shorter one remembers.
 
@@ -1456,12 +1558,22 @@ class RateLimiter:
     def max_requests(self, value: int) -> None:
         self._max_requests = whole_number("max_requests", value, at_most=MAX_RATE)
 
-    async def acquire(self) -> None:
-        """Wait until a request may start, and count it as started."""
+    async def acquire(self) -> float:
+        """Wait until a request may start, count it as started, and return when that is."""
         async with self._queue():
             while (wait_s := self._wait_s()) > 0:
                 await self._clock.sleep(wait_s)
-            self._starts.append(self._clock.monotonic())
+            return self._start()
+
+    async def restart(self, started: float) -> float:
+        """Move a start that has not left yet to now, and return its new time; wait where the window is full by now."""
+        with suppress(ValueError):  # the window has passed over it
+            self._starts.remove(started)
+        return await self.acquire() if self._wait_s() > 0 else self._start()
+
+    def _start(self) -> float:
+        self._starts.append(self._clock.monotonic())
+        return self._starts[-1]
 
     def apply_backoff(self, retry_after: float | None = None, *, started: float | None = None) -> None:
         """Pause everybody, because a request was refused: 1 s, then `backoff_multiplier` times longer, at most 60 s.
@@ -1623,7 +1735,8 @@ MAX_PAID_WAIT_S: Final = 5.0  # for a host that charges for its answers; the mar
 MAX_QUOTA_S: Final = 15 * 60.0  # a window of X
 BOT_CHECKS: Final = ("just a moment", "attention required", "captcha")
 CLOSED_EARLY: Final = "the connection was closed before the answer was complete"
-
+MAX_TOKENS: Final = 500  # per request for books
+MAX_IN_VAIN: Final = 40  # failures in a row until a request is not halved any more; 31 if every 16th token is at fault
 
 DENIED: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS)
 STATUS_ERRORS: Final[tuple[tuple[type[ApiError], Collection[int]], ...]] = (
@@ -1649,6 +1762,7 @@ class Answer(NamedTuple):
     status: int
     headers: Mapping[str, str]
     body: bytearray
+    started: float  # when the request left, by the clock
 
     @property
     def content_type(self) -> str:
@@ -1683,6 +1797,16 @@ class Wire:
     rng: random.Random
 
 
+def halves(keys: Sequence[K]) -> tuple[Sequence[K], Sequence[K]]:
+    """Return the first half of *keys* and the second."""
+    return keys[: len(keys) // 2], keys[len(keys) // 2 :]
+
+
+async def on_connection(_session: aiohttp.ClientSession, context: Any, _params: object) -> None:  # noqa: ANN401
+    """Call what `HttpHost` has given to the request: between having a connection and sending on it."""
+    await context.trace_request_ctx()
+
+
 class HttpHost:
     """HTTP client for one host: rate-limited, retried, with limits on the size and time of every answer.
 
@@ -1703,6 +1827,7 @@ class HttpHost:
         self._wire = wire
         self._turn = asyncio.Lock()
         self._breaker = Breaker(wire.clock)
+        self._max_keys = MAX_TOKENS  # that the host takes in one request, as far as is known
 
     def __repr__(self) -> str:
         return f"<HttpHost {self._endpoint.url}>"
@@ -1711,8 +1836,60 @@ class HttpHost:
         """Return the whole address of *path*."""
         return self._endpoint.url + path
 
-    async def fetch(self, request: Request, decode: Callable[[Body], T]) -> T:
+    async def fetch_divided(
+        self, keys: Sequence[K], request_for: Callable[[Sequence[K]], Request], decode: Callable[[Body], T]
+    ) -> list[tuple[Sequence[K], T | ApiError]]:
+        """Return the answers to a request for *keys*, in one piece where the host gives it.
+
+        A request that the host refuses, or fails at after the retries, is asked again in halves, down to the key at
+        fault: 2 x log2(keys) requests. Halves are not tried again by themselves, for their own halves do that. In an
+        outage nothing is halved: the host has to answer for one of the keys.
+        """
+        answers: list[tuple[Sequence[K], T | ApiError]] = []
+        pieces = deque([keys])
+        in_vain = 0  # failures since the last success
+        while pieces:
+            piece = pieces.popleft()
+            if len(piece) > self._max_keys:
+                pieces += halves(piece)
+                continue
+            try:
+                answers.append((piece, await self.fetch(request_for(piece), decode, is_half=piece is not keys)))
+                in_vain = 0
+            except ApiError as error:
+                error.__cause__ = error.__context__ = None  # with their tracebacks they would keep whole answers
+                error.__traceback__ = None
+                in_vain += 1
+                may_divide = len(piece) > 1 and error.divisible and in_vain < MAX_IN_VAIN
+                if may_divide and error.too_large and isinstance(error, RequestRejectedError):
+                    self._max_keys = min(self._max_keys, len(piece) // 2)
+                elif may_divide and piece is keys and not error.too_large:
+                    may_divide = await self._answers_for_one_of(keys, request_for, decode)
+                if may_divide:
+                    pieces += halves(piece)
+                else:
+                    answers.append((piece, error))
+        if len(answers) > 1 and not any(isinstance(answer, ApiError) for _, answer in answers):  # it was too much
+            self._max_keys = min(self._max_keys, max(len(piece) for piece, _ in answers))
+        return answers
+
+    async def _answers_for_one_of(
+        self, keys: Sequence[K], request_for: Callable[[Sequence[K]], Request], decode: Callable[[Body], T]
+    ) -> bool:
+        for key in (keys[:1], keys[-1:]):
+            with suppress(ApiError):
+                await self.fetch(request_for(key), decode, is_half=True)
+                return True
+        return False
+
+    async def fetch(self, request: Request, decode: Callable[[Body], T], *, is_half: bool = False) -> T:
         """Return the answer to *request*, decoded by *decode*, trying again where that may help.
+
+        Args:
+            request: what is asked.
+            decode: makes the result of the body.
+            is_half: whether it is asked in halves when it fails, so that it is tried again only for what a half would
+                not help against.
 
         Raises:
             ApiError: retries are used up, or a retry would not help, or the run has no time left.
@@ -1738,7 +1915,7 @@ class HttpHost:
                     traffic=wire.traffic,
                     clock=wire.clock,
                     rng=wire.rng,
-                    may_repeat=self._may_repeat,
+                    may_repeat=lambda error: self._may_repeat(error) and not (is_half and error.divisible),
                 )
         raise self._too_late(self.address(request.path))
 
@@ -1749,20 +1926,19 @@ class HttpHost:
         async with AsyncExitStack() as stack:
             async with self._turn:  # one request per host waits for the limiter in a slot; the rest leaves them free
                 await stack.enter_async_context(self._wire.slots)
-                await self._limiter.acquire()
+                started = await self._limiter.acquire()
             self._check(url)
             self._wire.traffic.requests += 1
-            started = self._wire.clock.monotonic()
-            answer = await self._send(request, url)
+            answer = await self._send(request, url, started)
         log.debug("%s %s: %d, %d bytes", request.method, url, answer.status, len(answer.body))
         self._read_quota(answer)
         error = self._error_in(answer, url)
         if error is None:
-            self._limiter.reset_backoff(started=started)
+            self._limiter.reset_backoff(started=answer.started)
             return answer
         if isinstance(error, RateLimitedError):
             self._wire.traffic.rate_limit_hits += 1
-            self._limiter.apply_backoff(error.retry_after, started=started)
+            self._limiter.apply_backoff(error.retry_after, started=answer.started)
         raise error
 
     def _check(self, url: str) -> None:
@@ -1777,9 +1953,17 @@ class HttpHost:
     def _too_late(self, url: str) -> NetworkError:
         return NetworkError(f"the run's {self._wire.settings.run_timeout_s:g} s are over", url, retryable=False)
 
-    async def _send(self, request: Request, url: str) -> Answer:
-        """Send *request* now and read its answer."""
+    async def _send(self, request: Request, url: str, started: float) -> Answer:
+        """Send *request*, which the limiter has *started*, as soon as it has a connection, and read its answer."""
         timeout_s, json_type = self._wire.settings.timeout_s, {"Content-Type": "application/json"}
+
+        async def leave() -> None:
+            nonlocal started
+            left_s = (patience.when() or 0.0) - loop.time()
+            patience.reschedule(None)  # the limiter is none of the host's slowness
+            started = await self._limiter.restart(started)
+            patience.reschedule(loop.time() + left_s)
+
         exchange = self._wire.session.request(
             request.method,
             url,
@@ -1789,24 +1973,26 @@ class HttpHost:
             proxy=self._endpoint.proxy,
             proxy_headers=self._endpoint.proxy_headers,
             allow_redirects=False,
+            trace_request_ctx=leave,
         )
+        loop, patience = asyncio.get_running_loop(), asyncio.timeout(timeout_s)
         try:
-            async with asyncio.timeout(timeout_s), exchange as response:
+            async with patience, exchange as response:
                 body = await self._read(response, request.max_bytes if response.ok else MAX_ERROR_BYTES, url)
         except TimeoutError as error:
             raise NetworkError(f"no complete answer within {timeout_s:g} s", url) from error
         except aiohttp.ClientError as error:
             raise self._network_error(error, url) from error
-        return self._answer(response, body)
+        return self._answer(response, body, started)
 
-    def _answer(self, response: aiohttp.ClientResponse, body: bytearray) -> Answer:
+    def _answer(self, response: aiohttp.ClientResponse, body: bytearray, started: float) -> Answer:
         """Return what came back without the secrets that it repeats; good data lose nothing but the token."""
         endpoint, data = self._endpoint, response.ok
         if not (endpoint.token if data else endpoint.has_secrets):
-            return Answer(response.status, response.headers, body)
+            return Answer(response.status, response.headers, body, started)
         shown = [(name, endpoint.starred(value, token_only=data)) for name, value in response.headers.items()]
         text = endpoint.starred(body.decode("utf-8", "surrogateescape"), token_only=data)
-        return Answer(response.status, CIMultiDict(shown), bytearray(text.encode("utf-8", "surrogateescape")))
+        return Answer(response.status, CIMultiDict(shown), bytearray(text.encode("utf-8", "surrogateescape")), started)
 
     async def _read(self, response: aiohttp.ClientResponse, max_bytes: int, url: str) -> bytearray:
         """Return the decoded body piece by piece, so that what is too long is never held in memory.
@@ -1901,7 +2087,7 @@ class HttpHost:
 MARKETS_PATH: Final = "/markets/keyset"
 PAGE_SIZE: Final = 100  # Gamma cuts larger pages to this
 MAX_PAGES: Final = 20_000  # of a listing; a longer one goes round in circles
-MAX_TOKENS: Final = 500  # per request for books
+MAX_EMPTY_PAGES: Final = 3  # in a row
 
 
 class PolymarketApi:
@@ -1915,45 +2101,87 @@ class PolymarketApi:
     def __init__(self, gamma: HttpHost, clob: HttpHost) -> None:
         self._gamma = gamma
         self._clob = clob
-        self._max_tokens = MAX_TOKENS  # that the exchange takes in one request, as far as is known
 
     def bad_listing(self, what: str) -> MalformedResponseError:
         """Return the error of a listing that cannot be relied on."""
         return MalformedResponseError(what, self._gamma.address(MARKETS_PATH))
 
     async def iter_market_pages(self, *, order: str, ascending: bool) -> AsyncGenerator[MarketPage]:
-        """Yield the pages of every market that is not closed, 100 markets each, ordered by the field *order*.
+        """Yield the pages of every market that is not closed, ordered by the field *order*.
 
         In an order that changes meanwhile, such as the volume, markets can come twice.
 
+        How the end of a listing is recognised: the size of a page is what the first one shows. A page that names a
+        next one is full; where it is not, it has a `hole`, and the listing goes on. A page that names none is the last
+        one. Whoever reads on beyond it learns whether it is: it has to have the listing's other end.
+
         Raises:
-            ApiError: a page cannot be had, the listing is empty, or it does not end.
+            ApiError: a page cannot be had, or the listing is empty, goes round in circles, or breaks off.
         """
         params = [("order", order), ("ascending", str(ascending).lower())]
-        page = await self._fetch_page(params)
-        if not page.markets and not page.rejected:
+        page = last = await self._fetch_page(params)
+        size = min(page.size, PAGE_SIZE)
+        if not size:
             raise self.bad_listing("the listing is empty")
         yield page
         used: set[str] = set()
+        empty = 0  # pages in a row
         while (cursor := page.next_cursor) is not None:
             if not cursor or cursor in used or len(used) >= MAX_PAGES:
                 raise self.bad_listing(f"the listing does not end: page {len(used) + 1} leads to cursor {cursor!r}")
             used.add(cursor)
-            page = await self._fetch_page([*params, ("after_cursor", cursor)])
+            page = await self._fetch_page([*params, ("after_cursor", cursor)], size=size)
+            if page.size < size and page.next_cursor is not None:
+                what = f"page {len(used) + 1} has {page.size} of {size} markets, and names a next one"
+                page = page._replace(hole=f"the listing has not been read to its end: {what}")
+                size = PAGE_SIZE
+            empty = 0 if page.size else empty + 1
+            if empty == MAX_EMPTY_PAGES:
+                raise self.bad_listing(
+                    f"the listing does not end: {empty} empty pages lead to cursor {page.next_cursor!r}"
+                )
             yield page
+            last = page if page.size else last
+        other_end = await self._fetch_page([("order", order), ("ascending", str(not ascending).lower())], size=1)
+        if not other_end.names & last.names:
+            what = f"page {len(used) + 1} names no next one, but from its other end it begins with {other_end.names}"
+            raise self.bad_listing(f"the listing has not been read to its end: {what}")
 
-    async def fetch_markets(self, market_ids: Sequence[int], *, closed: bool = False) -> MarketPage:
-        """Fetch those of *market_ids* that are open, or those that are closed, in one request.
+    async def fetch_markets(
+        self, market_ids: Sequence[int], *, closed: bool = False
+    ) -> list[tuple[Sequence[int], MarketPage | ApiError]]:
+        """Fetch those of *market_ids* that are open, or those that are closed; each of them is in one of the answers.
 
         Args:
             market_ids: 1 to 100 ids.
             closed: which of the two.
         """
-        return await self._fetch_page([("id", str(market_id)) for market_id in market_ids], closed=closed)
 
-    async def _fetch_page(self, params: Sequence[tuple[str, str]], *, closed: bool = False) -> MarketPage:
-        always = [("limit", str(PAGE_SIZE)), ("closed", str(closed).lower()), ("include_tag", "true")]
-        return await self._gamma.fetch(Request("GET", MARKETS_PATH, [*params, *always]), decode_page)
+        def request_for(ids: Sequence[int]) -> Request:
+            return self._page_request([("id", str(market_id)) for market_id in ids], closed=closed)
+
+        answers: list[tuple[Sequence[int], MarketPage | ApiError]] = []
+        rest = market_ids
+        while rest:
+            asked, rest = rest, []
+            for ids, page in await self._gamma.fetch_divided(asked, request_for, decode_page):
+                named = ids
+                if isinstance(page, MarketPage) and page.next_cursor is not None:  # what is on it can be asked for
+                    named = [market_id for market_id in ids if str(market_id) in page.names]
+                    rest += [market_id for market_id in ids if str(market_id) not in page.names]
+                answers.append((named, page))
+            if len(rest) == len(asked):
+                answers.append((rest, self.bad_listing("the answer has none of the markets, and names a next page")))
+                break
+        return answers
+
+    async def _fetch_page(self, params: Sequence[tuple[str, str]], *, size: int = PAGE_SIZE) -> MarketPage:
+        return await self._gamma.fetch(self._page_request(params, size=size), decode_page)
+
+    @staticmethod
+    def _page_request(params: Sequence[tuple[str, str]], *, size: int = PAGE_SIZE, closed: bool = False) -> Request:
+        always = [("limit", str(size)), ("closed", str(closed).lower()), ("include_tag", "true")]
+        return Request("GET", MARKETS_PATH, [*params, *always])
 
     async def fetch_clob_market(self, condition_id: str) -> ClobMarket | None:
         """Fetch what the CLOB knows of a market, or None if it does not know it."""
@@ -1969,47 +2197,31 @@ class PolymarketApi:
     async def fetch_books(self, token_ids: Sequence[str]) -> tuple[dict[str, OrderBook], list[Rejected]]:
         """Fetch the current books of *token_ids* in one request, keyed by token id.
 
-        Tokens without a book (closed, not yet open) are absent from the answer. A request that the exchange finds too
-        large, or whose answer is, is repeated in halves.
+        Tokens without a book (closed, not yet open) are absent from the answer. A request that fails is repeated in
+        halves: what fails even so is among the rejected, unless nothing at all can be had.
 
         Args:
             token_ids: 1 to 500 token ids (uint256 written in decimal).
 
         Source: https://docs.polymarket.com/market-data/prices-order-books
         """
-        if len(token_ids) > self._max_tokens:
-            return await self._fetch_halves(token_ids)
-        wanted = msgspec.json.encode([{"token_id": token_id} for token_id in token_ids])
-        try:
-            request = Request("POST", "/books", body=wanted, max_bytes=MAX_BOOKS_BYTES)
-            books, rejected = await self._clob.fetch(request, decode_books)
-        except ApiError as error:
-            if len(token_ids) == 1 or not error.too_large:
-                raise
-            if isinstance(error, RequestRejectedError):
-                self._max_tokens = min(self._max_tokens, len(token_ids) // 2)
-        else:
-            return {book.token_id: book for book in books}, rejected
-        return await self._fetch_halves(token_ids)
 
-    async def _fetch_halves(self, token_ids: Sequence[str]) -> tuple[dict[str, OrderBook], list[Rejected]]:
-        """Fetch the books of *token_ids* in two requests; a failure of one costs the other nothing."""
+        def request_for(tokens: Sequence[str]) -> Request:
+            wanted = msgspec.json.encode([{"token_id": token_id} for token_id in tokens])
+            return Request("POST", "/books", body=wanted, max_bytes=MAX_BOOKS_BYTES)
+
         books: dict[str, OrderBook] = {}
         rejected: list[Rejected] = []
-        failed: list[ApiError] = []
-        middle = len(token_ids) // 2
-        for half in (token_ids[:middle], token_ids[middle:]):
-            try:
-                found, bad = await self.fetch_books(half)
-            except ApiError as error:
-                error.__cause__ = error.__context__ = None  # with their tracebacks they would keep whole answers
-                failed.append(error.with_traceback(None))
-                rejected += [Rejected(token_id, str(error), error=error) for token_id in half]
+        answers = await self._clob.fetch_divided(token_ids, request_for, decode_books)
+        errors = [answer for _, answer in answers if isinstance(answer, ApiError)]
+        if len(errors) == len(answers):
+            raise errors[0]
+        for tokens, answer in answers:
+            if isinstance(answer, ApiError):
+                rejected += [Rejected(token_id, str(answer), error=answer) for token_id in tokens]
             else:
-                books |= found
-                rejected += bad
-        if len(failed) > 1:
-            raise failed[0]
+                books |= {book.token_id: book for book in answer[0]}
+                rejected += answer[1]
         return books, rejected
 
 
@@ -2163,7 +2375,7 @@ MIGRATIONS: Final = (
     ALTER TABLE markets DROP COLUMN last_seen;
     ALTER TABLE markets ADD COLUMN followed INTEGER NOT NULL DEFAULT 0; -- 1: collected in every run until it resolves
     ALTER TABLE snapshots ADD COLUMN book_id INTEGER REFERENCES books(book_id); -- NULL: no book, or none was kept
-    ALTER TABLE failures ADD COLUMN markets INTEGER NOT NULL DEFAULT 1; -- how many it concerns
+    ALTER TABLE failures ADD COLUMN markets INTEGER; -- how many it concerns; NULL where that is not known
     ALTER TABLE runs ADD COLUMN selection TEXT;     -- JSON of the names that were asked for; NULL: none
     ALTER TABLE runs ADD COLUMN depth INTEGER;      -- levels kept of each side; NULL: all
     ALTER TABLE runs ADD COLUMN books_saved INTEGER NOT NULL DEFAULT 0;     -- anew: changed, or the first of a day
@@ -2188,6 +2400,7 @@ MIGRATIONS: Final = (
     CREATE INDEX snapshots_by_run ON snapshots(run_id);
     CREATE INDEX books_by_time ON books(timestamp);
     CREATE INDEX runs_by_start ON runs(started_at);
+    CREATE INDEX second_looks ON markets(outcome_ask_at) WHERE resolved = 1 AND outcome_ask_at IS NOT NULL;
     CREATE INDEX markets_by_slug ON markets(slug);  -- else a market's series is looked for by walking all of time
     CREATE INDEX markets_by_event ON markets(event_slug);
     CREATE INDEX markets_by_category ON markets(category);
@@ -2351,12 +2564,13 @@ STORED_BEFORE: Final = """
     LEFT JOIN books AS b ON b.book_id = s.book_id AND date(b.timestamp) = date(new.timestamp)
 """
 SAVE_RESOLUTION: Final = """
-    UPDATE markets SET resolved = 1, resolution_outcome = ?, closed_at = ?, outcome_ask_at = NULL WHERE market_id = ?
+    UPDATE markets SET resolved = 1, resolution_outcome = ?, closed_at = ?, outcome_ask_at = ? WHERE market_id = ?
 """
 MAX_OUTCOME_WAIT_MINUTES: Final = 7 * 24 * 60  # until the outcome of a closed market is asked for again
 # asked again after 15 minutes, then after four times as long each time
 SAVE_UNDECIDED: Final = """
     UPDATE markets SET
+        resolved = 0, resolution_outcome = NULL,
         outcome_ask_at = datetime(?, min(15 * (1 << (2 * min(outcome_asked, 10))), ?) || ' minutes'),
         outcome_asked = outcome_asked + 1
     WHERE market_id = ?
@@ -2371,6 +2585,28 @@ UNRESOLVED: Final = f"""
     ORDER BY CAST(market_id AS INTEGER)
 """  # noqa: S608  a number of ours
 LISTED_IDS: Final = "SELECT market_id FROM listed_ids ORDER BY market_id"
+# resolved markets whose outcome is due to be looked at again
+SECOND_LOOKS: Final = """
+    SELECT CAST(market_id AS INTEGER), resolution_outcome, closed_at FROM markets
+    WHERE resolved = 1 AND outcome_ask_at <= ? AND market_id NOT GLOB '*[^0-9]*'
+"""
+# of the last so many snapshots: markets with a book, those first whose last one is the oldest
+LAST_WITH_BOOK: Final = """
+    SELECT CAST(market_id AS INTEGER) FROM snapshots
+    WHERE id > (SELECT max(id) FROM snapshots) - ? AND book_time IS NOT NULL GROUP BY market_id ORDER BY max(id)
+"""
+LAST_STATUS: Final = "SELECT (SELECT status FROM runs WHERE run_id < ? ORDER BY run_id DESC LIMIT 1)"
+# by the last complete run of the same selection within a week: what is gone for longer is gone
+LAST_LISTED: Final = """
+    SELECT (
+        SELECT markets_listed FROM runs JOIN (SELECT min_volume, follow FROM runs WHERE run_id = ?)
+            USING (min_volume, follow)
+        WHERE status = 'complete' AND started_at > datetime(?, '-7 days') ORDER BY run_id DESC LIMIT 1
+    )
+"""
+IDENTITIES: Final = f"""
+    SELECT market_id, {", ".join(Identity._fields)} FROM markets WHERE market_id IN (SELECT value FROM json_each(?))
+"""  # noqa: S608  the names are ours
 _TIME_FORM: Final = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9] [0-9][0-9]:[0-9][0-9]:[0-9][0-9]"
 # rows are stored in about the order of their times; other programs may have stored anything
 LAST_SNAPSHOT_AT: Final = f"""
@@ -2811,7 +3047,9 @@ class Database:
 
 BATCH_MARKETS: Final = MAX_TOKENS // 2  # one request for books, one transaction
 MAX_SEARCH_WAIT_MINUTES: Final = 60  # the same for a market that is neither open nor closed: a fault of the listing?
-MIN_KNOWN_SHARE: Final = 0.5  # of the known markets must still be listed: a tenth or two close within a day
+MIN_KNOWN_SHARE: Final = 0.5  # must still be there: a tenth or two close within a day
+MAX_LEAPS, MAX_RISES = 0.1, 0.75  # of the steps of a listing that falls
+MIN_STEPS: Final = 10  # that say something about an order
 FULL_WALK_EVERY: Final = timedelta(days=1)  # because a closed market can reopen
 HANDOVER_BATCHES: Final = 2  # that wait between two stages
 MISSED_KEYS: Final = frozenset({"volume24hr", "outcomes", "outcomePrices", "startDate", "endDate", "bids", "asks"})
@@ -2821,6 +3059,17 @@ def is_in(numbers: Sequence[int], number: int) -> bool:
     """Return whether *number* is among *numbers*, which ascend."""
     place = bisect_left(numbers, number)
     return place < len(numbers) and numbers[place] == number
+
+
+def falls(volumes: Sequence[float]) -> bool:
+    """Return whether *volumes* fall on the whole.
+
+    The index that a listing is ordered by lags behind the figures that it shows, by a tenth or so.
+    """
+    steps = list(itertools.pairwise(volumes))
+    leaps = sum(after > 1.5 * before + 1 for before, after in steps)
+    rises = sum(after > before for before, after in steps)
+    return len(steps) < MIN_STEPS or (leaps <= MAX_LEAPS * len(steps) and rises <= MAX_RISES * len(steps))
 
 
 class Handover(Generic[T]):
@@ -2883,13 +3132,9 @@ class Run:
                     parts = ", ".join(f"{key} ({count})" if stage == "book" else key for key, count in missed.items())
                     failures[stage, f"left out, for it cannot be read: {parts}"].append(market.market_id)
         return [
-            Failure(self.run_id, market_id, stage, reason)
+            Failure(self.run_id, market_id, stage, reason, count)
             for (stage, reason), ids in failures.items()
-            for market_id, reason in (
-                [(None, f"{reason}, of {len(ids)} markets")]
-                if len(ids) > MAX_BAD_ELEMENTS
-                else [(id_, reason) for id_ in ids]
-            )
+            for market_id, count in ([(None, len(ids))] if len(ids) > MAX_BAD_ELEMENTS else [(id_, 1) for id_ in ids])
         ]
 
     def say_left_out(self, markets: int) -> None:
@@ -2901,10 +3146,14 @@ class Run:
             if count > max(markets - count, MAX_BAD_ELEMENTS):
                 self.drift = self.drift or f"`{key}` of {count} of {markets} markets cannot be read"
 
-    async def put_failures(self, market_ids: Iterable[str | None], stage: str, reason: str) -> None:
-        """Have one failure per market id stored; None stands for a whole answer."""
-        failures = [self.failure(market_id, stage, reason) for market_id in market_ids]
-        await self.rows.put(Batch(self.run_id, failures=failures))
+    def request_failure(self, market_ids: Sequence[object], stage: str, reason: str) -> Failure:
+        """Return the one row for a request for all of *market_ids*; none stand for a listing."""
+        market_id = str(market_ids[0]) if len(market_ids) == 1 else None
+        return self.failure(market_id, stage, reason)._replace(markets=len(market_ids) or None)
+
+    async def put_failure(self, market_ids: Sequence[object], stage: str, reason: str) -> None:
+        """Have the failure of a request for all of *market_ids* stored."""
+        await self.rows.put(Batch(self.run_id, failures=[self.request_failure(market_ids, stage, reason)]))
 
 
 class Discovery:
@@ -2912,8 +3161,12 @@ class Discovery:
 
     A run with a threshold lists the most traded markets down to it. A run over the whole exchange walks every open
     market by id, from both ends at once; within a day of that it walks only the newest, and asks for the known ones by
-    id. Then the followed markets that were not listed are asked for by id: those that are still open are collected, of
-    the others the outcome is stored.
+    id. How the end of a listing is recognised is told at `PolymarketApi.iter_market_pages`; a walk stops before that
+    where it has come to the threshold (`_is_below_threshold`), to the other walk, or to known ground.
+
+    Then every market that earlier runs know, and this one has not listed, is asked for by id: those that are open are
+    collected, of the others the outcome is stored, and what is neither is counted as missing. Nothing is concluded from
+    absence alone.
 
     Attributes:
         batches: of 250 markets to collect at most.
@@ -2935,11 +3188,17 @@ class Discovery:
         # what earlier runs know, ascending: unresolved markets that they have collected, and ids that they have listed
         self._followed: Sequence[int] = ()
         self._known: Sequence[int] = ()
+        self._place: Mapping[int, int] = {}  # of markets whose last book is not the oldest; see `_by_need`
+        self._due: dict[int, tuple[str, str | None]] = {}  # resolved, to be looked at again: outcome, time of closing
         self._full_walk_at: str | None = None
         self._kind = "top"
         self._walked_all = False  # from both ends
         self._walked_newest = False  # down to known ids: only then are the new ids known without a hole
+        self._wavers = False  # whether the order of the volumes is not strict
         self._seen: set[int] = set()  # ids that this run has listed
+        self._not_open: dict[int, str] = {}  # ids among the answers that are not open: what the exchange says of them
+        self._lost: list[int] = []  # neither among the open markets nor among the closed ones
+        self._ended = 0  # markets that the exchange names as closed
         self._rejected = 0  # of the listed ones: they could not be decoded
         self._next_batch: list[GammaMarket] = []
 
@@ -2948,22 +3207,19 @@ class Discovery:
         await self._recall()
         if not self._selection.whole_exchange:
             await self._walk(order="volume24hr", ascending=False, is_last=self._is_below_threshold)
-        elif self._known:
+        elif self._kind == "known":
             await self._list_known()
         else:
             await self._list_all()
-        # a listing by volume that broke off costs those that are followed nothing; of the whole exchange it would say
-        # nothing of those that are not in it
-        if self._follow and (self.error is None or not self._selection.whole_exchange):
-            unlisted = array("q", (market_id for market_id in self._followed if market_id not in self._seen))
-            await self._in_parallel(self._take_or_settle, unlisted)
+        await self._find_unlisted()
         if self._next_batch:
-            await self.batches.put(self._next_batch)
+            await self._hand_on(self._next_batch)
         self.all_listed = True
         if self.listed and self.listed == self._rejected:
             what = f"none of {self.listed} markets is understood, the first: {self._run.reason}"
             self.error = self._run.api.bad_listing(what)
             self._run.check_drift(self.error)
+        await self._check_fall()
         await self.batches.close()
 
     async def save(self) -> dict[str, object]:
@@ -2982,25 +3238,40 @@ class Discovery:
         }
 
     async def _recall(self) -> None:
-        """Recall what earlier runs have collected, and what they have listed unless it is time for a full walk."""
-        database, now = self._run.database, self._clock.now()
+        """Recall what earlier runs have collected and listed, and whether it is time for a full walk."""
+        database, now, run = self._run.database, self._clock.now(), self._run
         if self._follow:
-            self._followed = await database.ids(UNRESOLVED, self._run.started_at, self._selection.whole_exchange)
+            self._followed = await database.ids(UNRESOLVED, run.started_at, self._selection.whole_exchange)
+            looks = await database.rows(SECOND_LOOKS, run.started_at)
+            self._due = {market_id: (outcome, closed_at) for market_id, outcome, closed_at in looks}
         if self._selection.whole_exchange:
             self._full_walk_at = await database.value(newest_run("full_walk_at"))
-            if sql_time(now - FULL_WALK_EVERY) < (self._full_walk_at or "") <= sql_time(now):
-                self._known = await database.ids(LISTED_IDS)
+            self._known = await database.ids(LISTED_IDS)
+            is_recent = sql_time(now - FULL_WALK_EVERY) < (self._full_walk_at or "") <= sql_time(now)
+            self._kind = "known" if self._known and is_recent else "full"
+        if await database.value(LAST_STATUS, run.run_id) not in {None, "complete"}:  # else no market has waited
+            last_rows = 2 * max(len(self._followed), len(self._known))
+            ids = await database.ids(LAST_WITH_BOOK, last_rows)
+            self._place = {market_id: place for place, market_id in enumerate(ids, 1)}
+
+    def _by_need(self, market_ids: Sequence[int]) -> Sequence[int]:
+        """Return *market_ids* in the order in which a run spends its time: those longest without a book first."""
+        return sorted(market_ids, key=lambda id_: self._place.get(id_, 0)) if self._place else market_ids
 
     def _is_below_threshold(self, page: MarketPage) -> bool:
-        """Return whether a listing by volume has come to markets that are traded too little, or not at all."""
+        """Return whether a listing by volume has come to markets that are traded too little, or not at all.
+
+        Its order may waver; then a whole page has to be below.
+        """
         volumes = [market.volume_24h for market in page.markets if market.volume_24h is not None]
         if not volumes:
             if page.markets and not self._seen:
                 raise self._run.api.bad_listing("the listing has no volume24hr")
-            return True
-        if volumes[0] < volumes[-1]:
+            return bool(page.markets)
+        if not falls(volumes):
             raise self._run.api.bad_listing("the listing is not in the order of volume24hr")
-        return not self._selection.takes(volumes[-1])
+        self._wavers = self._wavers or volumes != sorted(volumes, reverse=True)
+        return not self._selection.takes(max(volumes) if self._wavers else volumes[-1])
 
     async def _list_all(self) -> None:
         """List every open market from both ends at once, until the walks meet.
@@ -3009,17 +3280,21 @@ class Discovery:
         is complete.
         """
         reached = {True: float("-inf"), False: float("inf")}  # by the ascending walk and by the descending one
+        holes: set[bool] = set()
 
         async def walk(*, ascending: bool) -> bool:
             furthest = max if ascending else min
 
             def meets(page: MarketPage) -> bool:
-                reached[ascending] = furthest(self._ordered_ids(page, ascending=ascending), default=reached[ascending])
+                ids = self._ordered_ids(page, ascending=ascending)
+                if page.hole:
+                    holes.add(ascending)
+                if ascending not in holes:  # the other walk has to come to where this one is still complete
+                    reached[ascending] = furthest(ids, default=reached[ascending])
                 return reached[True] >= reached[False]
 
             return await self._walk(order="id", ascending=ascending, is_last=meets)
 
-        self._kind = "full"
         async with asyncio.TaskGroup() as tasks:
             walks = [tasks.create_task(walk(ascending=ascending), name="walk") for ascending in (True, False)]
         if any(task.result() for task in walks):  # one walk that came through has seen what the other did not
@@ -3033,16 +3308,11 @@ class Discovery:
             ids = self._ordered_ids(page, ascending=False)
             return bool(ids) and all(number < self._known[-1] and is_in(self._known, number) for number in ids)
 
-        self._kind = "known"
         async with asyncio.TaskGroup() as tasks:
             newest = self._walk(order="id", ascending=False, is_last=all_known)
             walk = tasks.create_task(newest, name="walk")
-            tasks.create_task(self._in_parallel(self._take_known, self._known), name="ask")
+            tasks.create_task(self._in_parallel(self._take_known, self._by_need(self._known)), name="ask")
         self._walked_newest = walk.result()
-        if len(self._seen) < MIN_KNOWN_SHARE * len(self._known):
-            what = f"lists only {len(self._seen)} markets, of {len(self._known)} that are known"
-            self.error = self._run.api.bad_listing(what)
-            await self._run.put_failures([None], "list", what)
 
     def _ordered_ids(self, page: MarketPage, *, ascending: bool) -> list[int]:
         """Return the ids of *page*; raise unless they are in order, for the position of a walk is its last id."""
@@ -3051,9 +3321,10 @@ class Discovery:
         return page.ids
 
     async def _walk(self, *, order: str, ascending: bool, is_last: Callable[[MarketPage], bool]) -> bool:
-        """Take the pages of a listing to its end, or to the one that *is_last*; return whether that was reached."""
+        """Take the pages of a listing to its end, or to the one that *is_last*; return whether nothing is missing."""
         pages = self._run.api.iter_market_pages(order=order, ascending=ascending)
         before: set[int] = set()
+        hole: str | None = None
         try:
             async with aclosing(pages):
                 async for page in pages:
@@ -3063,15 +3334,36 @@ class Discovery:
                         raise self._run.api.bad_listing("the listing repeats itself")
                     before = ids
                     await self._take(page)
+                    hole = hole or page.hole
                     if last:
-                        return True
+                        break
         except ApiError as error:
-            log.warning("a listing ended early: %s", error)
-            self.error = error
-            self._run.check_drift(error)
-            await self._run.put_failures([None], "list", str(error))
+            await self._fail(error)
             return False
-        return True
+        if hole:
+            await self._fail(self._run.api.bad_listing(hole))
+        return not hole
+
+    async def _fail(self, error: ApiError) -> None:
+        """Have it stored that the listing is not complete."""
+        log.warning("a listing ended early: %s", error)
+        self.error = error
+        self._run.check_drift(error)
+        await self._run.put_failure([], "list", str(error))
+
+    async def _find_unlisted(self) -> None:
+        """Ask by id for the known markets that were not listed, first whether they are open, then how they have ended.
+
+        Resolved markets that are due for a second look are asked for the other way round.
+        """
+        asked = self._known if self._kind == "known" else ()
+        known = itertools.chain(self._followed, (id_ for id_ in self._known if not is_in(self._followed, id_)))
+        unlisted = array("q", (id_ for id_ in known if id_ not in self._seen and not is_in(asked, id_)))
+        await self._in_parallel(self._take_known, self._by_need(unlisted))
+        gone = [id_ for id_ in itertools.chain(self._followed, self._due) if id_ not in self._seen]
+        await self._in_parallel(self._settle, gone)
+        await self._in_parallel(self._take_known, [id_ for id_ in self._lost if id_ in self._due])
+        await self._report_lost([id_ for id_ in self._lost if id_ not in self._seen])
 
     async def _in_parallel(self, ask: Callable[[Sequence[int]], Awaitable[None]], market_ids: Sequence[int]) -> None:
         """Call *ask* with *market_ids*, 100 at a time, and several of these at a time."""
@@ -3082,32 +3374,30 @@ class Discovery:
                 await ask(chunk)
 
         async with asyncio.TaskGroup() as tasks:
-            for number in range(self._workers):
+            for number in range(min(self._workers, math.ceil(len(market_ids) / PAGE_SIZE))):
                 tasks.create_task(work(), name=f"ask {number}")
 
     async def _take_known(self, market_ids: Sequence[int]) -> None:
         """Take those of *market_ids* that are open."""
-        try:
-            page = await self._run.api.fetch_markets(market_ids)
-        except ApiError as error:
-            log.warning("%d known markets could not be listed: %s", len(market_ids), error)
-            self._run.check_drift(error)
-            self.listed += len(market_ids)
-            self._seen.update(market_ids)
-            await self._run.put_failures(map(str, market_ids), "list", str(error))
-        else:
-            await self._take(page)
+        for ids, page in await self._run.api.fetch_markets(market_ids):
+            if isinstance(page, MarketPage):
+                await self._take(page)
+                continue
+            log.warning("%d known markets could not be listed: %s", len(ids), page)
+            self._run.check_drift(page)
+            self.listed += len(ids)
+            self._seen.update(ids)
+            await self._run.put_failure(ids, "list", str(page))
 
     async def _take(self, page: MarketPage) -> None:
         """Hand on the markets of *page* that are to be collected."""
         rejected = [bad for bad in page.rejected if self._is_new(bad.id) and self._wants(bad.id, bad)]
-        wanted = [
-            market
-            for market in page.markets
-            if (market.is_open or not self._follows(market.market_id))  # what is followed and not open is settled later
-            and self._is_new(market.market_id)
-            and self._wants(market.market_id, market)
-        ]
+        wanted: list[GammaMarket] = []
+        for market in page.markets:
+            if not market.is_open and self._follows(market.market_id):  # it is settled later
+                self._not_open[int(market.market_id)] = market.state
+            elif self._is_new(market.market_id) and self._wants(market.market_id, market):
+                wanted.append(market)
         self.listed += len(rejected) + len(wanted)
         self._rejected += len(rejected)
         self._next_batch += wanted
@@ -3116,7 +3406,28 @@ class Discovery:
             await self._run.rows.put(Batch(self._run.run_id, failures=failures))
         while len(self._next_batch) >= BATCH_MARKETS:
             batch, self._next_batch = self._next_batch[:BATCH_MARKETS], self._next_batch[BATCH_MARKETS:]
-            await self.batches.put(batch)
+            await self._hand_on(batch)
+
+    async def _hand_on(self, markets: Sequence[GammaMarket]) -> None:
+        """Put those of *markets* into `batches` that are the markets that they were."""
+        failures: list[Failure] = []
+        if same := await self._identified(markets, failures):
+            await self.batches.put(same)
+        if failures:
+            await self._run.rows.put(Batch(self._run.run_id, failures=failures))
+
+    async def _identified(self, markets: Sequence[GammaMarket], failures: list[Failure]) -> list[GammaMarket]:
+        """Return *markets* in the stored order of their outcomes, without those that are others under the same id."""
+        ids = msgspec.json.encode([market.market_id for market in markets]).decode()
+        stored = {row[0]: Identity._make(row[1:]) for row in await self._run.database.rows(IDENTITIES, ids)}
+        same: list[GammaMarket] = []
+        for market in markets:
+            known = stored.get(market.market_id)
+            if known and (why_not := identified(market, known)):
+                failures.append(self._run.failure(market.market_id, "list", why_not))
+            else:
+                same.append(market)
+        return same
 
     def _is_new(self, market_id: str | None) -> bool:
         """Return whether *market_id* has not been listed before in this run; from now on it has."""
@@ -3126,52 +3437,77 @@ class Discovery:
         return market_id is None or len(self._seen) > before
 
     def _follows(self, market_id: str | None) -> bool:
-        """Return whether *market_id* is a market that stays collected until it resolves."""
-        return market_id is not None and is_in(self._followed, int(market_id))
+        """Return whether *market_id* is a market that stays collected until it resolves, or that may have reopened."""
+        return market_id is not None and (is_in(self._followed, int(market_id)) or int(market_id) in self._due)
 
     def _wants(self, market_id: str | None, market: GammaMarket | Rejected) -> bool:
         return market.is_open and (self._selection.takes(market.max_volume_24h) or self._follows(market_id))
 
-    async def _take_or_settle(self, market_ids: Sequence[int]) -> None:
-        """Take those of *market_ids* that are open, and find out how the others have ended."""
-        if not self._selection.whole_exchange:  # else what is not listed is not open
-            await self._take_known(market_ids)
-        closed = [market_id for market_id in market_ids if market_id not in self._seen]
-        if closed:
-            await self._settle(closed)
-
     async def _settle(self, market_ids: Sequence[int]) -> None:
-        """Find out how the markets *market_ids*, which are not open, have ended."""
+        """Find out how the markets *market_ids* have ended."""
         run = self._run
-        try:
-            page = await run.api.fetch_markets(market_ids, closed=True)
-        except ApiError as error:
-            run.check_drift(error)
-            await run.put_failures(map(str, market_ids), "outcome", str(error))
+        for ids, page in await run.api.fetch_markets(market_ids, closed=True):
+            if isinstance(page, ApiError):
+                run.check_drift(page)
+                await run.put_failure(ids, "outcome", str(page))
+                continue
+            batch = Batch(run.run_id, failures=[run.failure(bad.id, "outcome", bad.reason) for bad in page.rejected])
+            same = await self._identified(page.markets, batch.failures)
+            for market in same:
+                await self._end(market, batch)
+            ended = {market.market_id for market in same}
+            batch.undecided += [
+                (run.started_at, MAX_OUTCOME_WAIT_MINUTES, name)
+                for name in page.names - ended
+                if int(name) not in self._due
+            ]
+            self._ended += len(page.names)
+            self._lost += [market_id for market_id in ids if str(market_id) not in page.names]
+            await run.rows.put(batch)
+
+    async def _end(self, market: GammaMarket, batch: Batch) -> None:
+        """Store how *market*, which is not open, has ended, and what has changed since it was resolved."""
+        market_id = market.market_id
+        outcome = await self._outcome(market, batch)
+        before, _ = self._due.get(int(market_id), (None, None))
+        closed_at = from_iso(market.closed_time)
+        if outcome or (before and not market.disputed):
+            look_at = next_look(closed_at, self._clock.now())
+            batch.resolutions.append(Resolution(outcome or before or "", closed_at, look_at, market_id))
+        else:
+            batch.undecided.append((self._run.started_at, MAX_OUTCOME_WAIT_MINUTES, market_id))
+        if before and (outcome or market.disputed) and outcome != before:
+            reason = f"its outcome was {before}, and now it is {outcome or 'disputed'}"
+            batch.failures.append(self._run.failure(market_id, "outcome", reason))
+
+    async def _report_lost(self, market_ids: Sequence[int]) -> None:
+        """Have it stored that *market_ids* are neither open nor closed; where they are many, nothing is concluded."""
+        run, batch = self._run, Batch(self._run.run_id)
+        lost = [market_id for market_id in market_ids if market_id not in self._due]
+        self.listed += sum(market_id not in self._not_open for market_id in lost)
+        known = len(self._followed)
+        neither = "neither among the open markets nor among the closed ones"
+        if len(lost) > max(MAX_BAD_ELEMENTS, MIN_KNOWN_SHARE * known):
+            await run.put_failure(lost, "outcome", f"{len(lost)} of {known} that are known are {neither}")
             return
-        ended = {market.market_id: market for market in page.markets}
-        rejected = {bad.id for bad in page.rejected}
-        batch = Batch(run.run_id, failures=[run.failure(bad.id, "outcome", bad.reason) for bad in page.rejected])
-        for market_id in map(str, market_ids):
-            market = ended.get(market_id)
-            outcome = None if market is None else await self._outcome(market, batch)
-            if market and outcome:
-                batch.resolutions.append(Resolution(outcome, from_iso(market.closed_time), market_id))
+        for market_id in market_ids:
+            outcome, closed_at = self._due.get(market_id, ("", None))
+            if outcome:
+                look_at = next_look(closed_at, self._clock.now())
+                batch.resolutions.append(Resolution(outcome, closed_at, look_at, str(market_id)))
             else:
-                found = market or market_id in rejected
-                max_wait = MAX_OUTCOME_WAIT_MINUTES if found else MAX_SEARCH_WAIT_MINUTES
-                batch.undecided.append((run.started_at, max_wait, market_id))
-            if market is None and market_id not in rejected:
-                reason = "it is neither among the open markets nor among the closed ones"
-                batch.failures.append(run.failure(market_id, "outcome", reason))
-        await run.rows.put(batch)
+                batch.undecided.append((run.started_at, MAX_SEARCH_WAIT_MINUTES, str(market_id)))
+            reason = self._not_open.get(market_id, f"it is {neither}")
+            batch.failures.append(run.failure(str(market_id), "outcome", reason))
+        if batch.failures:
+            await run.rows.put(batch)
 
     async def _outcome(self, market: GammaMarket, batch: Batch) -> str | None:
         """Return how *market* has ended: Gamma names a winner, or the CLOB does, or it is a split, or nobody knows."""
         outcome = outcome_of(market)
         if outcome not in {None, SPLIT}:
             return outcome
-        if not market.closed or not market.condition_id:
+        if not market.closed or not market.condition_id or market.disputed:
             return None
         try:
             return settled_by(market, await self._run.api.fetch_clob_market(market.condition_id))
@@ -3179,11 +3515,19 @@ class Discovery:
             batch.failures.append(self._run.failure(market.market_id, "outcome", str(error)))
             return None
 
+    async def _check_fall(self) -> None:
+        """Fail if more than half of the markets of the last complete run are gone without being named as closed."""
+        run = self._run
+        before = await run.database.value(LAST_LISTED, run.run_id, run.started_at) or 0
+        if self.error is None and self.listed + self._ended < MIN_KNOWN_SHARE * before:
+            what = f"{self.listed} markets are listed, after {before} in the last complete run"
+            await self._fail(run.api.bad_listing(what))
+
 
 # --- Collector --------------------------------------------------------------------------------------------------------
 
 MAX_CLOCK_STEP: Final = timedelta(seconds=2)  # that is waited for
-RATE_WINDOW_S: Final = 1.05  # a second and some room: we count starts, the exchange counts arrivals
+RATE_WINDOW_S: Final = 1.1  # a second and some room: we count starts, the exchange counts arrivals
 MAX_HEADER_BYTES: Final = 65_536  # a line of an answer's head: company networks add long ones
 MIN_COMPLETE_SHARE: Final = 0.95  # of the listed markets, stored with their books
 
@@ -3340,7 +3684,11 @@ class AsyncCollector:
     async def connect(self) -> AsyncIterator[tuple[Wire, PolymarketApi]]:
         """Open a session with the hosts; its run timeout begins now."""
         settings = self.settings
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_create_end.append(on_connection)
+        trace.on_connection_reuseconn.append(on_connection)
         session = aiohttp.ClientSession(
+            trace_configs=[trace],
             connector=aiohttp.TCPConnector(limit=settings.workers, ttl_dns_cache=300),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": f"polymarket-async-collector/{__version__}", "Accept-Encoding": "gzip"},
@@ -3387,10 +3735,12 @@ class AsyncCollector:
     async def _snapshot(self, markets: list[GammaMarket], run: Run) -> Batch:
         """Fetch the books of *markets* and build their rows; without a book a row has NULL in its place."""
         books: dict[str, OrderBook] = {}
+        rejected: list[Rejected] = []
         reasons: dict[str | None, str] = {}
         otherwise, failed = "the exchange has no book", False
         try:
             books, rejected = await run.api.fetch_books([token for market in markets for token in market.tokens])
+            rejected += strangers(books, markets)
             reasons = {bad.id: bad.reason for bad in rejected}
             for error in {bad.error for bad in rejected if bad.error}:
                 run.check_drift(error)
@@ -3400,6 +3750,8 @@ class AsyncCollector:
             otherwise, failed = str(error), True
         now = sql_time(self._clock.now())
         batch = Batch(run.run_id, follow=not self.settings.selection.whole_exchange)
+        errors = {bad.id: bad.error for bad in rejected if bad.error}
+        refused: dict[tuple[str, ApiError | None], list[str]] = {}  # markets by the request that failed for both sides
         for market in markets:
             yes, no = (books.get(token) for token in market.tokens)
             batch.markets.append(Market.from_wire(market, seen_at=now))
@@ -3415,7 +3767,12 @@ class AsyncCollector:
             if missing and (failed or market.has_book or not reasons.keys().isdisjoint(market.tokens)):
                 run.books_missing += 1
                 reason = "; ".join(f"{' and '.join(sides)}: {why}" for why, sides in missing.items())
-                batch.failures.append(run.failure(market.market_id, "book", reason))
+                failing = errors.get(market.tokens[0]) or errors.get(market.tokens[1])
+                if failed or (failing and len(missing) == 1):
+                    refused.setdefault((reason, failing), []).append(market.market_id)
+                else:
+                    batch.failures.append(run.failure(market.market_id, "book", reason))
+        batch.failures += [run.request_failure(ids, "book", reason) for (reason, _), ids in refused.items()]
         batch.failures += run.note_left_out(markets, books)
         return batch
 

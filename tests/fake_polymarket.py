@@ -758,9 +758,10 @@ class FakePolymarket:
             after = None if self.odd.forgets_cursors else after
         except ValueError:
             return problem(422, {"type": "validation error", "error": "invalid cursor"})
-        if request.path_qs not in self._pages:
-            self._pages[request.path_qs] = render(query, after)
-        return compressed(self._pages[request.path_qs])
+        name = f"{request.path_qs} {self.odd}"
+        if name not in self._pages:
+            self._pages[name] = render(query, after)
+        return compressed(self._pages[name])
 
     def _render_markets(self, query: MultiMapping[str], after: SortKey | None) -> bytes:
         keys, markets = self._listing(query)

@@ -128,13 +128,13 @@ async def test_a_closed_market_gets_the_outcome_that_the_exchange_names(
     assert len(exchange.asked(f"/markets/{market.condition_id}")) == (on_clob is not None)
 
 
-async def test_a_resolved_market_is_never_asked_for_again(
+async def test_a_resolved_market_is_not_asked_for_again_within_a_day(
     exchange: FakePolymarket, next_run: Callable[[], Any]
 ) -> None:
     await next_run()
     exchange.close(first(exchange), "1", "0")
-    assert (await next_run())["requests"] == 4  # listing, still open?, closed?, books
-    assert (await next_run())["requests"] == 2
+    assert (await next_run())["requests"] == 5  # listing, its other end, still open?, closed?, books
+    assert (await next_run())["requests"] == 3
 
 
 async def test_what_stays_undecided_is_asked_for_at_growing_distances(
@@ -169,7 +169,7 @@ async def test_ten_thousand_undecided_markets_cost_nothing_in_between(
     for _ in range(3):
         await next_run()
     result = await next_run()
-    assert (result["markets"], result["requests"], newcomer.closed) == (1, 2, False)
+    assert (result["markets"], result["requests"], newcomer.closed) == (1, 3, False)
 
 
 async def test_a_market_that_has_disappeared_is_undecided(

@@ -462,8 +462,8 @@ async def test_a_host_that_fails_for_long_is_not_asked_any_more(
     exchange.fail_next("/books", status=503, times=1_000)
     result = await make_collector(workers=2).collect_all()
     assert (result["status"], result["snapshots"], result["books_missing"]) == ("partial", 10_000, 10_000)
-    assert 20 <= len(exchange.asked("/books")) <= 22
-    reasons = rows(database, "SELECT reason, count(*) AS markets FROM failures GROUP BY reason ORDER BY markets")
+    assert 20 <= len(exchange.asked("/books")) <= 22 + 2 * 4  # a failed request is tried with two single tokens
+    reasons = rows(database, "SELECT reason, sum(markets) AS markets FROM failures GROUP BY reason ORDER BY markets")
     assert "not asked any more in this run, after HTTP 503" in reasons[-1]["reason"]
     assert reasons[-1]["markets"] > 8_000
 
@@ -633,7 +633,7 @@ async def test_hostile_texts_are_stored_as_they_are_and_shown_escaped(
         return page
 
     exchange.fail_next("/markets/keyset", mutate=spoil)
-    exchange.fail_next("/books", status=400, body=f"<\x1b]0;pwned\x07{texts[2]}".encode())
+    exchange.fail_next("/books", status=400, body=f"<\x1b]0;pwned\x07{texts[2]}".encode(), times=3)
     result = await collector.collect_all()
     stored = {row["market_id"]: row for row in rows(database, "SELECT * FROM markets")}
     shown = [text.replace("\0", "\ufffd") for text in texts]
@@ -641,7 +641,7 @@ async def test_hostile_texts_are_stored_as_they_are_and_shown_escaped(
         if market.id in stored:
             assert (stored[market.id]["question"], stored[market.id]["event_slug"]) == (text, text)
     reasons = [row["reason"] for row in rows(database, FAILURES)]
-    assert len(reasons) == 60
+    assert len(reasons) == 2
     assert all(text.isprintable() for text in [*reasons, str(result["reason"]), *caplog.messages])
     assert any(r"\x1b]0;pwned\x07" in text.replace("\\\\", "\\") for text in reasons)
 

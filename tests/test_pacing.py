@@ -114,6 +114,48 @@ def test_who_gives_up_or_changes_the_limit_breaks_no_promise(
     asyncio.run(scenario())
 
 
+@given(
+    requests=st.lists(st.tuples(instants, st.sampled_from((0.0, 0.05, 0.3, 1.5))), min_size=1, max_size=30),
+    max_requests=st.integers(1, 6),
+)
+def test_a_start_counts_from_when_its_connection_is_open(
+    requests: list[tuple[float, float]], max_requests: int
+) -> None:
+    """No window holds more requests that left than allowed, however long their connections took to open."""
+
+    async def scenario() -> None:
+        clock = VirtualClock()
+        limiter = RateLimiter(max_requests, clock=clock)
+        left: list[tuple[float, int, int]] = []
+
+        async def request(number: int, arrives: float, connects_within: float) -> None:
+            await clock.sleep(arrives)
+            started = await limiter.acquire()
+            await clock.sleep(connects_within)
+            assert await limiter.restart(started) == clock.time
+            left.append((clock.time, number, max_requests))
+
+        await clock.run(*(request(number, *times) for number, times in enumerate(requests)))
+        assert_window_holds(left, 1.0)
+        assert len(left) == len(requests)
+
+    asyncio.run(scenario())
+
+
+async def test_a_restart_with_room_waits_for_nobody_who_waits() -> None:
+    clock = VirtualClock()
+    limiter = RateLimiter(2, clock=clock)
+    left: list[float] = []
+
+    async def request(connects_within: float) -> None:
+        started = await limiter.acquire()
+        await clock.sleep(connects_within)
+        left.append(await limiter.restart(started))
+
+    await clock.run(request(0.2), request(0.3), request(0.0))
+    assert left == [0.2, 0.3, 1.2]
+
+
 async def test_a_cancelled_waiter_holds_nobody_up() -> None:
     clock = VirtualClock()
     script = Script(RateLimiter(1, 1.0, clock=clock), clock)
