@@ -313,7 +313,7 @@ async def test_what_most_markets_lack_is_one_failure_and_said_to_be_a_change(
     assert (result["snapshots"], result["status"], result["stats"]["errors"]) == (60, "complete", 1)
     assert result["drift"] == "`endDate` of 31 of 60 markets cannot be read"
     assert [(row["market_id"], row["stage"], row["reason"]) for row in failures(database)] == [
-        (None, "list", "left out, for it cannot be read: endDate, of 31 markets")
+        (None, "list", "left out, for it cannot be read: endDate")
     ]
     assert caplog.messages.count("left out, for it cannot be read: endDate of 31 markets, closedTime of 2 markets") == 1
 

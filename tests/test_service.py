@@ -158,7 +158,7 @@ async def test_a_service_whose_exchange_is_silent_feeds_no_watchdog(
 async def test_the_journal_gets_levels_and_no_time(exchange: FakePolymarket, database: Path) -> None:
     read_end, write_end = os.pipe()
     status = os.fstat(write_end)
-    exchange.fail_next("/books", status=400)
+    exchange.fail_next("/books", status=400, times=99)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, *SERVICE),
         env=os.environ
