@@ -32,14 +32,21 @@ ROUND_SIZES: Final = (5, 10, 15, 20, 25, 50, 100, 150, 200, 250, 500, 1_000, 2_0
 SAMPLED: Final = ("markets", "seen", "books", "snapshots", "runs", "failures", "tweets", "hype_signals")
 
 
+def make_schema(connection: sqlite3.Connection) -> None:
+    """Make the tables and views of a new file."""
+    for script in ac.MIGRATIONS:
+        connection.executescript(script)
+    for view, query in ac.VIEWS.items():
+        connection.execute(f"CREATE VIEW {view} AS {query}")
+    connection.execute(f"PRAGMA user_version = {len(ac.MIGRATIONS)}")
+
+
 def create(path: Path) -> sqlite3.Connection:
     """Make an empty file of the current schema at *path* and return a connection for filling it."""
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = OFF")
-    for script in ac.MIGRATIONS:
-        connection.executescript(script)
-    connection.execute(f"PRAGMA user_version = {len(ac.MIGRATIONS)}")
+    make_schema(connection)
     return connection
 
 
