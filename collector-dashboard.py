@@ -7,6 +7,11 @@ and ready-made queries. The file is opened read-only and may be written meanwhil
 
 from __future__ import annotations
 
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036  said before an import fails without it
+    sys.exit(f"collector-dashboard needs Python 3.11 or newer, and this is {sys.version.split()[0]}")
+
 import argparse
 import base64
 import html
@@ -14,7 +19,6 @@ import os
 import signal
 import socket
 import sqlite3
-import sys
 import textwrap
 import threading
 import urllib.parse
