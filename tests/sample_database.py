@@ -37,9 +37,8 @@ def create(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = OFF")
-    for script in ac.MIGRATIONS:
-        connection.executescript(script)
-    connection.execute(f"PRAGMA user_version = {len(ac.MIGRATIONS)}")
+    connection.executescript(ac.SCHEMA)
+    connection.execute(f"PRAGMA user_version = {ac.SCHEMA_VERSION}")
     return connection
 
 
