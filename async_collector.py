@@ -88,7 +88,6 @@ import aiohttp
 import aiosqlite
 import filelock
 import msgspec
-from multidict import CIMultiDict
 from yarl import URL
 
 __all__ = [
@@ -1739,11 +1738,7 @@ MAX_TOKENS: Final = 500  # per request for books
 MAX_IN_VAIN: Final = 40  # failures in a row until a request is not halved any more; 31 if every 16th token is at fault
 
 DENIED: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS)
-STATUS_ERRORS: Final[tuple[tuple[type[ApiError], Collection[int]], ...]] = (
-    (AccessDeniedError, DENIED),
-    (RateLimitedError, (HTTPStatus.TOO_MANY_REQUESTS,)),
-    (ServerError, (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, *range(500, 1000))),
-)
+FAILING: Final = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, *range(500, 1000))
 
 
 class Request(NamedTuple):
@@ -1757,24 +1752,12 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What came back for one request."""
+    """What came back for one request; its body is without the secrets that it repeats."""
 
     status: int
     headers: Mapping[str, str]
     body: bytearray
     started: float  # when the request left, by the clock
-
-    @property
-    def content_type(self) -> str:
-        """What the body says it is."""
-        return self.headers.get("Content-Type", "something untyped")
-
-    @property
-    def is_bot_check(self) -> bool:
-        """Whether this is a page that wants to see a human being, instead of an answer."""
-        text = self.body[:MAX_SHOWN_CHARS].decode("utf-8", "replace").casefold()
-        page = "html" in self.content_type and any(sign in text for sign in BOT_CHECKS)
-        return page or self.headers.get("cf-mitigated") == "challenge"
 
     def server_time(self, now: datetime) -> datetime:
         """Return the time by the server's clock, or *now* where it does not say."""
@@ -1906,6 +1889,11 @@ class HttpHost:
             self._breaker.count(None)
             return result
 
+        def may_repeat(error: ApiError) -> bool:
+            unheard = isinstance(error, ServerError) or (isinstance(error, NetworkError) and not error.sent)
+            unpaid = self._endpoint.token is None or (unheard and (error.retry_after or 0) <= MAX_PAID_WAIT_S)
+            return error.retryable and unpaid and not (is_half and error.divisible)
+
         wire = self._wire
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, wire.deadline - wire.clock.monotonic())):
@@ -1915,7 +1903,7 @@ class HttpHost:
                     traffic=wire.traffic,
                     clock=wire.clock,
                     rng=wire.rng,
-                    may_repeat=lambda error: self._may_repeat(error) and not (is_half and error.divisible),
+                    may_repeat=may_repeat,
                 )
         raise self._too_late(self.address(request.path))
 
@@ -1983,24 +1971,17 @@ class HttpHost:
             raise NetworkError(f"no complete answer within {timeout_s:g} s", url) from error
         except aiohttp.ClientError as error:
             raise self._network_error(error, url) from error
-        return self._answer(response, body, started)
-
-    def _answer(self, response: aiohttp.ClientResponse, body: bytearray, started: float) -> Answer:
-        """Return what came back without the secrets that it repeats; good data lose nothing but the token."""
-        endpoint, data = self._endpoint, response.ok
-        if not (endpoint.token if data else endpoint.has_secrets):
-            return Answer(response.status, response.headers, body, started)
-        shown = [(name, endpoint.starred(value, token_only=data)) for name, value in response.headers.items()]
-        text = endpoint.starred(body.decode("utf-8", "surrogateescape"), token_only=data)
-        return Answer(response.status, CIMultiDict(shown), bytearray(text.encode("utf-8", "surrogateescape")), started)
+        return Answer(response.status, response.headers, body, started)
 
     async def _read(self, response: aiohttp.ClientResponse, max_bytes: int, url: str) -> bytearray:
-        """Return the decoded body piece by piece, so that what is too long is never held in memory.
+        """Return the decoded body, without the secrets that it repeats; good data lose nothing but the token.
+
+        It is read piece by piece, so that what is too long is never held in memory.
 
         Raises:
             AnswerTooLongError: it is longer than *max_bytes*.
         """
-        pieces = bytearray()
+        endpoint, pieces = self._endpoint, bytearray()
         try:
             async for piece in response.content.iter_any():
                 pieces += piece
@@ -2012,13 +1993,15 @@ class HttpHost:
         except aiohttp.ClientPayloadError:
             if response.ok:
                 raise
+        if endpoint.token if response.ok else endpoint.has_secrets:
+            text = endpoint.starred(pieces.decode("utf-8", "surrogateescape"), token_only=response.ok)
+            return bytearray(text.encode("utf-8", "surrogateescape"))
         return pieces
 
     def _network_error(self, error: aiohttp.ClientError, url: str) -> NetworkError:
         proxy = self._endpoint.proxy
-        text = str(error) or type(error).__name__
-        if isinstance(error, aiohttp.ServerDisconnectedError):
-            text = CLOSED_EARLY
+        closed_early = isinstance(error, aiohttp.ServerDisconnectedError)
+        text = CLOSED_EARLY if closed_early else str(error) or type(error).__name__
         if proxy:
             text += f" (through the proxy {proxy.host}:{proxy.port})"
         permanent = isinstance(error, (aiohttp.ClientConnectorCertificateError, aiohttp.InvalidURL))
@@ -2039,19 +2022,25 @@ class HttpHost:
 
     def _error_in(self, answer: Answer, url: str) -> ApiError | None:
         """Return the error that the status of *answer* stands for, or None if it is a success."""
-        status = answer.status
-        text = f"HTTP {status}: {answer.body[:MAX_SHOWN_CHARS].decode('utf-8', 'replace')!r}"
-        retry_after = parse_retry_after(answer.headers.get("Retry-After"), answer.server_time(self._wire.clock.now()))
-        if answer.is_bot_check:
-            return AccessDeniedError(f"a bot check instead of an answer; {text}", url, status, retry_after)
-        if status < HTTPStatus.MULTIPLE_CHOICES:
+        status, headers = answer.status, answer.headers
+        retry_after = parse_retry_after(headers.get("Retry-After"), answer.server_time(self._wire.clock.now()))
+        said = answer.body[:MAX_SHOWN_CHARS].decode("utf-8", "replace")
+        text = f"HTTP {status}: {said!r}"
+        is_check = "html" in headers.get("Content-Type", "") and any(sign in said.casefold() for sign in BOT_CHECKS)
+        kind: type[ApiError] = RequestRejectedError
+        if is_check or headers.get("cf-mitigated") == "challenge":
+            kind, text = AccessDeniedError, f"a bot check instead of an answer; {text}"
+        elif status < HTTPStatus.MULTIPLE_CHOICES:
             return None
-        if status < HTTPStatus.BAD_REQUEST:
-            target = _without_login(answer.headers.get("Location", ""))
-            return RequestRejectedError(f"HTTP {status}: refusing a redirect to {target!r}", url, status, retry_after)
-        if status in DENIED:
-            text = f"access is denied to this region, address or token; {text}"
-        kind = next((kind for kind, statuses in STATUS_ERRORS if status in statuses), RequestRejectedError)
+        elif status < HTTPStatus.BAD_REQUEST:
+            target = _without_login(self._endpoint.starred(headers.get("Location", "")))
+            text = f"HTTP {status}: refusing a redirect to {target!r}"
+        elif status in DENIED:
+            kind, text = AccessDeniedError, f"access is denied to this region, address or token; {text}"
+        elif status == HTTPStatus.TOO_MANY_REQUESTS:
+            kind = RateLimitedError
+        elif status in FAILING:
+            kind = ServerError
         return kind(text, url, status, retry_after)
 
     def _decoded(self, answer: Answer, url: str, decode: Callable[[Body], T]) -> T:
@@ -2073,15 +2062,9 @@ class HttpHost:
             is_null = answer.body.strip() == b"null"
             raise MalformedResponseError(str(error), url, status, retryable=is_null) from error
         except (ValueError, RecursionError) as error:  # cut short, or the page of some box in between
-            text = f"no JSON but {answer.content_type}: {error}"
+            sent = self._endpoint.starred(answer.headers.get("Content-Type", "something untyped"))
+            text = f"no JSON but {sent}: {error}"
             raise MalformedResponseError(text, url, status, retryable=True) from error
-
-    def _may_repeat(self, error: ApiError) -> bool:
-        """Return whether a request may be sent again: not where the lost answer may have been paid for."""
-        if self._endpoint.token is None:
-            return error.retryable
-        unpaid = isinstance(error, ServerError) or (isinstance(error, NetworkError) and not error.sent)
-        return error.retryable and unpaid and (error.retry_after or 0) <= MAX_PAID_WAIT_S
 
 
 MARKETS_PATH: Final = "/markets/keyset"
@@ -2504,26 +2487,20 @@ def newest_run(column: str) -> str:
     return f"SELECT {column} FROM runs WHERE {column} IS NOT NULL ORDER BY run_id DESC LIMIT 1"  # noqa: S608
 
 
-# what the exchange leaves out this time keeps its last known value; the category is one of the tags and goes with them
+# what the exchange leaves out this time keeps its last known value; the category is one of the tags and goes with them;
+# a market that is listed as open has reopened, whatever was known of its end
 _MARKET_CHANGES: Final = {
-    column: f"coalesce(excluded.{column}, {column})"
-    for column in Market._fields
-    if column not in {"market_id", "first_seen"}
-} | {
-    "category": "CASE WHEN excluded.tags IS NULL THEN coalesce(excluded.category, category) ELSE excluded.category END"
+    **{column: f"coalesce(excluded.{column}, {column})" for column in Market._fields[1:] if column != "first_seen"},
+    "category": "CASE WHEN excluded.tags IS NULL THEN coalesce(excluded.category, category) ELSE excluded.category END",
+    "followed": "max(excluded.followed, followed)",
+    **dict.fromkeys(("resolved", "outcome_asked"), "0"),
+    **dict.fromkeys(("resolution_outcome", "closed_at", "outcome_ask_at"), "NULL"),
 }
 # a row without a change is not written
 SAVE_MARKET: Final = f"""
-    {insert_into("markets", Market._fields)} ON CONFLICT (market_id) DO UPDATE SET
+    {insert_into("markets", (*Market._fields, "followed"))} ON CONFLICT (market_id) DO UPDATE SET
         {", ".join(f"{column} = {value}" for column, value in _MARKET_CHANGES.items())}
     WHERE ({", ".join(_MARKET_CHANGES.values())}) IS NOT ({", ".join(_MARKET_CHANGES)})
-"""
-SAVE_FOLLOWED: Final = "UPDATE markets SET followed = 1 WHERE market_id = ? AND followed = 0"
-# a market that is listed as open has reopened, whatever was known of its end
-SAVE_REOPENED: Final = """
-    UPDATE markets SET
-        resolved = 0, resolution_outcome = NULL, closed_at = NULL, outcome_asked = 0, outcome_ask_at = NULL
-    WHERE market_id = ? AND (resolved = 1 OR outcome_asked > 0)
 """
 SAVE_BOOK: Final = insert_into("books", ("book_id", *Book._fields))
 SAVE_SNAPSHOT: Final = insert_into("snapshots", (*Snapshot._fields, "book_id"))
@@ -2533,9 +2510,7 @@ SAVE_SEEN: Final = """
 """
 SAVE_FAILURE: Final = insert_into("failures", Failure._fields)
 LAST_IDS: Final = """
-    SELECT coalesce((SELECT max(id) FROM snapshots), 0),
-           max(coalesce((SELECT max(book_id) FROM books), 0),
-               coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'books'), 0))
+    SELECT coalesce(max(id), 0), coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'books'), 0) FROM snapshots
 """
 # of new snapshots, JSON [[market_id, timestamp], ...]: whether there is one of that second already, and the book of the
 # market's snapshot before, if it is of the same UTC day
@@ -2611,17 +2586,14 @@ WHOSE_IT_IS: Final = """
 """
 
 
-@cache
-def our_columns() -> Mapping[str, Mapping[str, str]]:
-    """Return the columns of every table of ours with their types, by table."""
+def our_columns() -> list[tuple[str, str, str]]:
+    """Return table, name and type of every column of ours."""
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(SCHEMA)
-        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        return {
-            table: dict(connection.execute("SELECT name, type FROM pragma_table_info(?)", (table,)).fetchall())
-            for table in tables
-            if not table.startswith("sqlite_")
-        }
+        return connection.execute("""
+            SELECT t.name, c.name, c.type FROM sqlite_master AS t JOIN pragma_table_info(t.name) AS c
+            WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite~_%' ESCAPE '~'
+        """).fetchall()
 
 
 # --- Database ---------------------------------------------------------------------------------------------------------
@@ -2855,10 +2827,10 @@ class Database:
             for view, query in VIEWS.items():
                 await self._connection.execute(f"CREATE VIEW {view} AS {query}")
             await self._connection.create_function("sql_time_of", 1, sql_time_of, deterministic=True)
-            for table, columns in our_columns().items():
-                # a file that others have made may lack some
-                await self._connection.execute(f"EXPLAIN {insert_into(table, list(columns))}", [None] * len(columns))
-                for column in (name for name, kind in columns.items() if kind == "TIMESTAMP"):
+            for table, column, kind in our_columns():
+                # a file that others have made may lack it
+                await self._connection.execute(f"EXPLAIN {insert_into(table, [column])}", [None])
+                if kind == "TIMESTAMP":
                     await self._normalise(table, column)
             await self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -2910,9 +2882,8 @@ class Database:
                 raise
             market_ids, reason = batch.market_ids, str(error.__cause__)
         if len(market_ids) > 1:
-            middle = len(market_ids) // 2
-            first = await self.save(batch.part(market_ids[:middle]))
-            return first.plus(await self.save(batch.part(market_ids[middle:])))
+            first, second = halves(market_ids)
+            return (await self.save(batch.part(first))).plus(await self.save(batch.part(second)))
         refused = [*batch.failures, Failure(batch.run_id, market_ids[0], "save", reason)]
         with suppress(StorageError):  # the market's own row may be as good as ever
             return await self._save_whole(Batch(batch.run_id, batch.markets, failures=refused))
@@ -2920,10 +2891,8 @@ class Database:
 
     async def _save_whole(self, batch: Batch) -> Saved:
         async with self.transaction("store a batch"):
-            await self.execute(SAVE_MARKET, batch.markets)  # before the snapshots that refer to them
-            await self.execute(SAVE_REOPENED, [(market.market_id,) for market in batch.markets])
-            if batch.follow:
-                await self.execute(SAVE_FOLLOWED, [(market.market_id,) for market in batch.markets])
+            # before the snapshots that refer to them
+            await self.execute(SAVE_MARKET, [(*market, batch.follow) for market in batch.markets])
             saved = await self._save_snapshots(batch) if batch.snapshots else Saved()
             await self.execute(SAVE_FAILURE, batch.failures)
             await self.execute(SAVE_RESOLUTION, batch.resolutions)
