@@ -88,7 +88,6 @@ import aiohttp
 import aiosqlite
 import filelock
 import msgspec
-from multidict import CIMultiDict
 from yarl import URL
 
 __all__ = [
@@ -1739,11 +1738,7 @@ MAX_TOKENS: Final = 500  # per request for books
 MAX_IN_VAIN: Final = 40  # failures in a row until a request is not halved any more; 31 if every 16th token is at fault
 
 DENIED: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS)
-STATUS_ERRORS: Final[tuple[tuple[type[ApiError], Collection[int]], ...]] = (
-    (AccessDeniedError, DENIED),
-    (RateLimitedError, (HTTPStatus.TOO_MANY_REQUESTS,)),
-    (ServerError, (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, *range(500, 1000))),
-)
+FAILING: Final = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, *range(500, 1000))
 
 
 class Request(NamedTuple):
@@ -1757,24 +1752,12 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What came back for one request."""
+    """What came back for one request; its body is without the secrets that it repeats."""
 
     status: int
     headers: Mapping[str, str]
     body: bytearray
     started: float  # when the request left, by the clock
-
-    @property
-    def content_type(self) -> str:
-        """What the body says it is."""
-        return self.headers.get("Content-Type", "something untyped")
-
-    @property
-    def is_bot_check(self) -> bool:
-        """Whether this is a page that wants to see a human being, instead of an answer."""
-        text = self.body[:MAX_SHOWN_CHARS].decode("utf-8", "replace").casefold()
-        page = "html" in self.content_type and any(sign in text for sign in BOT_CHECKS)
-        return page or self.headers.get("cf-mitigated") == "challenge"
 
     def server_time(self, now: datetime) -> datetime:
         """Return the time by the server's clock, or *now* where it does not say."""
@@ -1906,6 +1889,11 @@ class HttpHost:
             self._breaker.count(None)
             return result
 
+        def may_repeat(error: ApiError) -> bool:
+            unheard = isinstance(error, ServerError) or (isinstance(error, NetworkError) and not error.sent)
+            unpaid = self._endpoint.token is None or (unheard and (error.retry_after or 0) <= MAX_PAID_WAIT_S)
+            return error.retryable and unpaid and not (is_half and error.divisible)
+
         wire = self._wire
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, wire.deadline - wire.clock.monotonic())):
@@ -1915,7 +1903,7 @@ class HttpHost:
                     traffic=wire.traffic,
                     clock=wire.clock,
                     rng=wire.rng,
-                    may_repeat=lambda error: self._may_repeat(error) and not (is_half and error.divisible),
+                    may_repeat=may_repeat,
                 )
         raise self._too_late(self.address(request.path))
 
@@ -1983,24 +1971,17 @@ class HttpHost:
             raise NetworkError(f"no complete answer within {timeout_s:g} s", url) from error
         except aiohttp.ClientError as error:
             raise self._network_error(error, url) from error
-        return self._answer(response, body, started)
-
-    def _answer(self, response: aiohttp.ClientResponse, body: bytearray, started: float) -> Answer:
-        """Return what came back without the secrets that it repeats; good data lose nothing but the token."""
-        endpoint, data = self._endpoint, response.ok
-        if not (endpoint.token if data else endpoint.has_secrets):
-            return Answer(response.status, response.headers, body, started)
-        shown = [(name, endpoint.starred(value, token_only=data)) for name, value in response.headers.items()]
-        text = endpoint.starred(body.decode("utf-8", "surrogateescape"), token_only=data)
-        return Answer(response.status, CIMultiDict(shown), bytearray(text.encode("utf-8", "surrogateescape")), started)
+        return Answer(response.status, response.headers, body, started)
 
     async def _read(self, response: aiohttp.ClientResponse, max_bytes: int, url: str) -> bytearray:
-        """Return the decoded body piece by piece, so that what is too long is never held in memory.
+        """Return the decoded body, without the secrets that it repeats; good data lose nothing but the token.
+
+        It is read piece by piece, so that what is too long is never held in memory.
 
         Raises:
             AnswerTooLongError: it is longer than *max_bytes*.
         """
-        pieces = bytearray()
+        endpoint, pieces = self._endpoint, bytearray()
         try:
             async for piece in response.content.iter_any():
                 pieces += piece
@@ -2012,13 +1993,15 @@ class HttpHost:
         except aiohttp.ClientPayloadError:
             if response.ok:
                 raise
+        if endpoint.token if response.ok else endpoint.has_secrets:
+            text = endpoint.starred(pieces.decode("utf-8", "surrogateescape"), token_only=response.ok)
+            return bytearray(text.encode("utf-8", "surrogateescape"))
         return pieces
 
     def _network_error(self, error: aiohttp.ClientError, url: str) -> NetworkError:
         proxy = self._endpoint.proxy
-        text = str(error) or type(error).__name__
-        if isinstance(error, aiohttp.ServerDisconnectedError):
-            text = CLOSED_EARLY
+        closed_early = isinstance(error, aiohttp.ServerDisconnectedError)
+        text = CLOSED_EARLY if closed_early else str(error) or type(error).__name__
         if proxy:
             text += f" (through the proxy {proxy.host}:{proxy.port})"
         permanent = isinstance(error, (aiohttp.ClientConnectorCertificateError, aiohttp.InvalidURL))
@@ -2039,19 +2022,25 @@ class HttpHost:
 
     def _error_in(self, answer: Answer, url: str) -> ApiError | None:
         """Return the error that the status of *answer* stands for, or None if it is a success."""
-        status = answer.status
-        text = f"HTTP {status}: {answer.body[:MAX_SHOWN_CHARS].decode('utf-8', 'replace')!r}"
-        retry_after = parse_retry_after(answer.headers.get("Retry-After"), answer.server_time(self._wire.clock.now()))
-        if answer.is_bot_check:
-            return AccessDeniedError(f"a bot check instead of an answer; {text}", url, status, retry_after)
-        if status < HTTPStatus.MULTIPLE_CHOICES:
+        status, headers = answer.status, answer.headers
+        retry_after = parse_retry_after(headers.get("Retry-After"), answer.server_time(self._wire.clock.now()))
+        said = answer.body[:MAX_SHOWN_CHARS].decode("utf-8", "replace")
+        text = f"HTTP {status}: {said!r}"
+        is_check = "html" in headers.get("Content-Type", "") and any(sign in said.casefold() for sign in BOT_CHECKS)
+        kind: type[ApiError] = RequestRejectedError
+        if is_check or headers.get("cf-mitigated") == "challenge":
+            kind, text = AccessDeniedError, f"a bot check instead of an answer; {text}"
+        elif status < HTTPStatus.MULTIPLE_CHOICES:
             return None
-        if status < HTTPStatus.BAD_REQUEST:
-            target = _without_login(answer.headers.get("Location", ""))
-            return RequestRejectedError(f"HTTP {status}: refusing a redirect to {target!r}", url, status, retry_after)
-        if status in DENIED:
-            text = f"access is denied to this region, address or token; {text}"
-        kind = next((kind for kind, statuses in STATUS_ERRORS if status in statuses), RequestRejectedError)
+        elif status < HTTPStatus.BAD_REQUEST:
+            target = _without_login(self._endpoint.starred(headers.get("Location", "")))
+            text = f"HTTP {status}: refusing a redirect to {target!r}"
+        elif status in DENIED:
+            kind, text = AccessDeniedError, f"access is denied to this region, address or token; {text}"
+        elif status == HTTPStatus.TOO_MANY_REQUESTS:
+            kind = RateLimitedError
+        elif status in FAILING:
+            kind = ServerError
         return kind(text, url, status, retry_after)
 
     def _decoded(self, answer: Answer, url: str, decode: Callable[[Body], T]) -> T:
@@ -2073,15 +2062,9 @@ class HttpHost:
             is_null = answer.body.strip() == b"null"
             raise MalformedResponseError(str(error), url, status, retryable=is_null) from error
         except (ValueError, RecursionError) as error:  # cut short, or the page of some box in between
-            text = f"no JSON but {answer.content_type}: {error}"
+            sent = self._endpoint.starred(answer.headers.get("Content-Type", "something untyped"))
+            text = f"no JSON but {sent}: {error}"
             raise MalformedResponseError(text, url, status, retryable=True) from error
-
-    def _may_repeat(self, error: ApiError) -> bool:
-        """Return whether a request may be sent again: not where the lost answer may have been paid for."""
-        if self._endpoint.token is None:
-            return error.retryable
-        unpaid = isinstance(error, ServerError) or (isinstance(error, NetworkError) and not error.sent)
-        return error.retryable and unpaid and (error.retry_after or 0) <= MAX_PAID_WAIT_S
 
 
 MARKETS_PATH: Final = "/markets/keyset"
@@ -2227,11 +2210,11 @@ class PolymarketApi:
 
 # --- Schema -----------------------------------------------------------------------------------------------------------
 
-# A new file runs through the same scripts as an old one, so both end in the same shape. Times are UTC,
-# 'YYYY-MM-DD HH:MM:SS', so that they compare with datetime('now', '-1 hour').
-MIGRATIONS: Final = (
-    # 1: the tables as collectors before this one made them
-    """
+SCHEMA_VERSION: Final = 4
+# Brings a new file and every older one to the same shape: the first four tables are those of collectors before this
+# one, and a column that is there already is skipped. Times are UTC, 'YYYY-MM-DD HH:MM:SS', so that they compare with
+# datetime('now', '-1 hour'). The last semicolon of a line, before its comment, ends a statement.
+SCHEMA: Final = """
     CREATE TABLE IF NOT EXISTS markets (
         market_id TEXT PRIMARY KEY,                 -- Gamma: id
         slug TEXT,
@@ -2258,8 +2241,7 @@ MIGRATIONS: Final = (
         best_ask_yes REAL,
         best_bid_no REAL,
         best_ask_no REAL,
-        -- best_ask_yes - best_bid_yes
-        spread REAL,
+        spread REAL,                                -- best_ask_yes - best_bid_yes
         UNIQUE (market_id, timestamp)
     );
     CREATE TABLE IF NOT EXISTS tweets (
@@ -2289,20 +2271,16 @@ MIGRATIONS: Final = (
         hype_score REAL,
         UNIQUE (market_id, timestamp)
     );
-    """,
-    # 2: what this collector adds
-    """
     ALTER TABLE markets ADD COLUMN condition_id TEXT;       -- the market's id on the CLOB and on chain
     ALTER TABLE markets ADD COLUMN event_slug TEXT;
     ALTER TABLE markets ADD COLUMN outcome_yes TEXT;        -- the first outcome's own word: Yes, Up, a team
     ALTER TABLE markets ADD COLUMN outcome_no TEXT;
     ALTER TABLE markets ADD COLUMN tags TEXT;               -- JSON array of labels
-    ALTER TABLE markets ADD COLUMN last_seen TIMESTAMP;     -- when it was last listed as open
+    ALTER TABLE markets ADD COLUMN last_seen TIMESTAMP;     -- once; moves to the table seen
     ALTER TABLE markets ADD COLUMN closed_at TIMESTAMP;
     ALTER TABLE markets ADD COLUMN outcome_asked INTEGER DEFAULT 0; -- how often the outcome was asked for in vain
     ALTER TABLE markets ADD COLUMN outcome_ask_at TIMESTAMP;        -- not to be asked for again before
-    CREATE INDEX unresolved_markets ON markets(CAST(market_id AS INTEGER), outcome_ask_at)
-        WHERE resolved = 0 AND market_id NOT GLOB '*[^0-9]*';
+    ALTER TABLE markets ADD COLUMN followed INTEGER NOT NULL DEFAULT 0; -- 1: collected in every run until it resolves
     ALTER TABLE snapshots ADD COLUMN run_id INTEGER;
     ALTER TABLE snapshots ADD COLUMN last_trade_price REAL; -- USD, Gamma, in terms of YES
     ALTER TABLE snapshots ADD COLUMN book_time TIMESTAMP;   -- when the book last changed, with milliseconds
@@ -2310,7 +2288,12 @@ MIGRATIONS: Final = (
     ALTER TABLE snapshots ADD COLUMN ask_size_yes REAL;
     ALTER TABLE snapshots ADD COLUMN bid_size_no REAL;
     ALTER TABLE snapshots ADD COLUMN ask_size_no REAL;
-    CREATE TABLE runs (
+    ALTER TABLE snapshots ADD COLUMN book_id INTEGER REFERENCES books(book_id); -- NULL: no book, or none was kept
+    ALTER TABLE tweets ADD COLUMN run_id INTEGER;           -- NULL in rows of other programs
+    ALTER TABLE tweets ADD COLUMN lang TEXT;
+    ALTER TABLE tweets ADD COLUMN links TEXT;               -- JSON array; the text only has short forms
+    ALTER TABLE hype_signals ADD COLUMN run_id INTEGER;
+    CREATE TABLE IF NOT EXISTS runs (
         run_id INTEGER PRIMARY KEY AUTOINCREMENT,
         started_at TIMESTAMP NOT NULL,
         finished_at TIMESTAMP,                      -- NULL while running, and for ever if the process died
@@ -2330,31 +2313,24 @@ MIGRATIONS: Final = (
         min_volume REAL,                            -- USD in 24 hours
         version TEXT                                -- of the collector
     );
-    CREATE TABLE failures (
+    ALTER TABLE runs ADD COLUMN newest_tweet_id TEXT;       -- the next search goes on after it
+    ALTER TABLE runs ADD COLUMN tweets_complete INTEGER;    -- 1: no post since the last search is left out
+    ALTER TABLE runs ADD COLUMN selection TEXT;             -- JSON of the names that were asked for; NULL: none
+    ALTER TABLE runs ADD COLUMN depth INTEGER;              -- levels kept of each side; NULL: all
+    ALTER TABLE runs ADD COLUMN books_saved INTEGER NOT NULL DEFAULT 0; -- anew: changed, or the first of a day
+    ALTER TABLE runs ADD COLUMN books_unchanged INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE runs ADD COLUMN unmirrored INTEGER NOT NULL DEFAULT 0; -- markets whose NO book is no mirror
+    CREATE TABLE IF NOT EXISTS failures (
         run_id INTEGER NOT NULL REFERENCES runs(run_id),
         market_id TEXT,                             -- NULL where a whole answer failed
         stage TEXT NOT NULL,                        -- list, book, outcome or save
         reason TEXT NOT NULL
     );
-    CREATE TABLE listed_ids (                       -- by the last full walk and since, placeholders included
+    ALTER TABLE failures ADD COLUMN markets INTEGER; -- how many it concerns; NULL where that is not known
+    CREATE TABLE IF NOT EXISTS listed_ids (         -- by the last full walk and since, placeholders included
         market_id INTEGER PRIMARY KEY
     );
-    CREATE INDEX failures_by_run ON failures(run_id);
-    """,
-    # 3: posts on X, and which runs have read them
-    """
-    ALTER TABLE tweets ADD COLUMN run_id INTEGER;           -- NULL in rows of other programs
-    ALTER TABLE tweets ADD COLUMN lang TEXT;
-    ALTER TABLE tweets ADD COLUMN links TEXT;               -- JSON array; the text only has short forms
-    ALTER TABLE hype_signals ADD COLUMN run_id INTEGER;
-    ALTER TABLE runs ADD COLUMN newest_tweet_id TEXT;       -- the next search goes on after it
-    ALTER TABLE runs ADD COLUMN tweets_complete INTEGER;    -- 1: no post since the last search is left out
-    CREATE INDEX IF NOT EXISTS tweets_by_time ON tweets(timestamp);
-    CREATE INDEX IF NOT EXISTS tweets_by_market ON tweets(market_id, timestamp);
-    """,
-    # 4: whole books, what changes in every run, who is followed, and which days are archived
-    """
-    CREATE TABLE books (                            -- one row per content, market and UTC day
+    CREATE TABLE IF NOT EXISTS books (              -- one row per content, market and UTC day
         book_id INTEGER PRIMARY KEY AUTOINCREMENT,
         market_id TEXT NOT NULL REFERENCES markets(market_id),
         timestamp TIMESTAMP NOT NULL,               -- when it was first received
@@ -2364,7 +2340,7 @@ MIGRATIONS: Final = (
         bids_no TEXT,                               -- of NO, where it is no mirror
         asks_no TEXT
     );
-    CREATE TABLE seen (                             -- what changes in every run
+    CREATE TABLE IF NOT EXISTS seen (               -- what changes in every run
         market_id TEXT PRIMARY KEY,
         last_seen TIMESTAMP,                        -- when the market was last listed as open
         snapshot_id INTEGER                         -- its snapshot of the newest run
@@ -2373,19 +2349,11 @@ MIGRATIONS: Final = (
         SELECT market_id, last_seen, (SELECT max(id) FROM snapshots WHERE market_id = m.market_id)
         FROM markets AS m WHERE market_id IS NOT NULL;
     ALTER TABLE markets DROP COLUMN last_seen;
-    ALTER TABLE markets ADD COLUMN followed INTEGER NOT NULL DEFAULT 0; -- 1: collected in every run until it resolves
-    ALTER TABLE snapshots ADD COLUMN book_id INTEGER REFERENCES books(book_id); -- NULL: no book, or none was kept
-    ALTER TABLE failures ADD COLUMN markets INTEGER; -- how many it concerns; NULL where that is not known
-    ALTER TABLE runs ADD COLUMN selection TEXT;     -- JSON of the names that were asked for; NULL: none
-    ALTER TABLE runs ADD COLUMN depth INTEGER;      -- levels kept of each side; NULL: all
-    ALTER TABLE runs ADD COLUMN books_saved INTEGER NOT NULL DEFAULT 0;     -- anew: changed, or the first of a day
-    ALTER TABLE runs ADD COLUMN books_unchanged INTEGER NOT NULL DEFAULT 0;
-    ALTER TABLE runs ADD COLUMN unmirrored INTEGER NOT NULL DEFAULT 0;      -- markets whose NO book is no mirror
-    CREATE TABLE lake (                             -- one row, made by the first archiving
+    CREATE TABLE IF NOT EXISTS lake (               -- one row, made by the first archiving
         database_id TEXT NOT NULL,                  -- a UUID
         shard TEXT NOT NULL
     );
-    CREATE TABLE archived_days (                    -- rows of the day with ids up to these are in the lake
+    CREATE TABLE IF NOT EXISTS archived_days (      -- rows of the day with ids up to these are in the lake
         day TEXT PRIMARY KEY,                       -- YYYY-MM-DD, UTC
         archived_at TIMESTAMP NOT NULL,
         parts INTEGER NOT NULL DEFAULT 1,           -- files per table
@@ -2396,20 +2364,29 @@ MIGRATIONS: Final = (
         tweets INTEGER NOT NULL,
         hype_signals INTEGER NOT NULL
     );
-    CREATE INDEX snapshots_by_time ON snapshots(timestamp);
-    CREATE INDEX snapshots_by_run ON snapshots(run_id);
-    CREATE INDEX books_by_time ON books(timestamp);
-    CREATE INDEX runs_by_start ON runs(started_at);
-    CREATE INDEX second_looks ON markets(outcome_ask_at) WHERE resolved = 1 AND outcome_ask_at IS NOT NULL;
-    CREATE INDEX markets_by_slug ON markets(slug);  -- else a market's series is looked for by walking all of time
-    CREATE INDEX markets_by_event ON markets(event_slug);
-    CREATE INDEX markets_by_category ON markets(category);
+    CREATE INDEX IF NOT EXISTS unresolved_markets ON markets(CAST(market_id AS INTEGER), outcome_ask_at)
+        WHERE resolved = 0 AND market_id NOT GLOB '*[^0-9]*';
+    CREATE INDEX IF NOT EXISTS failures_by_run ON failures(run_id);
+    CREATE INDEX IF NOT EXISTS tweets_by_time ON tweets(timestamp);
+    CREATE INDEX IF NOT EXISTS tweets_by_market ON tweets(market_id, timestamp);
+    CREATE INDEX IF NOT EXISTS snapshots_by_time ON snapshots(timestamp);
+    CREATE INDEX IF NOT EXISTS snapshots_by_run ON snapshots(run_id);
+    CREATE INDEX IF NOT EXISTS books_by_time ON books(timestamp);
+    CREATE INDEX IF NOT EXISTS runs_by_start ON runs(started_at);
+    CREATE INDEX IF NOT EXISTS second_looks ON markets(outcome_ask_at)
+        WHERE resolved = 1 AND outcome_ask_at IS NOT NULL;
+    -- else a market's series is looked for by walking all of time
+    CREATE INDEX IF NOT EXISTS markets_by_slug ON markets(slug);
+    CREATE INDEX IF NOT EXISTS markets_by_event ON markets(event_slug);
+    CREATE INDEX IF NOT EXISTS markets_by_category ON markets(category);
+    -- what older collectors have stored: whatever is not true is not resolved
+    UPDATE markets SET resolved = coalesce(lower(CAST(resolved AS TEXT)), '') IN ('1', 'true', 'yes')
+        WHERE typeof(resolved) <> 'integer' OR resolved NOT IN (0, 1);
     UPDATE markets SET followed = 1 WHERE resolved IS NOT 1 AND market_id IN (
         SELECT market_id FROM snapshots
         WHERE run_id IS NULL OR run_id IN (SELECT run_id FROM runs WHERE min_volume > 0)
     );
-    """,
-)
+"""
 
 
 def _mirror(side: str) -> str:
@@ -2434,20 +2411,14 @@ VIEWS: Final[Mapping[str, str]] = {
     """,  # noqa: S608
     # one row per level of each snapshot, level 1 being the best
     "book_levels": """
-    WITH sides (outcome, side, mirror) AS (
-        VALUES ('YES', 'bid', 0), ('YES', 'ask', 0),
-               ('NO', 'bid', 0), ('NO', 'ask', 0), ('NO', 'bid', 1), ('NO', 'ask', 1)
-    )
-    SELECT s.id AS snapshot_id, s.market_id, s.timestamp, s.run_id, outcome, side, l.key + 1 AS level,
-           CAST(CASE mirror WHEN 0 THEN json_extract(l.value, '$[0]')
-                            ELSE round(1 - json_extract(l.value, '$[0]'), 9) END AS REAL) AS price,
-           CAST(json_extract(l.value, '$[1]') AS REAL) AS size
-    FROM snapshots AS s JOIN books AS b USING (book_id) JOIN sides
-    JOIN json_each(CASE
-        WHEN outcome = 'YES' THEN CASE side WHEN 'bid' THEN b.bids ELSE b.asks END
-        WHEN mirror = 1 AND b.mirrored = 1 THEN CASE side WHEN 'bid' THEN b.asks ELSE b.bids END
-        WHEN mirror = 0 THEN CASE side WHEN 'bid' THEN b.bids_no ELSE b.asks_no END
-    END) AS l
+    SELECT snapshot_id, market_id, timestamp, run_id, outcome, side, level.key + 1 AS level,
+           CAST(json_extract(level.value, '$[0]') AS REAL) AS price,
+           CAST(json_extract(level.value, '$[1]') AS REAL) AS size
+    FROM order_books
+    JOIN (SELECT 'YES' AS outcome UNION ALL SELECT 'NO') JOIN (SELECT 'bid' AS side UNION ALL SELECT 'ask')
+    JOIN json_each(CASE outcome || side
+        WHEN 'YESbid' THEN bids_yes WHEN 'YESask' THEN asks_yes WHEN 'NObid' THEN bids_no ELSE asks_no
+    END) AS level
     """,
     # the runs that should have stored a market and did not; until is NULL while it is still missing
     "gaps": """
@@ -2512,30 +2483,24 @@ def insert_into(table: str, columns: Sequence[str]) -> str:
 
 
 def newest_run(column: str) -> str:
-    """Return the query for what the newest run that has something in *column* has there, or NULL."""
-    return f"SELECT (SELECT {column} FROM runs WHERE {column} IS NOT NULL ORDER BY run_id DESC LIMIT 1)"  # noqa: S608
+    """Return the query for what the newest run that has something in *column* has there."""
+    return f"SELECT {column} FROM runs WHERE {column} IS NOT NULL ORDER BY run_id DESC LIMIT 1"  # noqa: S608
 
 
-# what the exchange leaves out this time keeps its last known value; the category is one of the tags and goes with them
+# what the exchange leaves out this time keeps its last known value; the category is one of the tags and goes with them;
+# a market that is listed as open has reopened, whatever was known of its end
 _MARKET_CHANGES: Final = {
-    column: f"coalesce(excluded.{column}, {column})"
-    for column in Market._fields
-    if column not in {"market_id", "first_seen"}
-} | {
-    "category": "CASE WHEN excluded.tags IS NULL THEN coalesce(excluded.category, category) ELSE excluded.category END"
+    **{column: f"coalesce(excluded.{column}, {column})" for column in Market._fields[1:] if column != "first_seen"},
+    "category": "CASE WHEN excluded.tags IS NULL THEN coalesce(excluded.category, category) ELSE excluded.category END",
+    "followed": "max(excluded.followed, followed)",
+    **dict.fromkeys(("resolved", "outcome_asked"), "0"),
+    **dict.fromkeys(("resolution_outcome", "closed_at", "outcome_ask_at"), "NULL"),
 }
 # a row without a change is not written
 SAVE_MARKET: Final = f"""
-    {insert_into("markets", Market._fields)} ON CONFLICT (market_id) DO UPDATE SET
+    {insert_into("markets", (*Market._fields, "followed"))} ON CONFLICT (market_id) DO UPDATE SET
         {", ".join(f"{column} = {value}" for column, value in _MARKET_CHANGES.items())}
     WHERE ({", ".join(_MARKET_CHANGES.values())}) IS NOT ({", ".join(_MARKET_CHANGES)})
-"""
-SAVE_FOLLOWED: Final = "UPDATE markets SET followed = 1 WHERE market_id = ? AND followed = 0"
-# a market that is listed as open has reopened, whatever was known of its end
-SAVE_REOPENED: Final = """
-    UPDATE markets SET
-        resolved = 0, resolution_outcome = NULL, closed_at = NULL, outcome_asked = 0, outcome_ask_at = NULL
-    WHERE market_id = ? AND (resolved = 1 OR outcome_asked > 0)
 """
 SAVE_BOOK: Final = insert_into("books", ("book_id", *Book._fields))
 SAVE_SNAPSHOT: Final = insert_into("snapshots", (*Snapshot._fields, "book_id"))
@@ -2545,9 +2510,7 @@ SAVE_SEEN: Final = """
 """
 SAVE_FAILURE: Final = insert_into("failures", Failure._fields)
 LAST_IDS: Final = """
-    SELECT coalesce((SELECT max(id) FROM snapshots), 0),
-           max(coalesce((SELECT max(book_id) FROM books), 0),
-               coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'books'), 0))
+    SELECT coalesce(max(id), 0), coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'books'), 0) FROM snapshots
 """
 # of new snapshots, JSON [[market_id, timestamp], ...]: whether there is one of that second already, and the book of the
 # market's snapshot before, if it is of the same UTC day
@@ -2595,14 +2558,12 @@ LAST_WITH_BOOK: Final = """
     SELECT CAST(market_id AS INTEGER) FROM snapshots
     WHERE id > (SELECT max(id) FROM snapshots) - ? AND book_time IS NOT NULL GROUP BY market_id ORDER BY max(id)
 """
-LAST_STATUS: Final = "SELECT (SELECT status FROM runs WHERE run_id < ? ORDER BY run_id DESC LIMIT 1)"
+LAST_STATUS: Final = "SELECT status FROM runs WHERE run_id < ? ORDER BY run_id DESC LIMIT 1"
 # by the last complete run of the same selection within a week: what is gone for longer is gone
 LAST_LISTED: Final = """
-    SELECT (
-        SELECT markets_listed FROM runs JOIN (SELECT min_volume, follow FROM runs WHERE run_id = ?)
-            USING (min_volume, follow)
-        WHERE status = 'complete' AND started_at > datetime(?, '-7 days') ORDER BY run_id DESC LIMIT 1
-    )
+    SELECT markets_listed FROM runs JOIN (SELECT min_volume, follow FROM runs WHERE run_id = ?)
+        USING (min_volume, follow)
+    WHERE status = 'complete' AND started_at > datetime(?, '-7 days') ORDER BY run_id DESC LIMIT 1
 """
 IDENTITIES: Final = f"""
     SELECT market_id, {", ".join(Identity._fields)} FROM markets WHERE market_id IN (SELECT value FROM json_each(?))
@@ -2613,44 +2574,26 @@ LAST_SNAPSHOT_AT: Final = f"""
     SELECT max(timestamp) FROM (SELECT timestamp FROM snapshots ORDER BY id DESC LIMIT 10000)
     WHERE typeof(timestamp) = 'text' AND timestamp GLOB '{_TIME_FORM}'
 """  # noqa: S608  a pattern of ours
-# what older collectors have stored; whatever is not true is not resolved
-NORMALISE_RESOLVED: Final = """
-    UPDATE markets SET resolved = coalesce(lower(CAST(resolved AS TEXT)), '') IN ('1', 'true', 'yes')
-    WHERE typeof(resolved) <> 'integer' OR resolved NOT IN (0, 1)
-"""
 ODD_TIMES: Final = f"""
     {{column}} IS NOT NULL
     AND NOT (typeof({{column}}) = 'text' AND ({{column}} GLOB '{_TIME_FORM}'
              OR '{{column}}' = 'book_time' AND {{column}} GLOB '{_TIME_FORM}.[0-9][0-9][0-9]'))
 """
-IS_OF_ANOTHER_PROGRAM: Final = """
-    SELECT count(*) > 0 AND sum(name IN ('markets', 'snapshots')) < 2
+# the schema of a file, and whether it is of another program
+WHOSE_IT_IS: Final = """
+    SELECT (SELECT user_version FROM pragma_user_version), count(*) > 0 AND sum(name IN ('markets', 'snapshots')) < 2
     FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite~_%' ESCAPE '~'
 """
-_ADD_COLUMN: Final = re.compile(r"ALTER TABLE (\w+) ADD COLUMN (\w+)")
 
 
-def _statements(script: str) -> Iterator[str]:
-    """Yield the statements of *script* one by one."""
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
-
-
-@cache
-def our_columns() -> Mapping[str, Mapping[str, str]]:
-    """Return the columns of every table of ours with their types, by table."""
+def our_columns() -> list[tuple[str, str, str]]:
+    """Return table, name and type of every column of ours."""
     with closing(sqlite3.connect(":memory:")) as connection:
-        connection.executescript("".join(MIGRATIONS))
-        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        return {
-            table: dict(connection.execute("SELECT name, type FROM pragma_table_info(?)", (table,)).fetchall())
-            for table in tables
-            if not table.startswith("sqlite_")
-        }
+        connection.executescript(SCHEMA)
+        return connection.execute("""
+            SELECT t.name, c.name, c.type FROM sqlite_master AS t JOIN pragma_table_info(t.name) AS c
+            WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite~_%' ESCAPE '~'
+        """).fetchall()
 
 
 # --- Database ---------------------------------------------------------------------------------------------------------
@@ -2659,7 +2602,6 @@ FILE_MODE: Final = 0o660  # less the umask: nobody but the owner and the group r
 BUSY_TIMEOUT_S: Final = 30.0
 LOCK_WAIT_S: Final = 3.0  # an archive holds the lock for a moment at a time
 WAL_LIMIT_BYTES: Final = 64 * 2**20
-WHOSE_IT_IS: Final = ("PRAGMA user_version", IS_OF_ANOTHER_PROGRAM)
 # what may pass without anybody's help
 PASSING_CODES: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM}
 PASSING_ERRNOS: Final = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -2724,8 +2666,8 @@ def _real_path(path: Path) -> Path:
 
 def _check_owner(path: Path, version: int, of_another_program: int) -> None:
     """Refuse a file with a schema that we do not know; the numbers answer `WHOSE_IT_IS`."""
-    if version > len(MIGRATIONS):
-        known = f"this one knows {len(MIGRATIONS)}"
+    if version > SCHEMA_VERSION:
+        known = f"this one knows {SCHEMA_VERSION}"
         raise StorageError(f"{path}: has schema {version} of a newer collector; {known}", lasting=True)
     if of_another_program:
         raise StorageError(f"{path}: is the database of another program", lasting=True)
@@ -2748,7 +2690,7 @@ def reading(path: Path, *, briefly: bool = False) -> Iterator[sqlite3.Connection
         # beside a file that nobody has open a reader makes a log and an index, which it may not remove at its end
         mode = "ro&immutable=1" if briefly and not any(log.exists() for log in logs) else "ro"
         with closing(sqlite3.connect(f"{real_path.as_uri()}?mode={mode}", uri=True)) as connection:
-            _check_owner(path, *(connection.execute(query).fetchone()[0] for query in WHOSE_IT_IS))
+            _check_owner(path, *connection.execute(WHOSE_IT_IS).fetchone())
             yield connection
 
 
@@ -2781,12 +2723,6 @@ def held_alone(path: Path, wait_s: float = 0.0) -> Iterator[Path]:
         yield real_path
     finally:
         lock.release()
-
-
-def _create(path: Path) -> None:
-    """Make an empty file, which is an empty database, unless there is one; SQLite would let everybody read it."""
-    with suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL, FILE_MODE))
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -2849,7 +2785,9 @@ class Database:
                 if file and _identity(path) != file:
                     moved = "it was moved or replaced, or its disk is not mounted"
                     raise StorageError(f"{path}: is not the file of the runs before: {moved}")
-                _create(stack.enter_context(held_alone(path, LOCK_WAIT_S)))
+                real_path = stack.enter_context(held_alone(path, LOCK_WAIT_S))
+                with suppress(FileExistsError):  # an empty file is an empty database; SQLite's everybody could read
+                    os.close(os.open(real_path, os.O_CREAT | os.O_EXCL, FILE_MODE))
                 _warn_of_old_sqlite()
                 # aiosqlite's thread outlives a connect that fails and may write a traceback: let it fail here
                 sqlite3.connect(path).close()
@@ -2860,9 +2798,10 @@ class Database:
 
     async def _prepare(self) -> None:
         """Refuse a file that is not ours, set the connection up, and bring the schema to this version."""
-        version, of_another_program = [await self._first(query) for query in WHOSE_IT_IS]
+        ((version, of_another_program),) = await self._connection.execute_fetchall(WHOSE_IT_IS)
         _check_owner(self._path, version, of_another_program)
-        if await self._first("PRAGMA journal_mode = WAL") != "wal":
+        ((journal_mode,),) = await self._connection.execute_fetchall("PRAGMA journal_mode = WAL")
+        if journal_mode != "wal":
             raise StorageError(f"{self._path}: cannot have a write-ahead log there", lasting=True)
         for pragma in (
             "synchronous = FULL",
@@ -2871,48 +2810,42 @@ class Database:
             "analysis_limit = 400",
         ):
             await self._connection.execute(f"PRAGMA {pragma}")
-        if version < len(MIGRATIONS):
-            await self._migrate(version)
+        if version < SCHEMA_VERSION:
+            await self._upgrade()
 
     @uninterrupted
-    async def _migrate(self, version: int) -> None:
-        has_column = "SELECT count(*) FROM pragma_table_info(?) WHERE name = ? COLLATE NOCASE"
+    async def _upgrade(self) -> None:
         async with self.transaction("upgrade"):
             for view in VIEWS:
                 await self._connection.execute(f"DROP VIEW IF EXISTS {view}")
-            for statement in itertools.chain.from_iterable(map(_statements, MIGRATIONS[version:])):
-                column = _ADD_COLUMN.search(statement)
-                if column is None or not await self._first(has_column, *column.groups()):  # the user may have added it
+            for statement in re.split(r";(?: *--.*)?\n", SCHEMA):
+                try:
                     await self._connection.execute(statement)
+                except sqlite3.OperationalError as error:
+                    if "duplicate column name" not in str(error):  # of an older schema, or the user has added it
+                        raise
             for view, query in VIEWS.items():
                 await self._connection.execute(f"CREATE VIEW {view} AS {query}")
-            for table, columns in our_columns().items():  # a file that others have made may lack some
-                await self._connection.execute(f"EXPLAIN {insert_into(table, list(columns))}", [None] * len(columns))
-            await self._normalise()
-            await self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+            await self._connection.create_function("sql_time_of", 1, sql_time_of, deterministic=True)
+            for table, column, kind in our_columns():
+                # a file that others have made may lack it
+                await self._connection.execute(f"EXPLAIN {insert_into(table, [column])}", [None])
+                if kind == "TIMESTAMP":
+                    await self._normalise(table, column)
+            await self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
-    async def _normalise(self) -> None:
-        """Bring every time into the form that queries compare, and `resolved` to 0 or 1.
+    async def _normalise(self, table: str, column: str) -> None:
+        """Bring the times of *column* into the form that queries compare.
 
         What is no time stays as it is, and so does the later of two rows that would have the same.
         """
-        await self._connection.execute(NORMALISE_RESOLVED)
-        await self._connection.create_function("sql_time_of", 1, sql_time_of, deterministic=True)
-        times = [
-            (table, name)
-            for table, columns in our_columns().items()
-            for name in columns
-            if columns[name] == "TIMESTAMP"
-        ]
-        for table, column in times:
-            odd = ODD_TIMES.format(column=column)
-            time = f"sql_time_of({column})"
-            await self._connection.execute(
-                f"UPDATE OR IGNORE {table} SET {column} = {time} WHERE {odd} AND {time} IS NOT NULL"  # noqa: S608
-            )
-            if kept := await self._first(f"SELECT count(*) FROM {table} WHERE {odd}"):  # noqa: S608
-                why = "are no times, or would be those of another row; they stay as they are"
-                log.warning("%s: %d values of %s.%s %s", self._path, kept, table, column, why)
+        odd, time = ODD_TIMES.format(column=column), f"sql_time_of({column})"
+        await self._connection.execute(
+            f"UPDATE OR IGNORE {table} SET {column} = {time} WHERE {odd} AND {time} IS NOT NULL"  # noqa: S608
+        )
+        if kept := await self.value(f"SELECT count(*) FROM {table} WHERE {odd}"):  # noqa: S608
+            why = "are no times, or would be those of another row; they stay as they are"
+            log.warning("%s: %d values of %s.%s %s", self._path, kept, table, column, why)
 
     async def rows(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:
         """Return the rows that *query* finds."""
@@ -2920,19 +2853,12 @@ class Database:
             return [tuple(row) for row in await self._connection.execute_fetchall(query, values)]
 
     async def value(self, query: str, *values: str | int) -> Any:  # noqa: ANN401  whatever SQLite has there
-        """Return the first value of the first row that *query* finds."""
-        with _naming(self._path, "read"):
-            return await self._first(query, *values)
-
-    async def _first(self, query: str, *values: str | int) -> Any:  # noqa: ANN401
-        (row, *_) = await self._connection.execute_fetchall(query, values)
-        return row[0]
+        """Return the first value of the first row that *query* finds, or None without a row."""
+        return next((row[0] for row in await self.rows(query, *values)), None)
 
     async def ids(self, query: str, *values: str | int) -> array[int]:
         """Return the integers of the first column that *query* finds, in its order, 8 bytes each."""
-        with _naming(self._path, "read"):
-            async with self._connection.execute(query, values) as cursor:
-                return array("q", [row[0] async for row in cursor])
+        return array("q", [row[0] for row in await self.rows(query, *values)])
 
     @uninterrupted
     async def start_run(self, **columns: object) -> int:
@@ -2956,9 +2882,8 @@ class Database:
                 raise
             market_ids, reason = batch.market_ids, str(error.__cause__)
         if len(market_ids) > 1:
-            middle = len(market_ids) // 2
-            first = await self.save(batch.part(market_ids[:middle]))
-            return first.plus(await self.save(batch.part(market_ids[middle:])))
+            first, second = halves(market_ids)
+            return (await self.save(batch.part(first))).plus(await self.save(batch.part(second)))
         refused = [*batch.failures, Failure(batch.run_id, market_ids[0], "save", reason)]
         with suppress(StorageError):  # the market's own row may be as good as ever
             return await self._save_whole(Batch(batch.run_id, batch.markets, failures=refused))
@@ -2966,10 +2891,8 @@ class Database:
 
     async def _save_whole(self, batch: Batch) -> Saved:
         async with self.transaction("store a batch"):
-            await self.execute(SAVE_MARKET, batch.markets)  # before the snapshots that refer to them
-            await self.execute(SAVE_REOPENED, [(market.market_id,) for market in batch.markets])
-            if batch.follow:
-                await self.execute(SAVE_FOLLOWED, [(market.market_id,) for market in batch.markets])
+            # before the snapshots that refer to them
+            await self.execute(SAVE_MARKET, [(*market, batch.follow) for market in batch.markets])
             saved = await self._save_snapshots(batch) if batch.snapshots else Saved()
             await self.execute(SAVE_FAILURE, batch.failures)
             await self.execute(SAVE_RESOLUTION, batch.resolutions)

@@ -439,7 +439,7 @@ class Lake:
             return None
         try:
             manifest: dict[str, Any] = json.loads(content)
-            newer = manifest["format"] > FORMAT or manifest["schema"] > len(ac.MIGRATIONS)
+            newer = manifest["format"] > FORMAT or manifest["schema"] > ac.SCHEMA_VERSION
         except (ValueError, KeyError, TypeError) as error:
             msg = f"{self.address}/{name}: is damaged: {error}"
             raise LakeError(msg) from error
@@ -452,7 +452,7 @@ class Lake:
     def claim(self, shard: str, database_id: str) -> None:
         """Make *shard* the name of this database, unless another one has it."""
         name = f"_shards/{shard}.json"
-        claim = {"format": FORMAT, "schema": len(ac.MIGRATIONS), "database": database_id}
+        claim = {"format": FORMAT, "schema": ac.SCHEMA_VERSION, "database": database_id}
         self.create(name, json.dumps(claim).encode())
         owner = (self.manifest(name) or {}).get("database")
         if owner != database_id:
@@ -490,9 +490,9 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
         connection.text_factory = _text
         connection.execute("BEGIN")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version != len(ac.MIGRATIONS):
-            advice = "collect once to upgrade it" if version < len(ac.MIGRATIONS) else "a newer collector made it"
-            msg = f"{path}: has schema {version}, not {len(ac.MIGRATIONS)}: {advice}"
+        if version != ac.SCHEMA_VERSION:
+            advice = "collect once to upgrade it" if version < ac.SCHEMA_VERSION else "a newer collector made it"
+            msg = f"{path}: has schema {version}, not {ac.SCHEMA_VERSION}: {advice}"
             raise ac.StorageError(msg)
         yield connection
 
@@ -722,7 +722,7 @@ class Part:
         find = f"SELECT min(run_id), max(run_id) FROM runs WHERE {TABLES[0].condition}"  # noqa: S608
         return {
             "format": FORMAT,
-            "schema": len(ac.MIGRATIONS),
+            "schema": ac.SCHEMA_VERSION,
             "database": self._database_id,
             "shard": self.shard,
             "day": self.window.day,

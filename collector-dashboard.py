@@ -1028,10 +1028,10 @@ def _check_schema(path: Path, mode: str) -> None:
     refusal = None
     if not {"markets", "snapshots"} <= names:
         refusal = "is the database of another program"
-    elif version > len(ac.MIGRATIONS):
-        refusal = f"has schema {version} of a newer collector; this one knows {len(ac.MIGRATIONS)}"
-    elif version < len(ac.MIGRATIONS):
-        refusal = f"has schema {version} of an older collector, this one shows {len(ac.MIGRATIONS)}; a run upgrades it"
+    elif version > ac.SCHEMA_VERSION:
+        refusal = f"has schema {version} of a newer collector; this one knows {ac.SCHEMA_VERSION}"
+    elif version < ac.SCHEMA_VERSION:
+        refusal = f"has schema {version} of an older collector, this one shows {ac.SCHEMA_VERSION}; a run upgrades it"
     elif lacking := {*SCHEMA, "seen"} - names:
         refusal = f"lacks {', '.join(sorted(lacking))}"
     if refusal:

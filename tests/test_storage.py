@@ -15,7 +15,7 @@ import pytest
 from conftest import PROJECT, rows
 
 from async_collector import (
-    MIGRATIONS,
+    SCHEMA_VERSION,
     Batch,
     Database,
     DatabaseBusy,
@@ -55,6 +55,54 @@ OLD_FILE = """
     INSERT INTO my_notes VALUES ('mine');
 """
 
+# what the schemas before this one added, one after the other
+ADDED = {
+    1: "",
+    2: """
+    ALTER TABLE markets ADD COLUMN condition_id TEXT;
+    ALTER TABLE markets ADD COLUMN event_slug TEXT;
+    ALTER TABLE markets ADD COLUMN outcome_yes TEXT;
+    ALTER TABLE markets ADD COLUMN outcome_no TEXT;
+    ALTER TABLE markets ADD COLUMN tags TEXT;
+    ALTER TABLE markets ADD COLUMN last_seen TIMESTAMP;
+    ALTER TABLE markets ADD COLUMN closed_at TIMESTAMP;
+    ALTER TABLE markets ADD COLUMN outcome_asked INTEGER DEFAULT 0;
+    ALTER TABLE markets ADD COLUMN outcome_ask_at TIMESTAMP;
+    CREATE INDEX unresolved_markets ON markets(CAST(market_id AS INTEGER), outcome_ask_at)
+        WHERE resolved = 0 AND market_id NOT GLOB '*[^0-9]*';
+    ALTER TABLE snapshots ADD COLUMN run_id INTEGER;
+    ALTER TABLE snapshots ADD COLUMN last_trade_price REAL;
+    ALTER TABLE snapshots ADD COLUMN book_time TIMESTAMP;
+    ALTER TABLE snapshots ADD COLUMN bid_size_yes REAL;
+    ALTER TABLE snapshots ADD COLUMN ask_size_yes REAL;
+    ALTER TABLE snapshots ADD COLUMN bid_size_no REAL;
+    ALTER TABLE snapshots ADD COLUMN ask_size_no REAL;
+    CREATE TABLE runs (run_id INTEGER PRIMARY KEY AUTOINCREMENT, started_at TIMESTAMP NOT NULL, finished_at TIMESTAMP,
+        status TEXT NOT NULL, markets_listed INTEGER NOT NULL DEFAULT 0, snapshots_saved INTEGER NOT NULL DEFAULT 0,
+        books_missing INTEGER NOT NULL DEFAULT 0, tweets INTEGER NOT NULL DEFAULT 0,
+        requests INTEGER NOT NULL DEFAULT 0, retries INTEGER NOT NULL DEFAULT 0,
+        rate_limit_hits INTEGER NOT NULL DEFAULT 0, errors INTEGER NOT NULL DEFAULT 0, listing TEXT,
+        full_walk_at TIMESTAMP, follow INTEGER, duration REAL, min_volume REAL, version TEXT);
+    CREATE TABLE failures (run_id INTEGER NOT NULL REFERENCES runs(run_id), market_id TEXT, stage TEXT NOT NULL,
+        reason TEXT NOT NULL);
+    CREATE TABLE listed_ids (market_id INTEGER PRIMARY KEY);
+    CREATE INDEX failures_by_run ON failures(run_id);
+    INSERT INTO runs (started_at, status, min_volume) VALUES ('2026-01-01 00:00:00', 'complete', 0);
+    INSERT INTO markets (market_id, last_seen) VALUES ('2', '2026-01-01 00:00:00');
+    INSERT INTO snapshots (market_id, timestamp, run_id) VALUES ('2', '2026-01-01 00:00:00', 1);
+    """,
+    3: """
+    ALTER TABLE tweets ADD COLUMN run_id INTEGER;
+    ALTER TABLE tweets ADD COLUMN lang TEXT;
+    ALTER TABLE tweets ADD COLUMN links TEXT;
+    ALTER TABLE hype_signals ADD COLUMN run_id INTEGER;
+    ALTER TABLE runs ADD COLUMN newest_tweet_id TEXT;
+    ALTER TABLE runs ADD COLUMN tweets_complete INTEGER;
+    CREATE INDEX tweets_by_time ON tweets(timestamp);
+    CREATE INDEX tweets_by_market ON tweets(market_id, timestamp);
+    """,
+}
+
 
 def make_file(path: Path, script: str) -> None:
     connection = sqlite3.connect(path)
@@ -89,7 +137,7 @@ async def test_a_new_file_and_an_upgraded_old_one_have_the_same_shape(tmp_path: 
     await opened_once(new)
     await opened_once(old)
     assert shape(old) == shape(new)
-    assert rows(old, "PRAGMA user_version") == rows(new, "PRAGMA user_version") == [{"user_version": len(MIGRATIONS)}]
+    assert rows(old, "PRAGMA user_version") == rows(new, "PRAGMA user_version") == [{"user_version": SCHEMA_VERSION}]
 
 
 async def test_columns_and_indexes_that_the_user_has_added_are_no_obstacle(tmp_path: Path) -> None:
@@ -97,20 +145,41 @@ async def test_columns_and_indexes_that_the_user_has_added_are_no_obstacle(tmp_p
     added = "ALTER TABLE tweets ADD COLUMN lang TEXT; CREATE INDEX tweets_by_time ON tweets(timestamp);"
     make_file(path, f"{OLD_FILE} {added}")
     await opened_once(path)
-    assert rows(path, "PRAGMA user_version") == [{"user_version": len(MIGRATIONS)}]
+    assert rows(path, "PRAGMA user_version") == [{"user_version": SCHEMA_VERSION}]
 
 
-@pytest.mark.parametrize("version", range(1, len(MIGRATIONS)))
-async def test_a_file_of_every_released_schema_is_upgraded(tmp_path: Path, version: int) -> None:
+@pytest.mark.parametrize("version", ADDED)
+async def test_a_file_of_every_earlier_schema_is_upgraded(tmp_path: Path, version: int) -> None:
     new, old = tmp_path / "new.db", tmp_path / "old.db"
     post = "INSERT INTO tweets (tweet_id, text) VALUES ('1', 'kalshi');"
-    make_file(old, f"{''.join(MIGRATIONS[:version])} {post} PRAGMA user_version = {version};")
+    added = "".join(ADDED[number] for number in range(1, version + 1))
+    make_file(old, f"{OLD_FILE} {added} {post} PRAGMA user_version = {version};")
     await opened_once(new)
     await opened_once(old)
     assert shape(old) == shape(new)
+    assert rows(old, "PRAGMA user_version") == [{"user_version": SCHEMA_VERSION}]
     assert rows(old, "SELECT tweet_id, text, run_id FROM tweets") == [
         {"tweet_id": "1", "text": "kalshi", "run_id": None}
     ]
+    seen = {"market_id": "2", "last_seen": "2026-01-01 00:00:00", "snapshot_id": 3}
+    assert rows(old, "SELECT * FROM seen WHERE market_id <> '1'") == ([seen] if version > 1 else [])
+    followed = {row["market_id"]: row["followed"] for row in rows(old, "SELECT market_id, followed FROM markets")}
+    assert followed == ({"1": 1, "2": 0} if version > 1 else {"1": 1}), "a run without a threshold follows nobody"
+
+
+async def test_an_upgrade_follows_what_is_not_resolved_in_any_spelling(tmp_path: Path) -> None:
+    """Older collectors wrote a bool as a word: 'true' is resolved, whatever else is not."""
+    path = tmp_path / "old.db"
+    words = ["False", "false", "no", "0", "True", "true", "YES", "1"]
+    markets = ", ".join(f"({number}, '{word}')" for number, word in enumerate(words, 10))
+    make_file(
+        path,
+        f"{OLD_FILE} INSERT INTO markets (market_id, resolved) VALUES {markets};"  # noqa: S608
+        f"INSERT INTO snapshots (market_id, timestamp) SELECT market_id, '{T0}' FROM markets;",
+    )
+    await opened_once(path)
+    found = rows(path, "SELECT resolved, followed FROM markets WHERE market_id >= '10' ORDER BY market_id")
+    assert [tuple(row.values()) for row in found] == 4 * [(0, 1)] + 4 * [(1, 0)]
 
 
 async def test_an_upgrade_keeps_every_row_and_what_the_user_added(tmp_path: Path) -> None:
