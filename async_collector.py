@@ -3565,6 +3565,8 @@ def missing_books(
     """
     reasons = {bad.id: bad.reason for bad in rejected}
     errors = {bad.id: bad.error for bad in rejected if bad.error}
+    for drifting in set(errors.values()):
+        run.check_drift(drifting)
     failures: list[Failure] = []
     refused: defaultdict[tuple[str, ApiError], list[str]] = defaultdict(list)  # markets by what failed for both sides
     for market in markets:
@@ -3698,7 +3700,10 @@ class AsyncCollector:
         settings = self.settings
         async with Database.open(settings.db_path, self.file) as database, self.connect() as (wire, api):
             self.file = database.file
-            await self._wait_for_a_fresh_second(database)
+            # a market has one row per second; a clock that was set back by more than two is not waited for
+            last_at: str | None = await database.value(LAST_SNAPSHOT_AT)
+            while last_at and (now := self._clock.now()) and sql_time(now) <= last_at <= sql_time(now + MAX_CLOCK_STEP):
+                await self._clock.sleep(1 - now.microsecond / 1e6)
             started_at = sql_time(self._clock.now())
             run_id = await database.start_run(
                 started_at=started_at,
@@ -3744,15 +3749,6 @@ class AsyncCollector:
             clob = HttpHost(settings.clob, self.clob_limiter, wire)
             yield wire, PolymarketApi(gamma, clob)
 
-    async def _wait_for_a_fresh_second(self, database: Database) -> None:
-        """Wait until no earlier run has a snapshot of this second or a later one: a market has one row per second.
-
-        A clock that was set back by more than two seconds is not waited for.
-        """
-        last_at: str | None = await database.value(LAST_SNAPSHOT_AT)
-        while last_at and (now := self._clock.now()) and sql_time(now) <= last_at <= sql_time(now + MAX_CLOCK_STEP):
-            await self._clock.sleep(1 - now.microsecond / 1e6)
-
     async def _fetch_books(self, run: Run, discovery: Discovery) -> None:
         """Turn batches of markets into rows, `workers` of them at a time."""
 
@@ -3774,8 +3770,6 @@ class AsyncCollector:
         except ApiError as error:
             log.warning("no books for %d markets: %s", len(markets), error)
             rejected = [Rejected(None, str(error), error=error)]
-        for drifting in {bad.error for bad in rejected if bad.error}:
-            run.check_drift(drifting)
         now = sql_time(self._clock.now())
         batch = Batch(run.run_id, follow=not self.settings.selection.whole_exchange)
         for market in markets:
@@ -4063,12 +4057,12 @@ class XAnswer(msgspec.Struct):
 class PostPage(NamedTuple):
     """A page of posts, the newest first."""
 
-    posts: list[XPost]
-    rejected: list[Rejected]
+    received: int
+    posts: list[XPost]  # those that could be decoded
+    problems: list[str]  # what of them could not, and what X has left out
     newest_id: str | None
     next_token: str | None  # None on the last page
     usernames: Mapping[str, str | None]  # by id of the author, as far as they were asked for
-    problem: str | None  # that came beside the posts
 
 
 _X_ANSWER: Final = json_decoder(XAnswer)
@@ -4087,18 +4081,21 @@ def decode_posts(body: Body) -> PostPage:
     users = {
         user["id"]: user.get("username") for user in objects(includes.get("users")) if isinstance(user.get("id"), str)
     }
-    problem = None
+    problems = [bad.reason for bad in rejected]
     if answer.errors:
         first: dict[str, Any] = next(iter(objects(answer.errors)), {})
         texts = (first.get(key) for key in ("detail", "title", "message"))
-        problem = next((text for text in texts if text and isinstance(text, str)), "something that is not understood")
+        what = next((text for text in texts if text and isinstance(text, str)), "something that is not understood")
+        problems.append(f"X left something out: {printable(what)}")
+    left_out = Counter(key for post in posts for key in set(post.left_out))
+    problems += [f"left out, for it cannot be read: {key} of {count} posts" for key, count in left_out.items()]
     return PostPage(
+        received=len(posts) + len(rejected),
         posts=posts,
-        rejected=rejected,
+        problems=problems,
         newest_id=answer.meta.newest_id or max((post.post_id for post in posts), key=int, default=None),
         next_token=answer.meta.next_token,
         usernames={id_: name if isinstance(name, str) else None for id_, name in users.items()},
-        problem=problem and f"X left something out: {printable(problem)}",
     )
 
 
@@ -4135,11 +4132,10 @@ async def iter_post_pages(
         params = [*always, ("max_results", str(size)), *([("next_token", next_token)] if next_token else [])]
         page = await host.fetch(Request("GET", SEARCH_PATH, params), decode_posts)
         yield page
-        received = len(page.posts) + len(page.rejected)
         next_token = page.next_token
-        if not (received and next_token):
+        if not (page.received and next_token):
             return
-        at_most -= received
+        at_most -= page.received
 
 
 # --- Posts: tone, matching, hype --------------------------------------------------------------------------------------
@@ -4340,10 +4336,10 @@ class MarketIndex:
         rest = sum(self._weight(word) for word, places in known.items() if len(places) > common)
         candidates = [place for place, weight in weights.items() if self._singles_out(place, weight + rest)]
         fits = {place: fit for place in candidates if (fit := self._fit(place, known, words & TIMES))}
-        place = _single_best(fits)
-        if place is None:
+        best = _single_best(fits)
+        if best is None:
             return None
-        return Match(self._ids[place], ", ".join(sorted(word for word in known if is_in(known[word], place))))
+        return Match(self._ids[best], ", ".join(sorted(word for word in known if is_in(known[word], best))))
 
     def _singles_out(self, place: int, weight: float) -> bool:
         """Return whether words of *weight* single out the market at *place*: rare ones, and most of its question."""
@@ -4383,7 +4379,7 @@ def hype_score(
     """Return how much attention a market has, from 0 (none) to 100; it grows with each of its parts.
 
     Half of a part is reached at 10 posts, of which 3 per author count, at an engagement of 100, at three times the
-    posts of the hour before, at 5 authors, and at a neutral tone. Velocity and tone count by the breadth that they have.
+    posts of the hour before, at 5 authors, and at a neutral tone. Velocity and tone count by their breadth.
 
     Args:
         tweet_count: posts in the last hour.
@@ -4433,7 +4429,7 @@ class Post(NamedTuple):
     links: str | None
 
     @classmethod
-    def from_wire(cls, post: XPost, *, usernames: Mapping[str, str | None], run_id: int, received_at: str) -> Self:
+    def from_wire(cls, post: XPost, usernames: Mapping[str, str | None], run_id: int, received_at: str) -> Self:
         """Build the row of *post*; *usernames* are by `author_id`, as far as they were asked for."""
         metrics = post.public_metrics or XMetrics()
         return cls(
@@ -4492,7 +4488,6 @@ UNMATCHED_POSTS: Final = """
     SELECT tweet_id, text, links FROM tweets
     WHERE market_id IS NULL AND timestamp > ? AND (run_id = ? OR timestamp > ? AND run_id IS NOT NULL)
 """
-SAVE_MATCH: Final = "UPDATE tweets SET market_id = ?, keywords = ? WHERE tweet_id = ?"
 # the markets of a run, whose rows are the newest
 QUESTIONS: Final = f"""
     SELECT {", ".join(Question._fields)} FROM (
@@ -4598,7 +4593,10 @@ class Posts:
             async with aclosing(pages):
                 async for page in pages:
                     newest_id = newest_id or page.newest_id
-                    await self._take(page, newest_id)
+                    self.received += page.received
+                    now = sql_time(self._clock.now())
+                    posts = [Post.from_wire(post, page.usernames, self._run_id, now) for post in page.posts]
+                    await self._save(posts, page.problems, newest_id)
         except RequestRejectedError as error:
             if since_id is None or page or "since_id" not in error.message:
                 raise
@@ -4607,21 +4605,9 @@ class Posts:
             return False
         return page is not None and page.next_token is None and self.reason is None
 
-    async def _take(self, page: PostPage, newest_id: str | None) -> None:
-        """Store the posts of *page*; the next search begins after *newest_id* then."""
-        self.received += len(page.posts) + len(page.rejected)
-        now = sql_time(self._clock.now())
-        posts = [
-            Post.from_wire(post, usernames=page.usernames, run_id=self._run_id, received_at=now) for post in page.posts
-        ]
-        problems = [bad.reason for bad in page.rejected] + ([page.problem] if page.problem else [])
-        left_out = Counter(key for post in page.posts for key in set(post.left_out))
-        problems += [f"left out, for it cannot be read: {key} of {count} posts" for key, count in left_out.items()]
-        await self._save(posts, problems, newest_id)
-
     @uninterrupted
     async def _save(self, posts: Sequence[Post], problems: Sequence[str], newest_id: str | None) -> None:
-        """Store a page, and where the next search begins, in one transaction, and count it."""
+        """Store a page, and that the next search begins after *newest_id*, in one transaction, and count it."""
         self.reason = self.reason or next(iter(problems), None)
         failures = [Failure(self._run_id, None, "posts", problem) for problem in problems]
         async with self._database.transaction("store posts"):
@@ -4639,7 +4625,8 @@ class Posts:
         if posts and snapshots:
             path = self._database.absolute_path
             matches = await asyncio.to_thread(_match_all, posts, path, self._run_id, snapshots)
-            await self._write(SAVE_MATCH, [(*match, post_id) for post_id, match in matches.items()])
+            save_match = "UPDATE tweets SET market_id = ?, keywords = ? WHERE tweet_id = ?"
+            await self._write(save_match, [(*match, post_id) for post_id, match in matches.items()])
         attention = await self._database.rows(ATTENTION, hours_ago[1], hours_ago[2], hours_ago[0])
         await self._write(SAVE_HYPE, [HypeSignal.from_row(row, hours_ago[0], self._run_id) for row in attention])
 
