@@ -3453,6 +3453,8 @@ MAX_CLOCK_STEP: Final = timedelta(seconds=2)  # that is waited for
 RATE_WINDOW_S: Final = 1.1  # a second and some room: we count starts, the exchange counts arrivals
 MAX_HEADER_BYTES: Final = 65_536  # a line of an answer's head: company networks add long ones
 MIN_COMPLETE_SHARE: Final = 0.95  # of the listed markets, stored with their books
+# of a `CollectionResult`, which the row of the run has as well
+FIGURES_OF_RUN: Final = ("status", "duration", "books_missing", "unmirrored", "requests", "retries", "rate_limit_hits")
 
 
 class Progress(NamedTuple):
@@ -3464,11 +3466,48 @@ class Progress(NamedTuple):
     all_listed: bool  # from now on `listed` does not grow
 
 
-def _first_error(error: BaseException) -> BaseException:
-    """Return the error that ended a group of stages."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+@asynccontextmanager
+async def stages() -> AsyncIterator[asyncio.TaskGroup]:
+    """Open a task group that ends with its first error itself."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            yield tasks
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from group
+
+
+def missing_books(
+    run: Run, markets: Iterable[GammaMarket], books: Collection[str], rejected: Iterable[Rejected]
+) -> list[Failure]:
+    """Count the markets that should have books which are not among *books* (by token), and return their failures.
+
+    Markets whose request failed share one row. One of *rejected* without an id stands for all that have none of theirs.
+    """
+    reasons = {bad.id: bad.reason for bad in rejected}
+    errors = {bad.id: bad.error for bad in rejected if bad.error}
+    for drifting in set(errors.values()):
+        run.check_drift(drifting)
+    failures: list[Failure] = []
+    refused: defaultdict[tuple[str, ApiError], list[str]] = defaultdict(list)  # markets by what failed for both sides
+    for market in markets:
+        missing: defaultdict[str, list[str]] = defaultdict(list)  # sides by reason
+        for side, token in zip(("YES", "NO"), market.tokens, strict=True):
+            if token not in books:
+                missing[reasons.get(token, reasons.get(None, "the exchange has no book"))].append(side)
+        is_named = None in errors or not reasons.keys().isdisjoint(market.tokens)
+        if not missing or not (is_named or market.has_book):
+            continue
+        run.books_missing += 1
+        reason = "; ".join(f"{' and '.join(sides)}: {why}" for why, sides in missing.items())
+        error = next((errors[name] for name in (None, *market.tokens) if name in errors), None)
+        if error and len(missing) == 1:
+            refused[reason, error].append(market.market_id)
+        else:
+            failures.append(run.failure(market.market_id, "book", reason))
+    return failures + [run.request_failure(ids, "book", reason) for (reason, _), ids in refused.items()]
 
 
 class AsyncCollector:
@@ -3560,27 +3599,34 @@ class AsyncCollector:
             StorageError: the database cannot be used; what was stored before stays.
         """
         started = self._clock.monotonic()
-        try:
-            async with self._open_run(started) as (run, discovery, posts):
-                async with asyncio.TaskGroup() as tasks:
+        async with self._open_run() as (run, discovery, posts):
+            try:
+                async with stages() as tasks:
                     tasks.create_task(discovery.run(), name="discover")  # pages -> batches of markets
                     tasks.create_task(self._fetch_books(run, discovery), name="fetch")  # batches -> rows
                     tasks.create_task(self._write(run, discovery), name="write")  # rows -> SQLite
                     tasks.create_task(posts.read(), name="posts")  # posts -> SQLite
                 await posts.score(run.saved.snapshots)  # posts and markets -> hype signals
-        except BaseExceptionGroup as group:
-            raise _first_error(group) from group
+            except BaseException as error:
+                if not isinstance(error, DatabaseBusy):  # it would wait for as long again
+                    with suppress(StorageError):  # the first error says it
+                        await self._finish(run, discovery, posts, started)
+                raise
+            result = await self._finish(run, discovery, posts, started)
         if discovery.error and not run.saved.snapshots:
             raise discovery.error
-        return self._result(run, discovery, posts, self._clock.monotonic() - started)
+        return result
 
     @asynccontextmanager
-    async def _open_run(self, started: float) -> AsyncIterator[tuple[Run, Discovery, Posts]]:
-        """Open what a run needs, and close the run with its true state however it ends."""
+    async def _open_run(self) -> AsyncIterator[tuple[Run, Discovery, Posts]]:
+        """Open what a run needs, and the run itself; whoever has it finishes it."""
         settings = self.settings
         async with Database.open(settings.db_path, self.file) as database, self.connect() as (wire, api):
             self.file = database.file
-            await self._wait_for_a_fresh_second(database)
+            # a market has one row per second; a clock that was set back by more than two is not waited for
+            last_at: str | None = await database.value(LAST_SNAPSHOT_AT)
+            while last_at and (now := self._clock.now()) and sql_time(now) <= last_at <= sql_time(now + MAX_CLOCK_STEP):
+                await self._clock.sleep(1 - now.microsecond / 1e6)
             started_at = sql_time(self._clock.now())
             run_id = await database.start_run(
                 started_at=started_at,
@@ -3593,15 +3639,7 @@ class AsyncCollector:
                 run, settings.selection, workers=settings.workers, follow=self._follow, clock=self._clock
             )
             x_host = HttpHost(settings.twitter, self.twitter_limiter, wire)
-            posts = Posts(run_id, database, x_host, settings, self._clock)
-            try:
-                yield run, discovery, posts
-            except BaseException as error:
-                if not isinstance(_first_error(error), DatabaseBusy):  # it would wait for as long again
-                    with suppress(StorageError):  # the first error says it
-                        await self._finish(run, discovery, posts, started)
-                raise
-            await self._finish(run, discovery, posts, started)
+            yield run, discovery, Posts(run_id, database, x_host, settings, self._clock)
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[tuple[Wire, PolymarketApi]]:
@@ -3634,15 +3672,6 @@ class AsyncCollector:
             clob = HttpHost(settings.clob, self.clob_limiter, wire)
             yield wire, PolymarketApi(gamma, clob)
 
-    async def _wait_for_a_fresh_second(self, database: Database) -> None:
-        """Wait until no earlier run has a snapshot of this second or a later one: a market has one row per second.
-
-        A clock that was set back by more than two seconds is not waited for.
-        """
-        last_at: str | None = await database.value(LAST_SNAPSHOT_AT)
-        while last_at and (now := self._clock.now()) and sql_time(now) <= last_at <= sql_time(now + MAX_CLOCK_STEP):
-            await self._clock.sleep(1 - now.microsecond / 1e6)
-
     async def _fetch_books(self, run: Run, discovery: Discovery) -> None:
         """Turn batches of markets into rows, `workers` of them at a time."""
 
@@ -3650,7 +3679,7 @@ class AsyncCollector:
             async for markets in discovery.batches:
                 await run.rows.put(await self._snapshot(markets, run))
 
-        async with asyncio.TaskGroup() as tasks:
+        async with stages() as tasks:
             for number in range(self.settings.workers):
                 tasks.create_task(work(), name=f"fetch {number}")
         await run.rows.close()
@@ -3658,23 +3687,14 @@ class AsyncCollector:
     async def _snapshot(self, markets: list[GammaMarket], run: Run) -> Batch:
         """Fetch the books of *markets* and build their rows; without a book a row has NULL in its place."""
         books: dict[str, OrderBook] = {}
-        rejected: list[Rejected] = []
-        reasons: dict[str | None, str] = {}
-        otherwise, failed = "the exchange has no book", False
         try:
             books, rejected = await run.api.fetch_books([token for market in markets for token in market.tokens])
             rejected += strangers(books, markets)
-            reasons = {bad.id: bad.reason for bad in rejected}
-            for error in {bad.error for bad in rejected if bad.error}:
-                run.check_drift(error)
         except ApiError as error:
             log.warning("no books for %d markets: %s", len(markets), error)
-            run.check_drift(error)
-            otherwise, failed = str(error), True
+            rejected = [Rejected(None, str(error), error=error)]
         now = sql_time(self._clock.now())
         batch = Batch(run.run_id, follow=not self.settings.selection.whole_exchange)
-        errors = {bad.id: bad.error for bad in rejected if bad.error}
-        refused: dict[tuple[str, ApiError | None], list[str]] = {}  # markets by the request that failed for both sides
         for market in markets:
             yes, no = (books.get(token) for token in market.tokens)
             batch.markets.append(Market.from_wire(market, seen_at=now))
@@ -3683,19 +3703,7 @@ class AsyncCollector:
             if book:
                 batch.books[market.market_id] = book
                 run.unmirrored += book.mirrored is False
-            missing: dict[str, list[str]] = {}  # sides by reason
-            for side, token in zip(("YES", "NO"), market.tokens, strict=True):
-                if token not in books:
-                    missing.setdefault(reasons.get(token, reasons.get(None, otherwise)), []).append(side)
-            if missing and (failed or market.has_book or not reasons.keys().isdisjoint(market.tokens)):
-                run.books_missing += 1
-                reason = "; ".join(f"{' and '.join(sides)}: {why}" for why, sides in missing.items())
-                failing = errors.get(market.tokens[0]) or errors.get(market.tokens[1])
-                if failed or (failing and len(missing) == 1):
-                    refused.setdefault((reason, failing), []).append(market.market_id)
-                else:
-                    batch.failures.append(run.failure(market.market_id, "book", reason))
-        batch.failures += [run.request_failure(ids, "book", reason) for (reason, _), ids in refused.items()]
+        batch.failures += missing_books(run, markets, books, rejected)
         batch.failures += run.note_left_out(markets, books)
         return batch
 
@@ -3713,35 +3721,26 @@ class AsyncCollector:
         if saved.errors > len(batch.failures):
             run.reason = run.reason or "the database refused a row"
 
-    def _status(self, run: Run, discovery: Discovery) -> str:
-        """Return the status of a run that ends now."""
-        with_books = run.saved.snapshots - run.books_missing
-        enough = with_books >= MIN_COMPLETE_SHARE * discovery.listed
-        if discovery.all_listed and discovery.error is None and enough:
-            return "complete"
-        return "partial" if run.saved.snapshots else "failed"
-
     @uninterrupted
-    async def _finish(self, run: Run, discovery: Discovery, posts: Posts, started: float) -> None:
-        """Complete the row of the run; its snapshots and errors were counted as they were stored."""
+    async def _finish(self, run: Run, discovery: Discovery, posts: Posts, started: float) -> CollectionResult:
+        """Complete the row of the run, of which its snapshots and errors were counted as they were stored."""
+        columns = await discovery.save()
         run.say_left_out(run.saved.snapshots)
-        columns = await discovery.save() | {
-            "finished_at": sql_time(self._clock.now()),
-            "status": self._status(run, discovery),
-            "books_missing": run.books_missing,
-            "unmirrored": run.unmirrored,
-            "requests": run.traffic.requests,
-            "retries": run.traffic.retries,
-            "rate_limit_hits": run.traffic.rate_limit_hits,
-            "tweets_complete": posts.complete,
-            "duration": self._clock.monotonic() - started,
-        }
+        result = self._result(run, discovery, posts, self._clock.monotonic() - started)
+        figures = dict(result) | dict(result["stats"])
+        columns |= {name: figures[name] for name in FIGURES_OF_RUN}
+        columns |= {"finished_at": sql_time(self._clock.now()), "tweets_complete": posts.complete}
         await run.database.finish_run(run.run_id, columns)
         log.info(
-            "run %d %s: %d snapshots, %d errors", run.run_id, columns["status"], run.saved.snapshots, run.saved.errors
+            "run %d %s: %d snapshots, %d errors", run.run_id, result["status"], run.saved.snapshots, run.saved.errors
         )
+        return result
 
     def _result(self, run: Run, discovery: Discovery, posts: Posts, duration: float) -> CollectionResult:
+        status = "partial" if run.saved.snapshots else "failed"
+        with_books = run.saved.snapshots - run.books_missing
+        if discovery.all_listed and not discovery.error and with_books >= MIN_COMPLETE_SHARE * discovery.listed:
+            status = "complete"
         return CollectionResult(
             markets=run.saved.snapshots,
             snapshots=run.saved.snapshots,
@@ -3756,7 +3755,7 @@ class AsyncCollector:
                 rate_limit_hits=run.traffic.rate_limit_hits,
             ),
             run_id=run.run_id,
-            status=self._status(run, discovery),
+            status=status,
             books_missing=run.books_missing,
             books_saved=run.saved.books,
             books_unchanged=run.saved.books_unchanged,
@@ -3784,9 +3783,9 @@ class Tick(NamedTuple):
     missed: int  # ticks without a run, since the schedule began
 
 
-def next_tick(after_s: float, interval_s: float) -> float:
-    """Return the first multiple of *interval_s* after *after_s*, both in seconds of Unix time."""
-    return (math.floor(after_s / interval_s) + 1) * interval_s
+def tick_number(time_s: float, interval_s: float) -> int:
+    """Return the number, since 1970, of the tick that a run beginning at *time_s* (Unix time) stands for."""
+    return math.floor(time_s / interval_s + EARLY_SHARE)
 
 
 async def unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
@@ -3823,44 +3822,19 @@ class DaemonThreads(ThreadPoolExecutor):
         return future
 
 
-class Schedule:
-    """Aims at the multiples of an interval by the wall clock, and never catches up on what was missed.
+async def _wait_for(tick: int, interval_s: float, clock: Clock, stop: asyncio.Event, on_nap: Callable[[], None]) -> int:
+    """Wait until *tick*, or until *stop* is set; return the tick, which is a nearer one if the clock is set back.
 
-    The wall clock only says where the next tick is; waiting goes by a clock that does not jump, in short naps. A tick
-    that passes during a run, in suspension or when the clock is set forward is missed, and counted.
-
-    Args:
-        interval_s: between two ticks.
-        clock: tells the time and sleeps.
-        on_nap: called after each nap.
+    The wall clock only says where the tick is; waiting goes by a clock that does not jump, in short naps.
     """
-
-    def __init__(self, interval_s: float, clock: Clock, on_nap: Callable[[], None]) -> None:
-        self.missed = 0
-        self._interval_s = interval_s
-        self._clock = clock
-        self._on_nap = on_nap
-
-    def tick_after(self, started_s: float) -> float:
-        """Return the next tick for a run that began at *started_s* and has just ended."""
-        earliest = started_s + EARLY_SHARE * self._interval_s
-        tick = next_tick(max(self._now_s(), earliest), self._interval_s)
-        self.missed += round((tick - next_tick(earliest, self._interval_s)) / self._interval_s)
-        return tick
-
-    async def wait_for(self, tick: float, stop: asyncio.Event) -> None:
-        """Wait until *tick*, or until *stop* is set; a clock that is set back brings a nearer tick."""
-        while not stop.is_set() and (left_s := tick - self._now_s()) > 0:
-            if left_s > self._interval_s * (1 + EARLY_SHARE):
-                tick = next_tick(self._now_s(), self._interval_s)
-            else:
-                await unless_stopped(stop, self._clock.sleep(min(left_s, MAX_NAP_S)))
-                self._on_nap()
-        if not stop.is_set():
-            self.missed += math.floor((self._now_s() - tick) / self._interval_s + EARLY_SHARE)
-
-    def _now_s(self) -> float:
-        return self._clock.now().timestamp()
+    while not stop.is_set() and (left_s := tick * interval_s - clock.now().timestamp()) > 0:
+        nearest = tick_number(clock.now().timestamp(), interval_s) + 1
+        if nearest < tick:
+            tick = nearest
+        else:
+            await unless_stopped(stop, clock.sleep(min(left_s, MAX_NAP_S)))
+            on_nap()
+    return tick
 
 
 async def _run_once(collector: AsyncCollector, stop: asyncio.Event) -> tuple[CollectionResult | None, Exception | None]:
@@ -3893,7 +3867,8 @@ async def continuous_collection(  # noqa: PLR0913  a collector's settings and th
 ) -> None:
     """Collect at once, and then at every multiple of the interval (UTC): at :00, :15, :30 and :45 by default.
 
-    A run that outlasts its interval makes the ticks that pass meanwhile be skipped. A run that fails is logged, and the
+    A tick that passes during a run, in suspension or when the clock is set forward is missed and counted, and never
+    caught up on. A run that fails is logged, and the
     next tick comes all the same. No run takes another file than the first: one that is moved, or whose disk is not
     mounted, is a `StorageError` at each tick until it is back. Signal handlers are the caller's business.
 
@@ -3923,14 +3898,16 @@ async def continuous_collection(  # noqa: PLR0913  a collector's settings and th
         report(progress)
 
     collector = AsyncCollector(workers=workers, clock=clock, progress=on_progress, **settings)
-    schedule = Schedule(interval_s, clock, on_heartbeat)
+    missed, due = 0, tick_number(clock.now().timestamp(), interval_s)
     while not stop.is_set():
-        started_s = clock.now().timestamp()
+        number = tick_number(clock.now().timestamp(), interval_s)
+        missed += number - due
         result, error = await _run_once(collector, stop)
-        tick = schedule.tick_after(started_s)
+        due = max(number, math.floor(clock.now().timestamp() / interval_s)) + 1
+        missed += due - number - 1
         if on_tick:
-            on_tick(Tick(result, error, datetime.fromtimestamp(tick, UTC), schedule.missed))
-        await schedule.wait_for(tick, stop)
+            on_tick(Tick(result, error, datetime.fromtimestamp(due * interval_s, UTC), missed))
+        due = await _wait_for(due, interval_s, clock, stop, on_heartbeat)
 
 
 # --- End of the price path --------------------------------------------------------------------------------------------
@@ -4003,12 +3980,12 @@ class XAnswer(msgspec.Struct):
 class PostPage(NamedTuple):
     """A page of posts, the newest first."""
 
-    posts: list[XPost]
-    rejected: list[Rejected]
+    received: int
+    posts: list[XPost]  # those that could be decoded
+    problems: list[str]  # what of them could not, and what X has left out
     newest_id: str | None
     next_token: str | None  # None on the last page
     usernames: Mapping[str, str | None]  # by id of the author, as far as they were asked for
-    problem: str | None  # that came beside the posts
 
 
 _X_ANSWER: Final = json_decoder(XAnswer)
@@ -4027,18 +4004,21 @@ def decode_posts(body: Body) -> PostPage:
     users = {
         user["id"]: user.get("username") for user in objects(includes.get("users")) if isinstance(user.get("id"), str)
     }
-    problem = None
+    problems = [bad.reason for bad in rejected]
     if answer.errors:
         first: dict[str, Any] = next(iter(objects(answer.errors)), {})
         texts = (first.get(key) for key in ("detail", "title", "message"))
-        problem = next((text for text in texts if text and isinstance(text, str)), "something that is not understood")
+        what = next((text for text in texts if text and isinstance(text, str)), "something that is not understood")
+        problems.append(f"X left something out: {printable(what)}")
+    left_out = Counter(key for post in posts for key in set(post.left_out))
+    problems += [f"left out, for it cannot be read: {key} of {count} posts" for key, count in left_out.items()]
     return PostPage(
+        received=len(posts) + len(rejected),
         posts=posts,
-        rejected=rejected,
+        problems=problems,
         newest_id=answer.meta.newest_id or max((post.post_id for post in posts), key=int, default=None),
         next_token=answer.meta.next_token,
         usernames={id_: name if isinstance(name, str) else None for id_, name in users.items()},
-        problem=problem and f"X left something out: {printable(problem)}",
     )
 
 
@@ -4075,11 +4055,10 @@ async def iter_post_pages(
         params = [*always, ("max_results", str(size)), *([("next_token", next_token)] if next_token else [])]
         page = await host.fetch(Request("GET", SEARCH_PATH, params), decode_posts)
         yield page
-        received = len(page.posts) + len(page.rejected)
         next_token = page.next_token
-        if not (received and next_token):
+        if not (page.received and next_token):
             return
-        at_most -= received
+        at_most -= page.received
 
 
 # --- Posts: tone, matching, hype --------------------------------------------------------------------------------------
@@ -4196,6 +4175,12 @@ def distinctive_words(text: str) -> set[str]:
     return {word for word in words if word not in EMPTY_WORDS}
 
 
+def _single_best(scores: Mapping[int, Any]) -> int | None:
+    """Return the key of the highest score, or None if there is none or two share it."""
+    best = sorted(scores, key=lambda key: scores[key], reverse=True)[:2]
+    return None if not best or len({scores[key] for key in best}) < len(best) else best[0]
+
+
 class MarketIndex:
     """Finds the market that a post is about: by a link to it, or by words.
 
@@ -4260,11 +4245,7 @@ class MarketIndex:
         if len(places) == 1:
             return places[0]
         known = [found for word in words if (found := self._with_word.get(word))]
-        shared = Counter(place for found in known for place in places if is_in(found, place))
-        best = shared.most_common(2)
-        if not best or (len(best) > 1 and best[0][1] == best[1][1]):
-            return None
-        return best[0][0]
+        return _single_best(Counter(place for found in known for place in places if is_in(found, place)))
 
     def _match_words(self, words: set[str]) -> Match | None:
         known = {word: places for word in words if (places := self._with_word.get(word))}
@@ -4277,21 +4258,18 @@ class MarketIndex:
                     weights[place] += weight
         rest = sum(self._weight(word) for word, places in known.items() if len(places) > common)
         candidates = [place for place, weight in weights.items() if self._singles_out(place, weight + rest)]
-        fits = [fit for place in candidates if (fit := self._fit(place, known, words & TIMES))]
-        best = sorted(fits, reverse=True)[:2]
-        if not best or (len(best) > 1 and best[0][:2] == best[1][:2]):
+        fits = {place: fit for place in candidates if (fit := self._fit(place, known, words & TIMES))}
+        best = _single_best(fits)
+        if best is None:
             return None
-        _, _, place, shared = best[0]
-        return Match(self._ids[place], ", ".join(sorted(shared)))
+        return Match(self._ids[best], ", ".join(sorted(word for word in known if is_in(known[word], best))))
 
     def _singles_out(self, place: int, weight: float) -> bool:
         """Return whether words of *weight* single out the market at *place*: rare ones, and most of its question."""
         return weight >= self._rare_weight and weight >= MIN_COVERAGE * self._weights[place]
 
-    def _fit(
-        self, place: int, known: Mapping[str, Sequence[int]], times: set[str]
-    ) -> tuple[float, int, int, list[str]] | None:
-        """Return how well the market at *place* fits (weight, words; the place; the words), or None if it does not."""
+    def _fit(self, place: int, known: Mapping[str, Sequence[int]], times: set[str]) -> tuple[float, int] | None:
+        """Return how well the market at *place* fits, by weight and by number of words, or None if it does not."""
         shared = [word for word, places in known.items() if is_in(places, place)]
         weight = sum(map(self._weight, shared))
         if len(shared) < MIN_SHARED_WORDS or not self._singles_out(place, weight):
@@ -4299,14 +4277,9 @@ class MarketIndex:
         if times and times.isdisjoint(shared) and any(is_in(self._with_word.get(time, ()), place) for time in TIMES):
             return None  # both say when, and not the same
         # rounded, for the order of adding up must not decide between equals
-        return round(weight * weight / self._weights[place], 9), len(shared), place, shared
+        return round(weight * weight / self._weights[place], 9), len(shared)
 
 
-VOLUME_WEIGHT: Final = 30.0
-ENGAGEMENT_WEIGHT: Final = 20.0
-VELOCITY_WEIGHT: Final = 20.0
-BREADTH_WEIGHT: Final = 20.0
-TONE_WEIGHT: Final = 10.0
 POSTS_PER_AUTHOR: Final = 3  # that count: one account repeating itself is not many
 
 
@@ -4328,9 +4301,8 @@ def hype_score(
 ) -> float:
     """Return how much attention a market has, from 0 (none) to 100; it grows with each of its parts.
 
-    The parts are volume, engagement, velocity, breadth and tone, with the weights above. Half of a part is reached at
-    10 posts, of which 3 per author count, at an engagement of 100, at three times the posts of the hour before, at 5
-    authors, and at a neutral tone. Velocity and tone count by the breadth that they have.
+    Half of a part is reached at 10 posts, of which 3 per author count, at an engagement of 100, at three times the
+    posts of the hour before, at 5 authors, and at a neutral tone. Velocity and tone count by their breadth.
 
     Args:
         tweet_count: posts in the last hour.
@@ -4342,11 +4314,11 @@ def hype_score(
     breadth = _half_at(5, unique_users)
     volume = _half_at(10, min(tweet_count, POSTS_PER_AUTHOR * unique_users))
     return (
-        VOLUME_WEIGHT * volume
-        + ENGAGEMENT_WEIGHT * _half_at(100, total_engagement)
-        + VELOCITY_WEIGHT * _half_at(3, velocity + 1) * breadth
-        + BREADTH_WEIGHT * breadth
-        + TONE_WEIGHT * (avg_sentiment + 1) / 2 * breadth
+        30 * volume
+        + 20 * _half_at(100, total_engagement)
+        + 20 * _half_at(3, velocity + 1) * breadth
+        + 20 * breadth
+        + 10 * (avg_sentiment + 1) / 2 * breadth
     )
 
 
@@ -4380,7 +4352,7 @@ class Post(NamedTuple):
     links: str | None
 
     @classmethod
-    def from_wire(cls, post: XPost, *, usernames: Mapping[str, str | None], run_id: int, received_at: str) -> Self:
+    def from_wire(cls, post: XPost, usernames: Mapping[str, str | None], run_id: int, received_at: str) -> Self:
         """Build the row of *post*; *usernames* are by `author_id`, as far as they were asked for."""
         metrics = post.public_metrics or XMetrics()
         return cls(
@@ -4439,7 +4411,6 @@ UNMATCHED_POSTS: Final = """
     SELECT tweet_id, text, links FROM tweets
     WHERE market_id IS NULL AND timestamp > ? AND (run_id = ? OR timestamp > ? AND run_id IS NOT NULL)
 """
-SAVE_MATCH: Final = "UPDATE tweets SET market_id = ?, keywords = ? WHERE tweet_id = ?"
 # the markets of a run, whose rows are the newest
 QUESTIONS: Final = f"""
     SELECT {", ".join(Question._fields)} FROM (
@@ -4453,17 +4424,17 @@ def _number(column: str, least: str, most: str) -> str:
     return f"CASE WHEN typeof({column}) IN ('integer', 'real') THEN max({least}, min({column}, {most})) END"
 
 
-def _reactions(column: str) -> str:
-    return f"coalesce(CAST({_number(column, '0', '1000000000000')} AS INTEGER), 0)"
-
-
+_LIKES, _RETWEETS, _REPLIES = (
+    f"coalesce(CAST({_number(column, '0', '1000000000000')} AS INTEGER), 0)"
+    for column in ("likes", "retweets", "replies")
+)
 # parameters: an hour ago, two hours ago, now; other programs may have stored anything
 ATTENTION: Final = f"""
     WITH posts AS (
         SELECT
             market_id,
             timestamp > ? AS recent,
-            {_reactions("likes")} + 2 * {_reactions("retweets")} + {_reactions("replies")} AS engagement,
+            {_LIKES} + 2 * {_RETWEETS} + {_REPLIES} AS engagement,
             {_number("sentiment_score", "-1.0", "1.0")} AS sentiment,
             coalesce(author_id, author_username, '') AS author
         FROM tweets
@@ -4499,28 +4470,20 @@ def _match_all(posts: Sequence[tuple[str, str, str | None]], path: Path, run_id:
     return {post_id: match for post_id, match in matches if match}
 
 
+@dataclass
 class Posts:
-    """The posts of a run: reads what was said on X since the last search, and scores the attention for each market.
+    """The posts of a run: reads what was said on X since the last search, and scores the attention for each market."""
 
-    Attributes:
-        stored: posts that were not stored before.
-        received: posts that X has sent, each of which costs money.
-        errors: rows in `failures`.
-        complete: whether no post since the last search is left out; None if none was made.
-        reason: of the first failure.
-    """
-
-    def __init__(self, run_id: int, database: Database, host: HttpHost, settings: Settings, clock: Clock) -> None:
-        self.stored = 0
-        self.received = 0
-        self.errors = 0
-        self.complete: bool | None = None
-        self.reason: str | None = None
-        self._run_id = run_id
-        self._database = database
-        self._host = host
-        self._settings = settings
-        self._clock = clock
+    _run_id: int
+    _database: Database
+    _host: HttpHost
+    _settings: Settings
+    _clock: Clock
+    stored: int = 0  # posts that were not stored before
+    received: int = 0  # posts that X has sent, each of which costs money
+    errors: int = 0  # rows in `failures`
+    complete: bool | None = None  # whether no post since the last search is left out; None if none was made
+    reason: str | None = None  # of the first failure
 
     async def read(self) -> None:
         """Store the posts since the last search; what X refuses costs the markets nothing."""
@@ -4553,7 +4516,10 @@ class Posts:
             async with aclosing(pages):
                 async for page in pages:
                     newest_id = newest_id or page.newest_id
-                    await self._take(page, newest_id)
+                    self.received += page.received
+                    now = sql_time(self._clock.now())
+                    posts = [Post.from_wire(post, page.usernames, self._run_id, now) for post in page.posts]
+                    await self._save(posts, page.problems, newest_id)
         except RequestRejectedError as error:
             if since_id is None or page or "since_id" not in error.message:
                 raise
@@ -4562,21 +4528,9 @@ class Posts:
             return False
         return page is not None and page.next_token is None and self.reason is None
 
-    async def _take(self, page: PostPage, newest_id: str | None) -> None:
-        """Store the posts of *page*; the next search begins after *newest_id* then."""
-        self.received += len(page.posts) + len(page.rejected)
-        now = sql_time(self._clock.now())
-        posts = [
-            Post.from_wire(post, usernames=page.usernames, run_id=self._run_id, received_at=now) for post in page.posts
-        ]
-        problems = [bad.reason for bad in page.rejected] + ([page.problem] if page.problem else [])
-        left_out = Counter(key for post in page.posts for key in set(post.left_out))
-        problems += [f"left out, for it cannot be read: {key} of {count} posts" for key, count in left_out.items()]
-        await self._save(posts, problems, newest_id)
-
     @uninterrupted
     async def _save(self, posts: Sequence[Post], problems: Sequence[str], newest_id: str | None) -> None:
-        """Store a page, and where the next search begins, in one transaction, and count it."""
+        """Store a page, and that the next search begins after *newest_id*, in one transaction, and count it."""
         self.reason = self.reason or next(iter(problems), None)
         failures = [Failure(self._run_id, None, "posts", problem) for problem in problems]
         async with self._database.transaction("store posts"):
@@ -4594,7 +4548,8 @@ class Posts:
         if posts and snapshots:
             path = self._database.absolute_path
             matches = await asyncio.to_thread(_match_all, posts, path, self._run_id, snapshots)
-            await self._write(SAVE_MATCH, [(*match, post_id) for post_id, match in matches.items()])
+            save_match = "UPDATE tweets SET market_id = ?, keywords = ? WHERE tweet_id = ?"
+            await self._write(save_match, [(*match, post_id) for post_id, match in matches.items()])
         attention = await self._database.rows(ATTENTION, hours_ago[1], hours_ago[2], hours_ago[0])
         await self._write(SAVE_HYPE, [HypeSignal.from_row(row, hours_ago[0], self._run_id) for row in attention])
 

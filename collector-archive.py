@@ -25,7 +25,7 @@ import sys
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import NoneType
@@ -49,7 +49,7 @@ else:
     MISSING = None
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 FORMAT: Final = 1  # of the lake
 EXIT_CODES: Final = ((ac.DatabaseBusy, 75), (ac.StorageError, 74), (ac.ConfigError, 78))
@@ -66,6 +66,10 @@ SECRETS: Final = ("AWS_", "AZURE_", "GOOGLE_", "GCS_")
 
 class LakeError(ac.StorageError):
     """The lake cannot be read or written, or does not hold what it should; the text names the place."""
+
+
+class LostError(LakeError):
+    """The lake has no such file."""
 
 
 # --- Tables -----------------------------------------------------------------------------------------------------------
@@ -141,7 +145,8 @@ def query(table: Table, columns: Sequence[Column]) -> str:
 # such as text among numbers, is null there and stands in `as_stored`, a JSON object by column.
 
 PRICE: Final = r"(0|[1-9][0-9]{0,4})(\.[0-9]{0,3}[1-9])?"  # fits decimal(9, 4) and is written one way only
-SIZE: Final = r"(0|[1-9][0-9]{0,11})(\.[0-9]{0,5}[1-9])?"  # decimal(18, 6)
+SIZE: Final = r"((0|[1-9][0-9]{0,11})(\.[0-9]{0,5}[1-9])?|[1-9]e-6)"  # decimal(18, 6)
+EXPONENT: Final = (r"^0\.00000([1-9])$", r"\1e-6")  # how the collector writes a size below 0.00001
 FORMS: Final = {
     "levels": rf"^\[(\[{PRICE},{SIZE}\](,\[{PRICE},{SIZE}\])*)?\]$",
     "time": r"^[0-9]{4}-[01][0-9]-[0-3][0-9] [0-2][0-9]:[0-5][0-9]:[0-5][0-9]$",
@@ -209,6 +214,8 @@ class Column(NamedTuple):
     def _misfits(self, taken: pa.Array) -> list[int]:
         """Return the rows whose texts are not in the one form that `decode` writes."""
         fits = pc.match_substring_regex(taken, FORMS[self.kind])
+        if self.kind == "levels":
+            fits = pc.and_not(fits, pc.match_substring(taken, ",0.00000"))  # has an exponent, see EXPONENT
         if pc.all(fits).as_py() in {True, None}:
             with suppress(pa.ArrowInvalid):  # of a 30th of February
                 if self.kind != "levels":
@@ -269,6 +276,7 @@ def parse_levels(text: pa.Array, kinds: Sequence[pa.DataType]) -> list[pa.Array]
 def write_levels(prices: pa.Array, sizes: pa.Array) -> pa.Array:
     """Return each side of a book as the file has it: JSON, trailing zeros off."""
     numbers = [pc.ascii_rtrim(pc.ascii_rtrim(side.flatten().cast(pa.string()), "0"), ".") for side in (prices, sizes)]
+    numbers[1] = pc.replace_substring_regex(numbers[1], *EXPONENT)
     pairs = pc.binary_join_element_wise(*numbers, ",")
     levels = _lists(pc.list_value_length(prices), pairs, prices.is_null(), pa.list_(pa.string()))
     inner = pc.binary_join(levels, "],[")
@@ -332,19 +340,18 @@ class Lake:
         if not rest:
             self.folder = Path(address)
             if self.folder.exists() and not self.folder.is_dir():
-                msg = f"{address}: is no folder"
-                raise LakeError(msg)
+                raise LakeError(f"{address}: is no folder")
             if must_exist and not self.folder.is_dir():
-                msg = f"{address}: there is no such folder"
-                raise LakeError(msg)
+                raise LakeError(f"{address}: there is no such folder")
             with self.naming("open"):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._store: Any = obstore.store.LocalStore(str(self.folder.resolve()))
             return
         parts = urlsplit(address)
         if scheme not in {"s3", "gs", "az"} or not parts.netloc or "@" in parts.netloc or parts.query or parts.fragment:
-            msg = "LAKE: must be a folder or s3://bucket/prefix (or gs://, az://), with the keys in the environment"
-            raise ac.ConfigError(msg)
+            raise ac.ConfigError(
+                "LAKE: must be a folder or s3://bucket/prefix (or gs://, az://), with the keys in the environment"
+            )
         with self.naming("open"):
             self._store = obstore.store.from_url(address, retry_config=RETRY)
 
@@ -355,8 +362,9 @@ class Lake:
             yield
         except (OSError, obstore.exceptions.BaseError, ValueError) as error:
             reason = str(error).split("\n\n")[0]
-            msg = without_secrets(f"{self.address}: cannot {doing}: {reason}")
-            raise LakeError(msg) from None  # the error of the library may show more than it should
+            raise LakeError(
+                without_secrets(f"{self.address}: cannot {doing}: {reason}")
+            ) from None  # the error of the library may show more than it should
 
     def staging(self, database: Path, shard: str) -> Path:
         """Return the folder for unfinished files; a rename within one file system makes them final."""
@@ -388,25 +396,22 @@ class Lake:
                 _sync_folders((self.folder / name).parent, self.folder)
         return True
 
-    def read(self, name: str) -> bytes | None:
-        """Return the content of *name*, or None where there is nothing."""
+    def _pieces(self, name: str) -> Iterator[bytes]:
         with self.naming(f"read {name}"):
             try:
-                return bytes(self._store.get(name).bytes())
+                yield from map(bytes, self._store.get(name).stream(min_chunk_size=2**20))
             except (obstore.exceptions.NotFoundError, FileNotFoundError):
-                return None
+                raise LostError(f"{self.address}/{name}: is lost") from None
 
-    def sha256(self, name: str) -> str | None:
-        """Return the SHA-256 of the file *name*, read as a whole, or None where there is none."""
-        with self.naming(f"read {name}"):
-            try:
-                found = self._store.get(name)
-            except (obstore.exceptions.NotFoundError, FileNotFoundError):
-                return None
-            digest = hashlib.sha256()
-            for piece in found.stream(min_chunk_size=2**20):
+    def sha256(self, name: str, copy: Path | None = None) -> str:
+        """Return the SHA-256 of the file *name*, read as a whole, and write it to *copy*."""
+        digest = hashlib.sha256()
+        with copy.open("wb") if copy else nullcontext() as file:
+            for piece in self._pieces(name):
                 digest.update(piece)
-            return digest.hexdigest()
+                if file:
+                    file.write(piece)
+        return digest.hexdigest()
 
     def rows(self, name: str) -> int:
         """Return the number of rows that the Parquet file *name* says it has."""
@@ -416,12 +421,6 @@ class Lake:
             length = int.from_bytes(end[:4], "little") + 8  # the metadata are the last part, and their length follows
             metadata = self._store.get_range(name, start=max(0, size - length), end=size)
             return int(pq.read_metadata(pa.BufferReader(bytes(metadata))).num_rows)
-
-    def fetch(self, name: str, target: Path) -> None:
-        """Copy the file *name* to *target*."""
-        with self.naming(f"read {name}"), target.open("wb") as file:
-            for piece in self._store.get(name).stream(min_chunk_size=2**20):
-                file.write(piece)
 
     def manifests(self, day: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield names and contents of the manifests, of all days or of one, in order."""
@@ -434,19 +433,18 @@ class Lake:
 
     def manifest(self, name: str) -> dict[str, Any] | None:
         """Return the manifest *name*, or None where there is none."""
-        content = self.read(name)
-        if content is None:
+        try:
+            content = b"".join(self._pieces(name))
+        except LostError:
             return None
         try:
             manifest: dict[str, Any] = json.loads(content)
             newer = manifest["format"] > FORMAT or manifest["schema"] > ac.SCHEMA_VERSION
         except (ValueError, KeyError, TypeError) as error:
-            msg = f"{self.address}/{name}: is damaged: {error}"
-            raise LakeError(msg) from error
+            raise LakeError(f"{self.address}/{name}: is damaged: {error}") from error
         if newer:
             version = f"format {manifest['format']}, schema {manifest['schema']}"
-            msg = f"{self.address}/{name}: was written by a newer version: {version}"
-            raise LakeError(msg)
+            raise LakeError(f"{self.address}/{name}: was written by a newer version: {version}")
         return manifest
 
     def claim(self, shard: str, database_id: str) -> None:
@@ -456,8 +454,9 @@ class Lake:
         self.create(name, json.dumps(claim).encode())
         owner = (self.manifest(name) or {}).get("database")
         if owner != database_id:
-            msg = f"{self.address}: another database ({owner}) archives there as {shard}; choose another --shard"
-            raise LakeError(msg)
+            raise LakeError(
+                f"{self.address}: another database ({owner}) archives there as {shard}; choose another --shard"
+            )
 
 
 def _sync_folders(folder: Path, top: Path) -> None:
@@ -492,8 +491,7 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version != ac.SCHEMA_VERSION:
             advice = "collect once to upgrade it" if version < ac.SCHEMA_VERSION else "a newer collector made it"
-            msg = f"{path}: has schema {version}, not {ac.SCHEMA_VERSION}: {advice}"
-            raise ac.StorageError(msg)
+            raise ac.StorageError(f"{path}: has schema {version}, not {ac.SCHEMA_VERSION}: {advice}")
         yield connection
 
 
@@ -505,7 +503,7 @@ class Writer:
         self.path: Final = path
         self.last_hold_s = 0.0
         self._since_pause_s = 0.0
-        with self._naming():
+        with self.naming():
             self.connection = sqlite3.connect(path, isolation_level=None, timeout=ac.BUSY_TIMEOUT_S)
             # a deleted parent would look for its children in all of `snapshots`
             self.connection.execute("PRAGMA foreign_keys = OFF")
@@ -514,29 +512,24 @@ class Writer:
             self.connection.execute("PRAGMA cache_size = -32768")
 
     @contextmanager
-    def _naming(self) -> Iterator[None]:
+    def naming(self) -> Iterator[None]:
+        """Turn errors of SQLite into a `StorageError` that names the file."""
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            msg = f"{self.path}: cannot write: {error}"
-            raise ac.StorageError(msg) from error
+            raise ac.StorageError(f"{self.path}: cannot write: {error}") from error
 
     def execute(self, statement: str, values: Mapping[str, object] | None = None) -> int:
         """Execute one statement in a transaction of its own, holding the file, and return how many rows it changed."""
         if self._since_pause_s > PAUSE_EVERY_S:  # whoever waits for the file gets it now
             time.sleep(PAUSE_S)
             self._since_pause_s = 0.0
-        with self._naming(), ac.held_alone(self.path, PATIENCE_S):
+        with self.naming(), ac.held_alone(self.path, PATIENCE_S):
             started = time.monotonic()
             changed = self.connection.execute(statement, values or {}).rowcount
             self.last_hold_s = time.monotonic() - started
         self._since_pause_s += self.last_hold_s
         return changed
-
-    def prepare(self, statement: str, values: Mapping[str, object] | None = None) -> None:
-        """Execute a statement that changes temporary tables alone, without holding the file."""
-        with self._naming():
-            self.connection.execute(statement, values or {})
 
     def close(self) -> None:
         """Close the file; the last to do so writes the log back, so it is held unless a collector has it open."""
@@ -548,7 +541,6 @@ class Writer:
 
 # --- Archiving --------------------------------------------------------------------------------------------------------
 
-ARCHIVED: Final = "SELECT * FROM archived_days WHERE day = ?"
 NOTE: Final = f"""
     INSERT OR REPLACE INTO archived_days (day, archived_at, parts, {", ".join(table.name for table in TABLES)})
     VALUES (:day, :now, :part, {", ".join(f":{table.name}" for table in TABLES)})
@@ -560,6 +552,7 @@ RUN_DAYS: Final = """
     WHERE day IS NULL OR run_id > runs
 """
 DAY: Final = re.compile(r"\d{4}-\d\d-\d\d")
+WHOLE: Final = re.compile(r"[0-9]{1,5}")
 SHARD: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -587,11 +580,11 @@ def days_before(connection: sqlite3.Connection, end: str) -> list[str]:
 
 def window_of(connection: sqlite3.Connection, day: str) -> tuple[Window, dict[str, int]]:
     """Return the rows of *day* that are not in the lake, and how many there are by table."""
-    connection.row_factory = sqlite3.Row
-    known = connection.execute(ARCHIVED, (day,)).fetchone()
-    connection.row_factory = None
-    after = {table.name: known[table.name] if known else 0 for table in TABLES}
-    window = Window(day, known["parts"] + 1 if known else 1, after, dict(after))
+    names = ", ".join(("parts", *(table.name for table in TABLES)))
+    known = connection.execute(f"SELECT {names} FROM archived_days WHERE day = ?", (day,)).fetchone()  # noqa: S608
+    parts, *ids = known or [0] * (1 + len(TABLES))
+    after = {table.name: number for table, number in zip(TABLES, ids, strict=True)}
+    window = Window(day, parts + 1, after, dict(after))
     counts = {}
     for table in TABLES:
         find = f"SELECT count(*), max({table.number}) FROM {table.name} WHERE {table.condition}"  # noqa: S608
@@ -660,8 +653,7 @@ class Part:
                 check.result()
         manifest = self._manifest(connection)
         if not self._lake.create(self.manifest_name, json.dumps(manifest, indent=1).encode()):
-            msg = f"{self._lake.address}/{self.manifest_name}: was written meanwhile; run again"
-            raise LakeError(msg)
+            raise LakeError(f"{self._lake.address}/{self.manifest_name}: was written meanwhile; run again")
         return manifest
 
     def _write_table(
@@ -705,16 +697,16 @@ class Part:
         """Read the file back, compare it with what SQLite had, and put it into the lake."""
         with self._lake.naming(f"read {path.name} back"):
             if digests_of(path, columns).by_column() != written.by_column():
-                msg = f"{path}: does not hold what the database has of {self.window.day}; nothing was deleted"
-                raise LakeError(msg)
+                raise LakeError(
+                    f"{path}: does not hold what the database has of {self.window.day}; nothing was deleted"
+                )
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             size = path.stat().st_size
         name = f"{table.name}/date={self.window.day}/{self._file_name}.parquet"
         self._lake.put(name, path)
         if self._lake.sha256(name) != sha256:
-            msg = f"{self._lake.address}/{name}: is not what was written there"
-            raise LakeError(msg)
+            raise LakeError(f"{self._lake.address}/{name}: is not what was written there")
         described = {"file": name, "rows": written.rows, "bytes": size, "sha256": sha256}
         self._tables[table.name] = described | {"digests": written.by_column()}
 
@@ -748,8 +740,9 @@ class Part:
                 digests.get(name) == digest for name, digest in there["digests"].items()
             )
             if manifest["database"] != self._database_id or not same:
-                msg = f"{self._lake.address}/{self.manifest_name}: tells of other {table.name} than the database has"
-                raise LakeError(msg)
+                raise LakeError(
+                    f"{self._lake.address}/{self.manifest_name}: tells of other {table.name} than the database has"
+                )
         if problems := list(faults(self._lake, manifest)):
             raise LakeError(problems[0])
 
@@ -798,7 +791,7 @@ def prune(path: Path, day: str, bar: tqdm[Any]) -> int:
     with reading(path) as connection:
         later, _ = window_of(connection, day)
     archived = Window(day, later.part - 1, {}, later.after)
-    with closing(Writer(path)) as writer:
+    with closing(Writer(path)) as writer, writer.naming():
         return sum(prune_table(writer, table, archived, bar) for table in TABLES if table.is_pruned)
 
 
@@ -807,12 +800,13 @@ def prune_table(writer: Writer, table: Table, archived: Window, bar: tqdm[Any]) 
     # SQLite gives the id of the newest row again once it is deleted: a late row would pass for an archived one
     but_newest = f"AND {table.number} < (SELECT max({table.number}) FROM {table.name})" if table.reuses_ids else ""  # noqa: S608
     values = archived.values(table.name)
-    writer.prepare("DROP TABLE IF EXISTS temp.doomed")
-    writer.prepare(DOOMED.format(table=table, but_newest=but_newest), values)
+    temporary = writer.connection  # to change its temporary tables nothing is held
+    temporary.execute("DROP TABLE IF EXISTS temp.doomed")
+    temporary.execute(DOOMED.format(table=table, but_newest=but_newest), values)
     if table.name == "books":
-        writer.prepare(SPARE_USED)
+        temporary.execute(SPARE_USED)
     delete = DELETE.format(table=table, but_used=BUT_USED if table.name == "books" else "")
-    (doomed,) = writer.connection.execute("SELECT coalesce(max(rowid), 0) FROM temp.doomed").fetchone()
+    (doomed,) = temporary.execute("SELECT coalesce(max(rowid), 0) FROM temp.doomed").fetchone()
     done = deleted = transactions = 0
     most = MAX_DELETED
     while done < doomed:
@@ -841,8 +835,7 @@ def identity(path: Path, shard: str | None) -> tuple[str, str]:
     if known and shard in {None, known[1]}:
         return known[0], known[1]
     if known and days:
-        msg = f"--shard {shard}: {path} has days in a lake as {known[1]}"
-        raise ac.ConfigError(msg)
+        raise ac.ConfigError(f"--shard {shard}: {path} has days in a lake as {known[1]}")
     database_id = known[0] if known else str(uuid.uuid4())
     chosen = shard or database_id[:8]
     with closing(Writer(path)) as writer:
@@ -934,13 +927,13 @@ def faults(lake: Lake, manifest: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is wrong with the files of *manifest*."""
     for table in manifest["tables"].values():
         name = table["file"]
-        sha256 = lake.sha256(name)
-        if sha256 is None:
-            yield f"{lake.address}/{name}: is lost"
-        elif sha256 != table["sha256"]:
-            yield f"{lake.address}/{name}: was changed"
-        elif lake.rows(name) != table["rows"]:
-            yield f"{lake.address}/{name}: does not have {table['rows']} rows"
+        try:
+            if lake.sha256(name) != table["sha256"]:
+                yield f"{lake.address}/{name}: was changed"
+            elif lake.rows(name) != table["rows"]:
+                yield f"{lake.address}/{name}: does not have {table['rows']} rows"
+        except LostError as error:
+            yield str(error)
 
 
 def check(lake: Lake) -> None:
@@ -958,22 +951,19 @@ def check(lake: Lake) -> None:
         files += len(manifest["tables"])
         rows += sum(table["rows"] for table in manifest["tables"].values())
     if bad:
-        msg = f"{lake.address}: {bad} of {files} files are not as they were written"
-        raise LakeError(msg)
+        raise LakeError(f"{lake.address}: {bad} of {files} files are not as they were written")
     say(f"{lake.address}: {manifests} manifests, {files} files, {rows:,} rows: all as they were written")
 
 
 def restore(path: Path, lake: Lake, day: str, shard: str | None) -> None:
     """Make a new file at *path* with the rows of *day*, which every reader of a collector's file opens."""
     if path.exists():
-        msg = f"{path}: exists; --restore makes a new file"
-        raise ac.StorageError(msg)
+        raise ac.StorageError(f"{path}: exists; --restore makes a new file")
     found = [manifest for _, manifest in lake.manifests(day) if shard in {None, manifest["shard"]}]
     shards = sorted({manifest["shard"] for manifest in found})
     if len(shards) != 1:
         what = f"choose one with --shard: {', '.join(shards)}" if shards else "is not there"
-        msg = f"{lake.address}: {day} {what}"
-        raise LakeError(msg)
+        raise LakeError(f"{lake.address}: {day} {what}")
     unfinished = path.with_name(f"{path.name}.unfinished")
     copy = path.with_name(f"{path.name}.parquet")
     with ExitStack() as stack:
@@ -1009,11 +999,8 @@ def _restore_table(
     connection: sqlite3.Connection, lake: Lake, table: str, described: Mapping[str, Any], copy: Path
 ) -> None:
     """Insert the rows of one file, which is fetched to *copy*; a market that is there already is replaced."""
-    lake.fetch(described["file"], copy)
-    with copy.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != described["sha256"]:
-            msg = f"{lake.address}/{described['file']}: was changed"
-            raise LakeError(msg)
+    if lake.sha256(described["file"], copy) != described["sha256"]:
+        raise LakeError(f"{lake.address}/{described['file']}: was changed")
     with pq.ParquetFile(copy) as parquet:
         there = set(parquet.schema_arrow.names)
         columns = [column for column in columns_of(connection, table) if column.fields[0].name in there]
@@ -1046,28 +1033,15 @@ def say(text: str, stream: TextIO | None = None) -> None:
         stream.flush()
 
 
-def day_argument(text: str) -> str:
-    """Return *text* if it is a day."""
-    if not is_day(text):
-        msg = f"{text!r} is no day: YYYY-MM-DD"
-        raise argparse.ArgumentTypeError(msg)
-    return text
+def argument(is_right: Callable[[str], object], form: str, kind: Callable[[str], object] = str) -> Callable[[str], Any]:
+    """Return a type for argparse that refuses what is not of *form*."""
 
+    def read(text: str) -> object:
+        if not is_right(text):
+            raise argparse.ArgumentTypeError(f"{text!r}: must be {form}")
+        return kind(text)
 
-def shard_argument(text: str) -> str:
-    """Return *text* if files can be named after it."""
-    if not SHARD.fullmatch(text):
-        msg = f"{text!r}: up to 64 letters, digits, - and _"
-        raise argparse.ArgumentTypeError(msg)
-    return text
-
-
-def keep_argument(text: str) -> int:
-    """Return the number of days."""
-    if not text.isascii() or not text.isdigit() or int(text) > 100_000:  # noqa: PLR2004
-        msg = f"{text!r}: must be a whole number of days from 0"
-        raise argparse.ArgumentTypeError(msg)
-    return int(text)
+    return read
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -1080,12 +1054,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("lake", metavar="LAKE", help="a folder, or s3://bucket/prefix (gs://, az://)")
     parser.add_argument("--db", metavar="PATH", help="database file (POLYMARKET_DB, else polymarket_data.db)")
     parser.add_argument(
-        "--keep", metavar="DAYS", type=keep_argument, default=7, help="finished days that stay in the file (7)"
+        "--keep",
+        metavar="DAYS",
+        type=argument(WHOLE.fullmatch, "a whole number of days from 0", int),
+        default=7,
+        help="finished days that stay in the file (7)",
     )
     parser.add_argument(
         "--shard",
         metavar="NAME",
-        type=shard_argument,
+        type=argument(SHARD.fullmatch, "up to 64 letters, digits, - and _"),
         help="name of this database in the lake; made once and kept in the file",
     )
     parser.add_argument("--no-prune", action="store_true", help="leave archived rows in the file")
@@ -1096,7 +1074,10 @@ def build_parser() -> argparse.ArgumentParser:
     instead.add_argument("--dry-run", action="store_true", help="say what would be archived, and do nothing")
     instead.add_argument("--check", action="store_true", help="read the whole lake and compare it with its manifests")
     instead.add_argument(
-        "--restore", metavar="DAY", type=day_argument, help="make the new file --db from a day of the lake"
+        "--restore",
+        metavar="DAY",
+        type=argument(is_day, "a day: YYYY-MM-DD"),
+        help="make the new file --db from a day of the lake",
     )
     parser.add_argument("--version", action="version", version=f"collector-archive {ac.__version__}")
     return parser

@@ -20,6 +20,7 @@ import sys
 import time
 import urllib.request
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -214,6 +215,7 @@ def test_values_that_no_column_can_hold_come_back_unchanged(sample: Path, tmp_pa
         """UPDATE books SET bids = '[[0.12345,10]]', asks = '[[0.5,1000000000000]]' WHERE book_id = 1""",
         """UPDATE books SET bids = '[[0.50,10]]', asks = '[]', bids_no = '' WHERE book_id = 2""",
         """UPDATE books SET bids = '[[99999.9999,999999999999.999999],[0,0.000001]]', asks = 'no' WHERE book_id = 3""",
+        """UPDATE books SET bids = '[[0.5,2e-6],[0.4,0.00001]]', asks = '[[0.5,0.000002]]' WHERE book_id = 4""",
         """UPDATE snapshots SET price_yes = 'dear', volume_24h = x'00ff', book_time = '2026-02-30 00:00:00.000'
            WHERE id = 1""",
         """UPDATE snapshots SET price_yes = 9e999, spread = -0.0, book_time = '2026-11-01T00:00:00Z' WHERE id = 2""",
@@ -231,6 +233,9 @@ def test_values_that_no_column_can_hold_come_back_unchanged(sample: Path, tmp_pa
     (odd,) = [row for row in stored if row["book_id"] == 1]
     assert odd["bid_prices"] is None
     assert json.loads(odd["as_stored"]) == {"bids": "[[0.12345,10]]", "asks": "[[0.5,1000000000000]]"}
+    (small,) = [row for row in stored if row["book_id"] == 4]
+    assert small["bid_sizes"] == [Decimal("0.000002"), Decimal("0.000010")]
+    assert json.loads(small["as_stored"]) == {"asks": "[[0.5,0.000002]]"}  # the collector writes 2e-6
 
 
 def everything_of(path: Path) -> dict[str, list[Any]]:
