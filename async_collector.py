@@ -1009,7 +1009,7 @@ def sql_time_of(value: object) -> str | None:
             moment = datetime.fromisoformat(value)
             stored = sql_time(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
             return stored if stored >= "1900" else None  # the year 1 stands for no time at all
-        if isinstance(value, int | float) and value >= 10**9:
+        if isinstance(value, int | float) and 10**9 <= value < 253_402_300_800_000:  # noqa: PLR2004  year 9999
             seconds = value // 1_000 if value >= 10**12 else value // 1  # seconds reach it in the year 33658
             return sql_time(datetime.fromtimestamp(seconds, UTC))
     return None

@@ -175,11 +175,11 @@ TIME_FORMS: tuple[Callable[[datetime], object], ...] = (
     lambda moment: moment.replace(tzinfo=UTC).isoformat(),
     lambda moment: moment.replace(tzinfo=UTC).astimezone(timezone(timedelta(hours=-9, minutes=-30))).isoformat(" "),
     lambda moment: moment.isoformat().encode(),
-    lambda moment: int(moment.replace(tzinfo=UTC).timestamp()),
-    lambda moment: int(moment.replace(tzinfo=UTC).timestamp()) + 0.25,
-    lambda moment: int(moment.replace(tzinfo=UTC).timestamp()) * 1_000 + 999,
-    lambda moment: str(int(moment.replace(tzinfo=UTC).timestamp())),
-    lambda moment: f" {int(moment.replace(tzinfo=UTC).timestamp())}000 ".encode(),
+    lambda moment: int(moment.replace(tzinfo=UTC, microsecond=0).timestamp()),
+    lambda moment: int(moment.replace(tzinfo=UTC, microsecond=0).timestamp()) + 0.25,
+    lambda moment: int(moment.replace(tzinfo=UTC, microsecond=0).timestamp()) * 1_000 + 999,
+    lambda moment: str(int(moment.replace(tzinfo=UTC, microsecond=0).timestamp())),
+    lambda moment: f" {int(moment.replace(tzinfo=UTC, microsecond=0).timestamp())}000 ".encode(),
 )
 
 
