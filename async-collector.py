@@ -122,7 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
         f"async-collector {ac.__version__} (Python {platform.python_version()}, "
         f"SQLite {sqlite3.sqlite_version}, aiohttp {aiohttp.__version__})"
     )
-    number_above_0 = checked(lambda name, value: ac.finite_number(name, value, above=0))
+    number_above_0 = checked(lambda name, value: ac.finite_number(name, value, positive=True))
     number_from_0 = checked(lambda name, value: ac.whole_number(name, value, at_least=0))
 
     def option(flag: str, says: str, group: argparse._ActionsContainer = parser, **kind: Any) -> None:  # noqa: ANN401

@@ -60,7 +60,7 @@ from collections.abc import (
 )
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
@@ -255,6 +255,8 @@ class AnswerTooLongError(MalformedResponseError):
 
 # --- Configuration ----------------------------------------------------------------------------------------------------
 
+# A function that checks a setting raises a `ConfigError` that names the setting.
+
 # every variable that is read, and its default
 ENVIRONMENT: Final[Mapping[str, str]] = {
     "POLYMARKET_DB": "polymarket_data.db",
@@ -293,7 +295,7 @@ def read_variables(environment: Mapping[str, str], defaults: Mapping[str, str] =
 
 
 def file_name(name: str, value: str | os.PathLike[str]) -> str:
-    """Return *value* if it can be the name of a file, or raise a `ConfigError` that names it."""
+    """Return *value* if it can be the name of a file."""
     text = os.fspath(value)
     if not text.strip() or text == ":memory:" or "\0" in text:
         raise ConfigError(f"{name}={text!r}: must be the name of a file, for what is collected has to be stored in one")
@@ -301,18 +303,14 @@ def file_name(name: str, value: str | os.PathLike[str]) -> str:
 
 
 def database_path(db_path: str | os.PathLike[str], environment: Mapping[str, str]) -> Path:
-    """Return where the database is: the explicit path, else that of POLYMARKET_DB, else the default.
-
-    Raises:
-        ConfigError: that is no name of a file.
-    """
+    """Return where the database is: the explicit path, else that of POLYMARKET_DB, else the default."""
     if isinstance(db_path, _Default):
         return Path(file_name("POLYMARKET_DB", read_variables(environment)["POLYMARKET_DB"]))
     return Path(file_name("db_path", db_path))
 
 
 def whole_number(name: str, value: object, *, at_least: int = 1, at_most: int = 1_000) -> int:
-    """Return *value* as an int from *at_least* to *at_most*, or raise a `ConfigError` that names it."""
+    """Return *value* as an int from *at_least* to *at_most*."""
     try:
         number = int(str(value))
     except ValueError:
@@ -322,73 +320,59 @@ def whole_number(name: str, value: object, *, at_least: int = 1, at_most: int = 
     return number
 
 
-def finite_number(name: str, value: object, *, above: float | None = None, at_most: float = 1e18) -> float:
-    """Return *value* as a float above *above* (or at least 0) and at most *at_most*, or raise a `ConfigError`."""
+def finite_number(name: str, value: object, *, positive: bool = False, at_most: float = 1e18) -> float:
+    """Return *value* as a float from 0, or above 0 if it must be *positive*, to *at_most*."""
     try:
         number = float(str(value))
     except ValueError:
         number = -1.0
-    if not (number > above if above is not None else number >= 0) or number > at_most:
-        least = f"above {above:g}" if above is not None else "of at least 0"
+    if not 0 <= number <= at_most or (positive and number == 0):
+        least = "above 0" if positive else "of at least 0"
         raise ConfigError(f"{name}={value!r}: must be a number {least} and at most {at_most:,g}")
     return number
 
 
 def minutes(name: str, value: object) -> float:
-    """Return *value* as an interval in minutes, of a year at most, or raise a `ConfigError`."""
-    return finite_number(name, value, above=0, at_most=366 * 24 * 60)
-
-
-def _http_url(value: str) -> URL | None:
-    """Return *value* as an http or https address with a valid host name, or None."""
-    try:
-        url = URL(value)
-        (url.host or "").encode("idna")
-    except ValueError:
-        return None
-    valid = url.scheme in {"http", "https"} and url.host and not any(map(str.isspace, url.host))
-    return url if valid else None
+    """Return *value* as an interval in minutes, of a year at most."""
+    return finite_number(name, value, positive=True, at_most=366 * 24 * 60)
 
 
 def _without_login(address: str) -> str:
     return re.sub(r"^([^/@]*//)?.*@", r"\1***@", address, flags=re.DOTALL)
 
 
-def base_url(name: str, value: str) -> str:
-    """Return *value*, an http or https address, without a slash at its end, or raise a `ConfigError`."""
-    url = _http_url(value)
-    if not url or "@" in value or url.query_string or url.fragment:
-        raise ConfigError(f"{name}={_without_login(value)!r}: must be an address such as https://example.com")
-    return str(url).rstrip("/")
+def _http_url(name: str, value: str, *, may_have_login: bool = False) -> URL:
+    """Return *value* as an http or https address without a query; its error does not show a login."""
+    with suppress(ValueError):
+        url = URL(value)
+        (url.host or "").encode("idna")
+        has_host = url.scheme in {"http", "https"} and url.host and not any(map(str.isspace, url.host))
+        # a password with a slash in it looks like a path
+        if has_host and not (url.query_string or url.fragment or "@" in (url.path if may_have_login else value)):
+            return url
+    raise ConfigError(f"{name}={_without_login(value)!r}: must be an address such as https://example.com")
 
 
-def proxy_for(url: str) -> URL | None:
-    """Return the proxy that HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY name for *url*, as curl reads them.
-
-    Raises:
-        ConfigError: it is no http or https address.
-    """
-    address = URL(url)
-    proxies = getproxies()
-    value = (proxies.get(address.scheme) or proxies.get("all") or "").strip()
-    host = address.host or ""
-    if not value or proxy_bypass(f"{host}:{address.port}") or _is_in_network(host, proxies.get("no", "")):
-        return None
-    proxy = _http_url(value if "://" in value else f"http://{value}")
-    if proxy is None or "@" in f"{proxy.path_qs}{proxy.fragment}":  # a password with a slash in it
-        raise ConfigError(f"the proxy {_without_login(value)!r} for {url}: must be an http or https address")
-    return proxy
-
-
-def _is_in_network(host: str, exceptions: str) -> bool:
-    """Return whether *host* is an IP address in one of *exceptions*, which may be a network such as 10.0.0.0/8."""
+def _is_in_network(host: str, networks: str) -> bool:
+    """Return whether *host* is an IP address that is one of *networks*, or in one such as 10.0.0.0/8."""
     with suppress(ValueError):
         address = ipaddress.ip_address(host)
-        for exception in re.split(r"[\s,]+", exceptions):
+        for network in re.split(r"[\s,]+", networks):
             with suppress(ValueError):
-                if address in ipaddress.ip_network(exception.strip("[]"), strict=False):
+                if address in ipaddress.ip_network(network.strip("[]"), strict=False):
                     return True
     return False
+
+
+def proxy_for(url: URL) -> URL | None:
+    """Return the proxy that HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY name for *url*, as curl reads them."""
+    proxies = getproxies()
+    value = (proxies.get(url.scheme) or proxies.get("all") or "").strip()
+    host = url.host or ""
+    if not value or proxy_bypass(f"{host}:{url.port}") or _is_in_network(host, proxies.get("no", "")):
+        return None
+    name = f"the proxy for {url.origin()}"
+    return _http_url(name, value if "://" in value else f"http://{value}", may_have_login=True)
 
 
 class Secret(str):
@@ -398,39 +382,6 @@ class Secret(str):
 
     def __repr__(self) -> str:
         return "'***'"
-
-
-def bearer_token(name: str, value: str) -> Secret | None:
-    """Return *value* without blanks around it, or None where it is empty.
-
-    Raises:
-        ConfigError: it is no token; the text does not show it.
-    """
-    token = value.strip()
-    if value and not re.fullmatch("[!-~]+", token):
-        raise ConfigError(f"{name}: must be a token of visible ASCII characters without blanks (it is not shown here)")
-    return Secret(token) if token else None
-
-
-def _is_loopback(url: str) -> bool:
-    host = URL(url).host or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-MAX_WORD_CHARS: Final = 3
-
-
-@cache
-def _stars(*secrets: str) -> re.Pattern[str]:
-    """Return what finds *secrets*; a short one only as a word of its own, for it may be a part of many."""
-    longest_first = sorted(filter(None, secrets), key=len, reverse=True)
-    forms = (
-        re.escape(text) if len(text) > MAX_WORD_CHARS else rf"(?<!\w){re.escape(text)}(?!\w)" for text in longest_first
-    )
-    return re.compile("|".join(forms) or r"(?!)", re.IGNORECASE)  # %2f is %2F
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -448,24 +399,25 @@ class Endpoint:
 
     @classmethod
     def resolve(cls, name: str, environment: Mapping[str, str]) -> Self:
-        """Check the variables NAME_API, NAME_RATE_LIMIT and NAME_BEARER_TOKEN.
-
-        Raises:
-            ConfigError: a value cannot work.
-        """
+        """Check the variables NAME_API, NAME_RATE_LIMIT and NAME_BEARER_TOKEN."""
         api, rate_limit, bearer = f"{name}_API", f"{name}_RATE_LIMIT", f"{name}_BEARER_TOKEN"
-        url = base_url(api, environment[api])
-        if bearer in environment and url.startswith("http:") and not _is_loopback(url):
-            raise ConfigError(f"{api}={url!r}: must be an https address, for the token travels in the open otherwise")
-        token = bearer_token(bearer, environment.get(bearer, ""))
-        proxy = None if token and url.startswith("http:") else proxy_for(url)  # a proxy would see the token
+        url = _http_url(api, environment[api])
+        is_local = url.host == "localhost" or _is_in_network(url.host or "", "127.0.0.0/8 ::1")
+        if bearer in environment and url.scheme == "http" and not is_local:
+            raise ConfigError(
+                f"{api}={str(url)!r}: must be an https address, for the token travels in the open otherwise"
+            )
+        token = environment.get(bearer, "")
+        if token and not re.fullmatch("[!-~]+", token):
+            raise ConfigError(f"{bearer}: must be a token of visible ASCII characters (it is not shown here)")
+        proxy = None if token and url.scheme == "http" else proxy_for(url)  # a proxy would see the token
         login = f"{proxy.user or ''}:{proxy.password or ''}" if proxy else ":"
         return cls(
-            url=url,
+            url=str(url).rstrip("/"),
             proxy=proxy and proxy.with_user(None),
             proxy_login=None if login == ":" else Secret(login),
             rate_limit=whole_number(rate_limit, environment[rate_limit]),
-            token=token,
+            token=Secret(token) if token else None,
         )
 
     @property
@@ -492,12 +444,17 @@ class Endpoint:
             text: what a host or a library says.
             token_only: leave other words alone, because they are data.
         """
-        secrets = [self.token or ""]
+        secrets: set[str | None] = {self.token}
         if self.proxy_login and not token_only:
-            secrets.append(b64encode(self.proxy_login.encode()).decode())
+            secrets.add(b64encode(self.proxy_login.encode()).decode())
             for part in self.proxy_login.split(":", 1):
-                secrets += [part, quote(part), quote(part, safe="")]
-        return _stars(*secrets).sub("***", text)
+                secrets |= {part, quote(part), quote(part, safe="")}
+        # a short one only as a word of its own, for it may be a part of many
+        forms = [
+            re.escape(secret) if len(secret) > 3 else rf"(?<!\w){re.escape(secret)}(?!\w)"  # noqa: PLR2004
+            for secret in sorted(filter(None, secrets), key=len, reverse=True)
+        ]
+        return re.sub("|".join(forms), "***", text, flags=re.IGNORECASE) if forms else text  # %2f is %2F
 
 
 @dataclass(frozen=True, slots=True)
@@ -694,16 +651,6 @@ class OrderBook(msgspec.Struct, gc=False):
         self.bids = sorted([level for level in self.bids if level.size], key=attrgetter("price"), reverse=True)
         self.asks = sorted([level for level in self.asks if level.size], key=attrgetter("price"))
 
-    @property
-    def best_bid(self) -> Level | None:
-        """The level of the highest bid, or None without bids."""
-        return self.bids[0] if self.bids else None
-
-    @property
-    def best_ask(self) -> Level | None:
-        """The level of the lowest ask, or None without asks."""
-        return self.asks[0] if self.asks else None
-
 
 class Rejected(NamedTuple):
     """One element of an answer that could not be decoded, with what can be read of it; unvalidated."""
@@ -755,9 +702,11 @@ def _without_nul(body: Body) -> Body:
     return _NUL.sub(rb"\1\\ufffd", body) if b"\\u0000" in body else body
 
 
-_PRICES: Final = msgspec.json.Decoder(tuple[Price, ...] | None, strict=False)
-_TOKEN_IDS: Final = msgspec.json.Decoder(tuple[TokenId, ...] | None)
-_STRINGS: Final = msgspec.json.Decoder(tuple[str, ...] | None)
+_IN_TEXT: Final[Mapping[Any, msgspec.json.Decoder[Any]]] = {  # by the type of the list's elements
+    str: msgspec.json.Decoder(tuple[str, ...] | None),
+    TokenId: msgspec.json.Decoder(tuple[TokenId, ...] | None),
+    Price: msgspec.json.Decoder(tuple[Price, ...] | None, strict=False),
+}
 
 
 def _decode_in_text(kind: type, value: object) -> object:
@@ -765,10 +714,8 @@ def _decode_in_text(kind: type, value: object) -> object:
     if not value:
         return InText()
     body = value.encode() if isinstance(value, str) else msgspec.json.encode(value)
-    (item,) = get_args(kind)
-    decoder: msgspec.json.Decoder[Any] = _PRICES if item is Price else _TOKEN_IDS if item is TokenId else _STRINGS
     try:
-        return InText(decoder.decode(_without_nul(body)) or ())
+        return InText(_IN_TEXT[get_args(kind)[0]].decode(_without_nul(body)) or ())
     except msgspec.DecodeError as error:
         raise ValueError(f"{error} of the JSON in the string") from error
 
@@ -795,12 +742,6 @@ MAX_LEFT_OUT: Final = 1_000  # parts of an element
 _NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
-def _check_parts(body: Body) -> None:
-    parts = body.count(b"{") + body.count(b"[")
-    if parts > MAX_MENDED_PARTS or len(body) > MAX_PAGE_BYTES:
-        raise OverflowError(f"the answer cannot be mended, with {len(body)} bytes and {parts} objects and lists")
-
-
 def _mended(body: Body) -> bytes:
     """Return JSON with U+FFFD for lone surrogates and broken UTF-8, and an object for each NaN, 1e400 and the like.
 
@@ -810,7 +751,9 @@ def _mended(body: Body) -> bytes:
         ValueError: it is no JSON.
         OverflowError: mending would take too much time and memory.
     """
-    _check_parts(body)
+    parts = body.count(b"{") + body.count(b"[")
+    if parts > MAX_MENDED_PARTS or len(body) > MAX_PAGE_BYTES:
+        raise OverflowError(f"the answer cannot be mended, with {len(body)} bytes and {parts} objects and lists")
 
     def refused(text: str) -> dict[str, None]:
         return {text: None}
@@ -824,15 +767,6 @@ def _mended(body: Body) -> bytes:
     )
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
-
-
-def _untyped(body: Body) -> Any:  # noqa: ANN401  whatever was sent
-    """Decode *body*, mended where it has to be, into dicts and lists; raise as `_mended`."""
-    _check_parts(body)
-    try:
-        return msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return msgspec.json.decode(_mended(body))
 
 
 def decode_answer(decoder: msgspec.json.Decoder[T], body: Body) -> T:
@@ -860,7 +794,7 @@ def _read(kind: Any, value: object, key: str, left_out: list[str]) -> Any:  # no
     if get_origin(kind) is list:
         return _read_list(get_args(kind)[0], value, key, left_out)
     if get_origin(kind) is InText:
-        values = _untyped(_without_nul(value.encode())) if isinstance(value, str) else value
+        values = msgspec.json.decode(_mended(_without_nul(value.encode()))) if isinstance(value, str) else value
         return InText(_read_list(get_args(kind)[0], values, key, None))
     try:
         return msgspec.convert(value, kind, strict=False)
@@ -939,23 +873,20 @@ _DOTTED_LEVEL: Final = re.compile(rb'("(?:price|size)"\s*:\s*")(?=\.[0-9])')
 
 def _read_element(decoder: msgspec.json.Decoder[S], element: msgspec.Raw) -> S | Rejected:
     """Read what *decoder* does not take as it is."""
-
-    def digits(value: object, at_most: int) -> str | None:
-        return str(value) if re.fullmatch(rf"[0-9]{{1,{at_most}}}", str(value)) else None
-
     body = _DOTTED_LEVEL.sub(rb"\g<1>0", bytes(element))
     with suppress(msgspec.DecodeError, UnicodeDecodeError):
         return decoder.decode(body)
     sent: Any = None
     try:
-        sent = _untyped(body)
+        sent = msgspec.json.decode(_mended(body))
         return _read_object(decoder.type, sent, [])
     except ValueError as error:
         if not isinstance(sent, dict):
             return Rejected(None, printable(str(error)))
+        ids = (str(sent.get(key)) for key in ("id", "asset_id"))
         volume: object = sent.get("volume24hr")
         return Rejected(
-            id=digits(sent.get("id"), 18) or digits(sent.get("asset_id"), 78),
+            id=next((id_ for id_ in ids if re.fullmatch("[0-9]{1,78}", id_)), None),
             reason=printable(str(error)),
             is_open=sent.get("active") is not False and sent.get("closed") is not True,
             max_volume_24h=float(volume) if isinstance(volume, int | float) and volume is not True else math.inf,
@@ -1051,45 +982,36 @@ _HOUSEKEEPING: Final = re.compile(
 )
 
 
-def sql_time(moment: datetime) -> str:
-    """Return *moment* in the database's form, UTC to the second: ``2026-11-22 14:15:00``."""
-    return moment.astimezone(UTC).isoformat(" ", "seconds")[:19]
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def sql_time_ms(epoch_ms: int) -> str:
-    """Return *epoch_ms* in the database's form with milliseconds: ``2026-11-22 14:15:00.250``."""
-    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=epoch_ms)
-    return moment.isoformat(" ", "milliseconds")[:23]
-
-
-def from_iso(text: str | None) -> str | None:
-    """Return an ISO 8601 time of the exchange in the database's form, or None where it is none."""
-    try:
-        moment = datetime.fromisoformat(text or "")
-        stored = sql_time(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
-    except (ValueError, OverflowError):
-        return None
-    return stored if stored >= "1900" else None  # the year 1 stands for no time at all
+def sql_time(moment: datetime, timespec: str = "seconds") -> str:
+    """Return *moment* in the database's form, UTC to the second (``2026-11-22 14:15:00``) or to *timespec*."""
+    return moment.astimezone(UTC).isoformat(" ", timespec).removesuffix("+00:00")
 
 
 def sql_time_of(value: object) -> str | None:
-    """Return a time as any program may have stored it in the database's form, or None where it is none.
+    """Return a time of whatever source in the database's form, to the second, or None where it is none.
 
     Args:
-        value: as SQLite returns it: ISO 8601 with or without a zone (then UTC), or Unix time in seconds or milliseconds
-            since 2001, as a number, a text or bytes. Fractions of a second are cut off.
+        value: ISO 8601 since 1900, with a zone or in UTC, or Unix time in seconds or milliseconds since 2001; as a
+            number, a text or bytes.
     """
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
     if isinstance(value, str):
         value = value.strip()
-        if not re.fullmatch(r"[0-9]{10,18}(\.[0-9]*)?", value):
-            return from_iso(value)
-        value = float(value)
-    if not isinstance(value, int | float) or not 10**9 <= value <= 253_402_300_799_999:  # noqa: PLR2004  year 9999
-        return None
-    seconds = int(value // 1_000 if value >= 10**12 else value)  # seconds reach it in the year 33658
-    return None if seconds > 253_402_300_799 else sql_time(datetime.fromtimestamp(seconds, UTC))  # noqa: PLR2004
+        if re.fullmatch(r"[0-9]{10,18}(\.[0-9]*)?", value):
+            value = float(value)
+    with suppress(ValueError, OverflowError):
+        if isinstance(value, str):
+            moment = datetime.fromisoformat(value)
+            stored = sql_time(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+            return stored if stored >= "1900" else None  # the year 1 stands for no time at all
+        if isinstance(value, int | float) and 10**9 <= value < 253_402_300_800_000:  # noqa: PLR2004  year 9999
+            seconds = value // 1_000 if value >= 10**12 else value // 1  # seconds reach it in the year 33658
+            return sql_time(datetime.fromtimestamp(seconds, UTC))
+    return None
 
 
 def main_topic(labels: Sequence[str]) -> str | None:
@@ -1135,8 +1057,8 @@ class Market(NamedTuple):
             category=(market.category or "").strip() or main_topic(labels),
             token_id_yes=market.tokens[0],
             token_id_no=market.tokens[1],
-            start_time=from_iso(market.start_date),
-            end_time=from_iso(market.end_date),
+            start_time=sql_time_of(market.start_date),
+            end_time=sql_time_of(market.end_date),
             condition_id=market.condition_id or None,
             event_slug=(market.events[0].slug or None) if market.events else None,
             outcome_yes=yes or None,
@@ -1146,12 +1068,9 @@ class Market(NamedTuple):
         )
 
 
-def _best(book: OrderBook | None) -> tuple[Level | None, Level | None]:
-    return (book.best_bid, book.best_ask) if book else (None, None)
-
-
-def _midpoint(bid: Level | None, ask: Level | None) -> float:
-    return _clean(((bid.price if bid else 0) + (ask.price if ask else 1)) / 2)
+def _best(levels: Sequence[Level]) -> tuple[float | None, float | None]:
+    """Return price and size of the first of *levels*, or None for both."""
+    return (levels[0].price, levels[0].size) if levels else (None, None)
 
 
 class Snapshot(NamedTuple):
@@ -1186,10 +1105,15 @@ class Snapshot(NamedTuple):
         exchange itself forms `outcomePrices` (on 88 of 88 recorded markets); without that book it is Gamma's own, up to
         five minutes old.
         """
-        bid_yes, ask_yes = _best(yes)
-        bid_no, ask_no = _best(no)
-        price = _midpoint(bid_yes, ask_yes) if yes else market.outcome_prices[0] if market.outcome_prices else None
+        bid_yes, bid_size_yes = _best(yes.bids if yes else ())
+        ask_yes, ask_size_yes = _best(yes.asks if yes else ())
+        bid_no, bid_size_no = _best(no.bids if no else ())
+        ask_no, ask_size_no = _best(no.asks if no else ())
+        price = market.outcome_prices[0] if market.outcome_prices else None
+        if yes:
+            price = _clean(((bid_yes or 0) + (1 if ask_yes is None else ask_yes)) / 2)
         book = yes or no
+        changed_ms = book and book.changed_ms
         return cls(
             market_id=market.market_id,
             timestamp=received_at,
@@ -1197,18 +1121,18 @@ class Snapshot(NamedTuple):
             price_no=None if price is None else _clean(1 - price),
             volume_24h=market.volume_24h,
             liquidity=market.liquidity if market.liquidity_num is None else market.liquidity_num,
-            best_bid_yes=bid_yes.price if bid_yes else None,
-            best_ask_yes=ask_yes.price if ask_yes else None,
-            best_bid_no=bid_no.price if bid_no else None,
-            best_ask_no=ask_no.price if ask_no else None,
-            spread=_clean(ask_yes.price - bid_yes.price) if bid_yes and ask_yes else None,
+            best_bid_yes=bid_yes,
+            best_ask_yes=ask_yes,
+            best_bid_no=bid_no,
+            best_ask_no=ask_no,
+            spread=None if bid_yes is None or ask_yes is None else _clean(ask_yes - bid_yes),
             run_id=run_id,
             last_trade_price=market.last_trade_price or None,  # a book's own may be in terms of the other token
-            book_time=sql_time_ms(book.changed_ms) if book and book.changed_ms else None,
-            bid_size_yes=bid_yes.size if bid_yes else None,
-            ask_size_yes=ask_yes.size if ask_yes else None,
-            bid_size_no=bid_no.size if bid_no else None,
-            ask_size_no=ask_no.size if ask_no else None,
+            book_time=sql_time(_EPOCH + timedelta(milliseconds=changed_ms), "milliseconds") if changed_ms else None,
+            bid_size_yes=bid_size_yes,
+            ask_size_yes=ask_size_yes,
+            bid_size_no=bid_size_no,
+            ask_size_no=ask_size_no,
         )
 
 
@@ -1385,6 +1309,9 @@ class Failure(NamedTuple):
     markets: int | None = 1  # that it concerns; None where that is not known
 
 
+_LISTS: Final = ("markets", "snapshots", "failures", "resolutions", "undecided")  # of a batch
+
+
 def _market_of(row: tuple[Any, ...]) -> str | None:
     market_id: str | None = getattr(row, "market_id", row[-1])
     return market_id
@@ -1407,25 +1334,14 @@ class Batch:
     @property
     def market_ids(self) -> list[str | None]:
         """The markets that have rows here."""
-        rows = itertools.chain(self.markets, self.snapshots, self.failures, self.resolutions, self.undecided)
-        return list(dict.fromkeys(_market_of(row) for row in rows))
+        return list(dict.fromkeys(_market_of(row) for name in _LISTS for row in getattr(self, name)))
 
     def part(self, market_ids: Collection[str | None]) -> Batch:
         """Return the rows of *market_ids* alone."""
-
-        def of(rows: Sequence[Any]) -> list[Any]:
-            return [row for row in rows if _market_of(row) in market_ids]
-
-        return Batch(
-            self.run_id,
-            of(self.markets),
-            of(self.snapshots),
-            of(self.failures),
-            of(self.resolutions),
-            of(self.undecided),
-            self.books,
-            self.follow,
-        )
+        lists: dict[str, Any] = {
+            name: [row for row in getattr(self, name) if _market_of(row) in market_ids] for name in _LISTS
+        }
+        return replace(self, **lists)
 
 
 class Saved(NamedTuple):
@@ -1512,6 +1428,8 @@ class RateLimiter:
     attributes may be changed at any time and count from the next start on; a longer window begins with the starts that
     the shorter one remembers.
 
+    Until `closed_until`, by the clock, the host refuses everything. `acquire` does not wait for that: the caller looks.
+
         limiter = RateLimiter(max_requests=20, time_window=1.0)
         await limiter.acquire()  # then send the request
 
@@ -1541,7 +1459,7 @@ class RateLimiter:
         self._backoff_s = 0.0
         self._backoff_at = float("-inf")
         self._paused_until = float("-inf")
-        self._closed_until = float("-inf")
+        self.closed_until = float("-inf")
         self._turn: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     def __repr__(self) -> str:
@@ -1603,15 +1521,6 @@ class RateLimiter:
         if started is None or started > self._backoff_at:
             self._backoff_s = 0.0
 
-    def close_for(self, seconds: float) -> None:
-        """Note that the host refuses everything for *seconds*. `acquire` does not wait for that: see `closed_s`."""
-        self._closed_until = self._clock.monotonic() + seconds
-
-    @property
-    def closed_s(self) -> float:
-        """Seconds until the host answers again; 0 or less when it is not closed."""
-        return self._closed_until - self._clock.monotonic()
-
     def _queue(self) -> asyncio.Lock:
         """Return the lock that lets one waiter at a time look at the window, first come, first served."""
         loop = asyncio.get_running_loop()
@@ -1658,11 +1567,6 @@ class Traffic:
     requests: int = 0  # attempts on the wire, retries included
     retries: int = 0
     rate_limit_hits: int = 0  # answers with status 429
-
-    @property
-    def may_retry(self) -> bool:
-        """Whether the retries so far are few enough: a failing exchange gets a fixed share on top, not a multiple."""
-        return self.retries < FREE_RETRIES + RETRY_SHARE * self.requests
 
 
 class Breaker:
@@ -1712,18 +1616,20 @@ async def retry(  # noqa: PLR0913  what a test hands in
     Raises:
         ApiError: the last attempt's.
     """
-    for number in itertools.count():
+    number = 0
+    while True:
         try:
             return await attempt()
         except ApiError as error:
             asked_s = error.retry_after or 0.0
-            hopeless = not may_repeat(error) or asked_s > MAX_WAIT_S
-            if hopeless or number >= max_retries or not traffic.may_retry:
+            # a failing exchange gets a fixed share on top, not a multiple
+            used_up = traffic.retries >= FREE_RETRIES + RETRY_SHARE * traffic.requests
+            if number >= max_retries or used_up or not may_repeat(error) or asked_s > MAX_WAIT_S:
                 raise
             log.debug("attempt %d failed, trying again: %s", number + 1, error)
             traffic.retries += 1
             await clock.sleep(max(backoff_delay(number, rng), asked_s))
-    raise AssertionError  # the last attempt has returned or raised
+            number += 1
 
 
 # --- Hosts, APIs ------------------------------------------------------------------------------------------------------
@@ -1934,7 +1840,7 @@ class HttpHost:
         self._breaker.check()
         if self._wire.clock.monotonic() >= self._wire.deadline:
             raise self._too_late(url)
-        if (closed_s := self._limiter.closed_s) > 0:
+        if (closed_s := self._limiter.closed_until - self._wire.clock.monotonic()) > 0:
             message = f"its quota is used up for {closed_s:.0f} s more"
             raise RateLimitedError(message, url, HTTPStatus.TOO_MANY_REQUESTS, closed_s)
 
@@ -2018,7 +1924,7 @@ class HttpHost:
         refused = answer.status == HTTPStatus.TOO_MANY_REQUESTS
         if reset.isdecimal() and (refused or answer.headers.get("x-rate-limit-remaining") == "0"):
             wait_s = float(reset) - answer.server_time(self._wire.clock.now()).timestamp()
-            self._limiter.close_for(min(max(wait_s, 0.0), MAX_QUOTA_S))
+            self._limiter.closed_until = self._wire.clock.monotonic() + min(max(wait_s, 0.0), MAX_QUOTA_S)
 
     def _error_in(self, answer: Answer, url: str) -> ApiError | None:
         """Return the error that the status of *answer* stands for, or None if it is a success."""
@@ -3393,7 +3299,7 @@ class Discovery:
         market_id = market.market_id
         outcome = await self._outcome(market, batch)
         before, _ = self._due.get(int(market_id), (None, None))
-        closed_at = from_iso(market.closed_time)
+        closed_at = sql_time_of(market.closed_time)
         if outcome or (before and not market.disputed):
             look_at = next_look(closed_at, self._clock.now())
             batch.resolutions.append(Resolution(outcome or before or "", closed_at, look_at, market_id))
@@ -3566,8 +3472,8 @@ class AsyncCollector:
             db_path=database_path(db_path, os.environ),
             workers=whole_number("workers", workers),
             max_retries=whole_number("max_retries", max_retries, at_least=0),
-            timeout_s=finite_number("timeout", timeout, above=0),
-            run_timeout_s=finite_number("run_timeout", run_timeout, above=0),
+            timeout_s=finite_number("timeout", timeout, positive=True),
+            run_timeout_s=finite_number("run_timeout", run_timeout, positive=True),
             selection=Selection(finite_number("min_volume", min_volume)),
             depth=None if depth is None else whole_number("depth", depth, at_least=0, at_most=MAX_DEPTH),
             max_posts=whole_number(*posts, at_least=MIN_PAGE_POSTS, at_most=MAX_POSTS),
@@ -4357,7 +4263,7 @@ class Post(NamedTuple):
         metrics = post.public_metrics or XMetrics()
         return cls(
             tweet_id=post.post_id,
-            timestamp=from_iso(post.created_at),
+            timestamp=sql_time_of(post.created_at),
             text=post.text,
             author_username=usernames.get(post.author_id or ""),
             author_id=post.author_id,

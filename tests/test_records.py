@@ -21,9 +21,7 @@ from async_collector import (
     Snapshot,
     decode_books,
     decode_page,
-    from_iso,
     main_topic,
-    sql_time_ms,
     sql_time_of,
 )
 
@@ -165,7 +163,7 @@ def test_a_last_trade_of_zero_is_no_trade() -> None:
     ],
 )
 def test_times_are_stored_in_utc(text: str | None, stored: str | None) -> None:
-    assert from_iso(text) == stored
+    assert sql_time_of(text) == stored
 
 
 moments = st.datetimes(datetime(2001, 9, 10), datetime(9999, 12, 30))  # noqa: DTZ001  in UTC, as naive ones are taken
@@ -177,11 +175,11 @@ TIME_FORMS: tuple[Callable[[datetime], object], ...] = (
     lambda moment: moment.replace(tzinfo=UTC).isoformat(),
     lambda moment: moment.replace(tzinfo=UTC).astimezone(timezone(timedelta(hours=-9, minutes=-30))).isoformat(" "),
     lambda moment: moment.isoformat().encode(),
-    lambda moment: int(moment.replace(tzinfo=UTC).timestamp()),
-    lambda moment: int(moment.replace(tzinfo=UTC).timestamp()) + 0.25,
-    lambda moment: int(moment.replace(tzinfo=UTC).timestamp()) * 1_000 + 999,
-    lambda moment: str(int(moment.replace(tzinfo=UTC).timestamp())),
-    lambda moment: f" {int(moment.replace(tzinfo=UTC).timestamp())}000 ".encode(),
+    lambda moment: int(moment.replace(tzinfo=UTC, microsecond=0).timestamp()),
+    lambda moment: int(moment.replace(tzinfo=UTC, microsecond=0).timestamp()) + 0.25,
+    lambda moment: int(moment.replace(tzinfo=UTC, microsecond=0).timestamp()) * 1_000 + 999,
+    lambda moment: str(int(moment.replace(tzinfo=UTC, microsecond=0).timestamp())),
+    lambda moment: f" {int(moment.replace(tzinfo=UTC, microsecond=0).timestamp())}000 ".encode(),
 )
 
 
@@ -202,9 +200,13 @@ def test_a_number_that_can_hardly_be_a_time_is_none(value: object) -> None:
     assert sql_time_of(value) is None
 
 
-def test_book_times_keep_their_milliseconds() -> None:
-    assert sql_time_ms(1_778_997_825_875) == "2026-05-17 06:03:45.875"
-    assert sql_time_ms(1_778_997_825_005) == "2026-05-17 06:03:45.005"
+@pytest.mark.parametrize(
+    ("changed_ms", "stored"),
+    [(1_778_997_825_875, "2026-05-17 06:03:45.875"), (1_778_997_825_005, "2026-05-17 06:03:45.005")],
+)
+def test_book_times_keep_their_milliseconds(changed_ms: int, stored: str) -> None:
+    book = OrderBook("1", [], [], changed_ms)
+    assert Snapshot.from_wire(gamma_market(), book, None, run_id=7, received_at="now").book_time == stored
 
 
 @pytest.mark.parametrize(
@@ -439,7 +441,7 @@ def test_a_nul_within_a_list_of_outcomes_is_replaced_too() -> None:
 
 def test_shares_of_nothing_are_no_offer() -> None:
     book = OrderBook("1", [Level(0.2, 5), Level(0.4, 0)], [Level(0.3, 0), Level(0.6, 5)])
-    assert (book.best_bid, book.best_ask) == (Level(0.2, 5), Level(0.6, 5))
+    assert (book.bids, book.asks) == ([Level(0.2, 5)], [Level(0.6, 5)])
 
 
 def test_numbers_may_be_sent_as_numbers_or_as_strings() -> None:
