@@ -211,9 +211,10 @@ def named_line(market: dict[str, Any]) -> str:
     def shown(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
+    question = ac.printable(market["question"] or market["slug"] or market["market_id"])
     return (
         f"  price {shown(market['price_yes'], '.4g')}, spread {shown(market['spread'], '.4g')}, "
-        f"{shown(market['depth_2c'], ',.0f')} shares within 2 cents: {ac.printable(market['question'] or market['slug'] or '')}"
+        f"{shown(market['depth_2c'], ',.0f')} shares within 2 cents: {question}"
     )
 
 
