@@ -3582,12 +3582,19 @@ class Discovery:
         if named is None:
             await self._put_unknown(kind, slugs)
             return
+
+        def checked(page: MarketPage) -> bool:
+            labels = {tag.label for market in page.markets for tag in market.tags or ()}
+            if kind == "tag" and labels and named.label not in labels:  # an unknown filter gives everything
+                raise self._run.api.bad_listing(f"the tag {named.label!r} was asked for, and markets without it came")
+            return is_last(page)
+
         before, filters = self.listed, [(f"{kind}_id", named.id)]
         path = EVENTS_PATH if kind == "series" else MARKETS_PATH
         if self._ends_by and kind == "tag":
             filters.append(("end_date_max", self._ends_by.replace(" ", "T") + "Z"))
         done = await self._walk(
-            order=order, ascending=order != "volume24hr", is_last=is_last, path=path, filters=filters
+            order=order, ascending=order != "volume24hr", is_last=checked, path=path, filters=filters
         )
         self._note_unless(self.listed > before or not done, f"the {kind} {slugs[0]} has no open market to take")
 

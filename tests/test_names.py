@@ -166,6 +166,9 @@ async def test_an_exchange_that_ignores_a_filter_is_not_believed(
     with pytest.raises(ac.MalformedResponseError, match="the event 'the-cup' was asked for, and 'x' came"):
         await make_collector(markets=["nope"], events=["the-cup"]).collect_all()
     assert rows(database, "SELECT * FROM snapshots") == []
+    exchange.fail_next("/markets/keyset", mutate=lambda page: page | {"markets": [other | {"tags": [{"label": "x"}]}]})
+    with pytest.raises(ac.MalformedResponseError, match="the tag 'Politics' was asked for, and markets without it"):
+        await make_collector(tags=["politics"]).collect_all()
 
 
 async def test_what_was_named_is_followed_by_every_run(
