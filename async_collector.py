@@ -3506,12 +3506,11 @@ class Discovery:
         self._walked_newest = walk.result()
 
     async def _list_named(self) -> None:
-        """List what is named: first what is taken whatever it trades, which is listed only once."""
+        """List what is named: first what is taken whatever it trades, for it is listed only once."""
         chosen = self._selection
         await self._in_parallel(self._take_markets, chosen.markets)
-        await self._in_parallel(self._take_event, chosen.events, size=1)
-        await self._in_parallel(self._take_series, chosen.series, size=1)
-        await self._in_parallel(self._take_tag, chosen.tags, size=1)
+        for kind, slugs in (("event", chosen.events), ("series", chosen.series), ("tag", chosen.tags)):
+            await self._in_parallel(self._take_group, [(kind, slug) for slug in slugs], size=1)
 
     async def _take_markets(self, names: Sequence[str]) -> None:
         """Take the markets with these ids and slugs."""
@@ -3531,72 +3530,52 @@ class Discovery:
                         self._note_unless(market.is_open, f"the market {market.slug} is not open: {market.state}")
             await self._put_unknown("market", rest)
 
-    async def _take_event(self, slugs: Sequence[str]) -> None:
-        """Take the markets of the event with this slug."""
+    async def _take_group(self, groups: Sequence[tuple[str, str]]) -> None:
+        """Take the markets of one event, series or tag."""
+        ((kind, slug),), api = groups, self._run.api
         try:
-            page = await self._run.api.fetch_event(slugs[0])
+            if kind == "event":
+                known: MarketPage | Named | None = await api.fetch_event(slug)
+            else:
+                known = await (api.fetch_series if kind == "series" else api.fetch_tag)(slug)
         except ApiError as error:
             await self._fail(error)
             return
-        if page is None:
-            await self._put_unknown("event", slugs)
+        if known is None:
+            await self._put_unknown(kind, [slug])
+            return
+        if isinstance(known, MarketPage):
+            await self._take(known, whatever=True)
+            taken = bool(known.rejected) or any(market.is_open for market in known.markets)
         else:
-            await self._take(page, whatever=True)
-            is_open = page.rejected or any(market.is_open for market in page.markets)
-            self._note_unless(is_open, f"the event {slugs[0]} has no open market")
+            taken = await self._walk_group(kind, known)
+        self._note_unless(taken, f"the {kind} {slug} has no open market to take")
 
-    async def _take_series(self, slugs: Sequence[str]) -> None:
-        """Take the markets of the series with this slug; it lists a day ahead, so their order by end saves pages."""
-        ends: list[str] = []  # of the listing so far
+    async def _walk_group(self, kind: str, group: Named) -> bool:
+        """Take the markets that are listed under a series or a tag; return whether there are any, or may be.
 
-        def is_beyond(page: MarketPage) -> bool:
-            ends.extend(end for market in page.markets if (end := from_iso(market.end_date)))
-            return bool(ends) and ends[-1] > (self._ends_by or "9999") and ends == sorted(ends)
-
-        order = "id" if self._ends_by is None else "endDate"
-        await self._take_listed("series", slugs, self._run.api.fetch_series, order, is_beyond)
-
-    async def _take_tag(self, slugs: Sequence[str]) -> None:
-        """Take the markets with the tag of this slug."""
-        by_volume = self._selection.min_volume_usd > 0
+        A series lists a day ahead: in the order of the ends, what comes too late ends the walk.
+        """
+        taken, ends = False, list[str]()
+        by_volume = kind == "tag" and self._selection.min_volume_usd > 0
+        order = "volume24hr" if by_volume else "endDate" if kind == "series" and self._ends_by else "id"
+        filters = [(f"{kind}_id", group.id)]
+        if kind == "tag" and self._ends_by:
+            filters.append(("end_date_max", self._ends_by.replace(" ", "T") + "Z"))
 
         def is_last(page: MarketPage) -> bool:
-            return by_volume and self._is_below_threshold(page)
-
-        await self._take_listed("tag", slugs, self._run.api.fetch_tag, "volume24hr" if by_volume else "id", is_last)
-
-    async def _take_listed(
-        self,
-        kind: str,
-        slugs: Sequence[str],
-        fetch: Callable[[str], Awaitable[Named | None]],
-        order: str,
-        is_last: Callable[[MarketPage], bool],
-    ) -> None:
-        """Take the markets that the exchange lists under the series or tag that *fetch* returns."""
-        try:
-            named = await fetch(slugs[0])
-        except ApiError as error:
-            await self._fail(error)
-            return
-        if named is None:
-            await self._put_unknown(kind, slugs)
-            return
-
-        def checked(page: MarketPage) -> bool:
+            nonlocal taken
             labels = {tag.label for market in page.markets for tag in market.tags or ()}
-            if kind == "tag" and labels and named.label not in labels:  # an unknown filter gives everything
-                raise self._run.api.bad_listing(f"the tag {named.label!r} was asked for, and markets without it came")
-            return is_last(page)
+            if kind == "tag" and labels and group.label not in labels:  # an unknown filter gives everything
+                raise self._run.api.bad_listing(f"the tag {group.label!r} was asked for, and markets without it came")
+            taken = taken or any(self._wants(market.market_id, market) for market in page.markets)
+            ends.extend(end for market in page.markets if (end := from_iso(market.end_date)))
+            is_late = order == "endDate" and bool(ends) and ends[-1] > (self._ends_by or "") and ends == sorted(ends)
+            return is_late or (by_volume and self._is_below_threshold(page))
 
-        before, filters = self.listed, [(f"{kind}_id", named.id)]
         path = EVENTS_PATH if kind == "series" else MARKETS_PATH
-        if self._ends_by and kind == "tag":
-            filters.append(("end_date_max", self._ends_by.replace(" ", "T") + "Z"))
-        done = await self._walk(
-            order=order, ascending=order != "volume24hr", is_last=checked, path=path, filters=filters
-        )
-        self._note_unless(self.listed > before or not done, f"the {kind} {slugs[0]} has no open market to take")
+        done = await self._walk(order=order, ascending=not by_volume, is_last=is_last, path=path, filters=filters)
+        return taken or not done
 
     def _note_unless(self, is_fine: object, note: str) -> None:
         if not is_fine:
