@@ -112,6 +112,22 @@ def checked(check: Callable[[str, str], T]) -> Callable[[str], T]:
     return convert
 
 
+MAX_LINES: Final = 20  # of named markets
+# shares on offer within 2 cents of the best bid and of the best ask, both together
+NAMED: Final = """
+    SELECT market_id, slug, question, price_yes, best_bid_yes, best_ask_yes, spread, (
+        SELECT sum(l.size) FROM book_levels AS l WHERE l.snapshot_id = s.id AND l.outcome = 'YES'
+            AND abs(l.price - CASE l.side WHEN 'bid' THEN best_bid_yes ELSE best_ask_yes END) < 0.02 + 1e-9
+    ) AS depth_2c
+    FROM latest_snapshots AS s
+    WHERE run_id = :run AND (
+        market_id IN (SELECT value FROM json_each(:markets)) OR slug IN (SELECT value FROM json_each(:markets))
+        OR event_slug IN (SELECT value FROM json_each(:events))
+    )
+    ORDER BY volume_24h DESC
+"""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; the README has the same table."""
     parser = argparse.ArgumentParser(
@@ -131,7 +147,14 @@ def build_parser() -> argparse.ArgumentParser:
     modes = parser.add_mutually_exclusive_group()
     option("--db", "database file (POLYMARKET_DB, else polymarket_data.db)", metavar="PATH", type=checked(ac.file_name))
     volume = "leave out markets with less volume in 24 hours; 0 takes every open market (100000)"
-    option("--min-volume", volume, metavar="USD", type=checked(ac.finite_number), default=100_000)
+    option("--min-volume", volume, metavar="USD", type=checked(ac.finite_number), default=ac.DEFAULT_MIN_VOLUME)
+    for kind, (_, examples) in ac.NAMES.items():
+        named = checked(lambda name, value, kind=kind: ac.exchange_name(name, value, kind))  # type: ignore[misc]
+        flag = f"--{kind if kind == 'series' else kind.removesuffix('s')}"
+        names = f"take these {kind}, and nothing that is not named; {examples}"
+        option(flag, names, metavar="NAME", dest=kind, action="append", default=[], type=named)
+    soon = "of series and tags, take only what ends within so many minutes"
+    option("--ends-within", soon, metavar="MIN", type=checked(ac.minutes))
     depth = checked(lambda name, value: ac.whole_number(name, value, at_least=0, at_most=ac.MAX_DEPTH))
     levels = "keep the best LEVELS of each side of a book; 0 keeps no books (all)"
     option("--depth", levels, metavar="LEVELS", type=depth)
@@ -164,14 +187,45 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         args.interval = INTERVAL_MIN
     elif not (args.continuous or args.status):
         parser.error("argument --interval: only with --continuous or --status, for a single run has no interval")
+    if args.ends_within is not None and not (args.series or args.tags):
+        parser.error("argument --ends-within: only with --series or --tag")
+    if args.benchmark and any(getattr(args, kind) for kind in ac.NAMES):
+        parser.error("argument --benchmark: not with names, for it lists by volume")
     return args
 
 
-def summary(result: ac.CollectionResult) -> str:
-    """Return what *result* says to a person."""
+def summary(result: ac.CollectionResult, named: Sequence[dict[str, Any]] = ()) -> str:
+    """Return what *result* and the prices of the *named* markets say to a person."""
     stats = result["stats"]
     rate = result["markets"] / result["duration"] if result["duration"] else 0.0
-    return SUMMARY.format_map({**stats, **result, "rate": rate, "listed": stats["markets_fetched"]})
+    lines = [SUMMARY.format_map({**stats, **result, "rate": rate, "listed": stats["markets_fetched"]})]
+    lines += [named_line(market) for market in named[:MAX_LINES]]
+    if len(named) > MAX_LINES:
+        lines.append(f"  and {len(named) - MAX_LINES} more markets, in latest_snapshots")
+    return "\n".join(lines)
+
+
+def named_line(market: dict[str, Any]) -> str:
+    """Return price, spread, depth and question of a named market."""
+
+    def shown(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    question = ac.printable(market["question"] or market["slug"] or market["market_id"])
+    return (
+        f"  price {shown(market['price_yes'], '.4g')}, spread {shown(market['spread'], '.4g')}, "
+        f"{shown(market['depth_2c'], ',.0f')} shares within 2 cents: {question}"
+    )
+
+
+def read_named(result: ac.CollectionResult, selection: ac.Selection) -> list[dict[str, Any]]:
+    """Return the rows that the run of *result* has stored of the markets named one by one or by their event."""
+    if not (selection.markets or selection.events):
+        return []
+    names = {"run": result["run_id"]} | {kind: json.dumps(getattr(selection, kind)) for kind in ("markets", "events")}
+    with ac.reading(Path(result["database"])) as connection:
+        connection.row_factory = sqlite3.Row
+        return [dict(row) for row in connection.execute(NAMED, names)]
 
 
 def is_well(result: ac.CollectionResult) -> bool:
@@ -179,8 +233,10 @@ def is_well(result: ac.CollectionResult) -> bool:
     return result["status"] == "complete" and not result["drift"]
 
 
-def say_posts(result: ac.CollectionResult) -> None:
-    """Say why posts are missing, if that is so."""
+def say_notes(result: ac.CollectionResult) -> None:
+    """Say which names have nothing to collect, and why posts are missing, if that is so."""
+    for note in result["notes"]:
+        say(f"async-collector: {note}", sys.stderr)
     if result["tweets_reason"]:
         say(f"async-collector: posts: {result['tweets_reason']}", sys.stderr)
 
@@ -256,7 +312,7 @@ async def keep_collecting(args: argparse.Namespace, chosen: dict[str, Any]) -> N
         if result and args.json:
             answer(json.dumps(result))
         if result:
-            say_posts(result)
+            say_notes(result)
         coming = f"next run {tick.next_run:%H:%M:%S} UTC"
         if tick.missed:
             coming += f", {tick.missed} ticks missed so far"
@@ -275,6 +331,8 @@ def announce(settings: ac.Settings, cadence: str = "") -> None:
     """Say what is about to be collected."""
     volume = settings.selection.min_volume_usd
     what = f"markets over ${volume:,.15g} in 24 h" if volume else "all open markets"
+    if names := settings.selection.names:
+        what = "; ".join(f"{kind} {', '.join(some[:3])}{', ...' * (len(some) > 3)}" for kind, some in names.items())  # noqa: PLR2004  examples
     say(f"Polymarket to {settings.db_path}: {what}, {settings.workers} workers{cadence}", sys.stderr)
 
 
@@ -297,11 +355,12 @@ def run_once(args: argparse.Namespace, path: str, chosen: dict[str, Any]) -> int
     finally:
         bar.close()
     code = DRIFT if result["drift"] else 0 if is_well(result) else PARTIAL
+    named = read_named(result, collector.settings.selection) if args.json or not args.quiet else []
     if args.json:
-        code = answer(json.dumps(result), code)
+        code = answer(json.dumps({**result, "named": named}), code)
     elif not args.quiet:
-        say(summary(result), sys.stdout)  # for a person; whoever cannot have it has lost nothing
-    say_posts(result)
+        say(summary(result, named), sys.stdout)  # for a person; whoever cannot have it has lost nothing
+    say_notes(result)
     if not is_well(result):
         say(complaint(result), sys.stderr)
     return code
@@ -536,7 +595,16 @@ def run(args: argparse.Namespace) -> int:
     """Do what *args* say and return the exit code."""
     chosen = {
         name: getattr(args, name)
-        for name in ("workers", "max_retries", "timeout", "run_timeout", "min_volume", "depth")
+        for name in (
+            "workers",
+            "max_retries",
+            "timeout",
+            "run_timeout",
+            "min_volume",
+            *ac.NAMES,
+            "ends_within",
+            "depth",
+        )
     }
     chosen["follow"] = not args.no_follow
     path = ac.DEFAULT_DB_PATH if args.db is None else args.db

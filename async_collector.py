@@ -285,6 +285,15 @@ class _Default(str):
 DEFAULT_DB_PATH: Final = _Default(ENVIRONMENT["POLYMARKET_DB"])
 
 
+class _DefaultVolume(int):
+    """Marks the default threshold, which does not hold for what is named, unlike an explicit argument of 100,000."""
+
+    __slots__ = ()
+
+
+DEFAULT_MIN_VOLUME: Final = _DefaultVolume(100_000)  # USD in 24 hours
+
+
 def read_variables(environment: Mapping[str, str], defaults: Mapping[str, str] = ENVIRONMENT) -> dict[str, str]:
     """Return the values of the variables in *defaults*, without blanks and line ends around them.
 
@@ -457,16 +466,83 @@ class Endpoint:
         return re.sub("|".join(forms), "***", text, flags=re.IGNORECASE) if forms else text  # %2f is %2F
 
 
+MAX_NAMES: Final = 1_000  # of a kind
+# of each kind: the path of its address, and how it may be named
+NAMES: Final[Mapping[str, tuple[str, str]]] = {
+    "markets": ("(?:event/[^/]+|market)/([^/]+)", "an id, a slug or https://polymarket.com/event/EVENT/MARKET"),
+    "events": ("event/([^/]+)(?:/[^/]+)?", "a slug or https://polymarket.com/event/EVENT"),
+    "series": ("series/([^/]+)", "a slug or https://polymarket.com/series/SERIES"),
+    "tags": ("tags?/([^/]+)", "a label, a slug or https://polymarket.com/tag/TAG"),
+}
+
+
+def exchange_name(option: str, value: object, kind: str) -> str:
+    """Return the id or slug that *value* is, or that it has as an address; *kind* is a key of `NAMES`.
+
+    Raises:
+        ConfigError: it is no name, or an address of another site or of something else.
+    """
+    form, examples = NAMES[kind]
+    text = str(value).strip()
+    if "/" in text:
+        with suppress(ValueError):
+            url = URL(text if "://" in text else f"https://{text}")
+            ours = url.scheme in {"http", "https"} and url.host in {"polymarket.com", "www.polymarket.com"}
+            found = re.fullmatch(f"/(?:[a-z]{{2}}(?:-[A-Za-z]+)?/)?{form}/?", url.path) if ours else None
+            text = found[1] if found else ""
+    elif kind == "tags":
+        text = "-".join(text.lower().split())
+    if not re.fullmatch(r"\w[\w.~-]{0,299}", text):
+        raise ConfigError(f"{option}={str(value)[:100]!r}: must be {examples}")
+    return text
+
+
+def exchange_names(option: str, values: str | Iterable[object], kind: str) -> tuple[str, ...]:
+    """Return each of *values*, a list or a text with commas, as `exchange_name` does, without repetitions."""
+    given = list(filter(None, re.split(r"\s*,\s*", values.strip())) if isinstance(values, str) else values)
+    if len(given) > MAX_NAMES:
+        raise ConfigError(f"{option}={len(given)} names: must be at most {MAX_NAMES:,}")
+    return tuple(dict.fromkeys(exchange_name(option, value, kind) for value in given))
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which markets a run takes. No other place asks whether it is the whole exchange or a part."""
+    """Which markets a run takes. No other place asks whether it is the whole exchange, a part, or what is named."""
 
-    min_volume_usd: float  # of the last 24 hours; 0 takes every open market
+    min_volume_usd: float  # of the last 24 hours; 0 takes every open market; markets and events have no threshold
+    markets: tuple[str, ...] = ()  # ids and slugs
+    events: tuple[str, ...] = ()  # slugs, as the others
+    series: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    ends_within_min: float | None = None  # for series and tags; what is past its end counts as well
+
+    @classmethod
+    def resolve(cls, min_volume: float, ends_within: float | None, **names: str | Iterable[object]) -> Self:
+        """Check a collector's arguments, and whether they go together; raise a `ConfigError` where they do not."""
+        chosen = {kind: exchange_names(kind, values, kind) for kind, values in names.items()}
+        within = None if ends_within is None else minutes("ends_within", ends_within)
+        if within is not None and not (chosen["series"] or chosen["tags"]):
+            raise ConfigError(f"ends_within={ends_within!r}: must come with series or tags, the only ones it is for")
+        is_default = isinstance(min_volume, _DefaultVolume) and any(chosen.values())
+        return cls(0 if is_default else finite_number("min_volume", min_volume), ends_within_min=within, **chosen)
+
+    @property
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """What is named, by kind."""
+        return {kind: names for kind in NAMES if (names := getattr(self, kind))}
 
     @property
     def whole_exchange(self) -> bool:
         """Whether every open market is taken: they are listed by id then, not by volume."""
-        return self.min_volume_usd == 0
+        return self.min_volume_usd == 0 and not self.names
+
+    @property
+    def columns(self) -> dict[str, object]:
+        """What `runs` says of it."""
+        if not self.names:
+            return {"min_volume": self.min_volume_usd, "selection": None}
+        within = {"ends_within": self.ends_within_min} if self.ends_within_min else {}
+        return {"min_volume": self.min_volume_usd or None, "selection": json.dumps({**self.names, **within})}
 
     def takes(self, volume_24h: float | None) -> bool:
         """Return whether a market with this volume in USD is taken; None counts as 0."""
@@ -669,15 +745,18 @@ class MarketPage(NamedTuple):
     rejected: list[Rejected]
     next_cursor: str | None  # None on the last page
     hole: str | None = None  # why the listing lacks markets before the next page
+    events: list[str] | None = None  # slugs, where its elements are events, with these markets
 
     @property
     def size(self) -> int:
         """How many elements it has, understood or not."""
-        return len(self.markets) + len(self.rejected)
+        return len(self.markets) + len(self.rejected) if self.events is None else len(self.events)
 
     @property
     def names(self) -> set[str]:
-        """The ids of its elements, understood or not."""
+        """The ids of its elements, understood or not; the slugs of events."""
+        if self.events is not None:
+            return set(self.events)
         return {market.market_id for market in self.markets} | {bad.id for bad in self.rejected if bad.id is not None}
 
     @property
@@ -692,6 +771,30 @@ class _Page(msgspec.Struct):
     markets: list[msgspec.Raw]
     next_cursor: str | None = None
     error: None = None  # an answer with an error object is none
+
+
+class _EventsPage(msgspec.Struct):
+    """The answer of Gamma's keyset listing of events."""
+
+    events: list[msgspec.Raw]
+    next_cursor: str | None = None
+    error: None = None
+
+
+class _Event(msgspec.Struct):
+    """An event with its markets, open and closed, which have neither events nor tags of their own there."""
+
+    slug: Text
+    markets: list[msgspec.Raw]
+    tags: Any = None
+
+
+class Named(msgspec.Struct):
+    """A series, or a tag."""
+
+    id: MarketId
+    slug: Text
+    label: Text | None = None  # of a tag
 
 
 _NUL: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
@@ -727,6 +830,10 @@ def json_decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
 
 _MARKET: Final = json_decoder(GammaMarket)
 _PAGE: Final = json_decoder(_Page)
+_EVENTS_PAGE: Final = json_decoder(_EventsPage)
+_EVENT: Final = json_decoder(_Event)
+_SERIES: Final = json_decoder(list[Named])
+_TAG: Final = json_decoder(Named)
 _BOOK: Final = json_decoder(OrderBook)
 _BOOKS: Final = json_decoder(list[msgspec.Raw])
 _CLOB_MARKET: Final = json_decoder(ClobMarket)
@@ -735,7 +842,7 @@ _ERROR_OBJECT: Final = json_decoder(dict[str, Any])
 MAX_PAGE_BYTES: Final = 8 * 2**20  # decoded; a page of markets has 0.6 MB, one of posts 0.2 MB
 MAX_PARTS: Final = 2_000_000  # objects of an answer, each of which takes memory; 500 books have 50,000 levels or so
 MAX_MENDED_PARTS: Final = 400_000  # of an element that is mended, which is slow
-MAX_ELEMENTS: Final = 1_000  # of an answer; no request asks for more than 500
+MAX_ELEMENTS: Final = 10_000  # of an answer: no request asks for more than 500, but an event has had 2,000 markets
 MAX_BAD_ELEMENTS: Final = 10  # that say nothing about the shape of the others
 MAX_ONLY_BAD_ELEMENTS: Final = 3  # the same where there is no good one
 MAX_LEFT_OUT: Final = 1_000  # parts of an element
@@ -933,6 +1040,17 @@ EXPECTED: Final = ("question", "slug", "condition_id", "outcomes", "clob_token_i
 _GAMMA_NAMES: Final = dict(zip(GammaMarket.__struct_fields__, GammaMarket.__struct_encode_fields__, strict=True))
 
 
+def _decode_markets(elements: Sequence[msgspec.Raw]) -> tuple[list[GammaMarket], list[Rejected]]:
+    """Decode markets; raise as `decode_page`."""
+    markets, bad = decode_elements(elements, _MARKET, few_bad=True)
+    opened = [market for market in markets if market.active and not market.closed]
+    for name in EXPECTED:
+        lacking = sum(not getattr(market, name) for market in opened)
+        if lacking > max(len(opened) - lacking, MAX_BAD_ELEMENTS):
+            raise msgspec.ValidationError(f"{lacking} of {len(opened)} open markets have no `{_GAMMA_NAMES[name]}`")
+    return markets, bad
+
+
 def decode_page(body: Body) -> MarketPage:
     """Decode a page of Gamma's listing.
 
@@ -940,13 +1058,30 @@ def decode_page(body: Body) -> MarketPage:
         ValueError: most of its markets cannot be decoded, or lack a field that they should have.
     """
     page = decode_answer(_PAGE, body)
-    markets, bad = decode_elements(page.markets, _MARKET, few_bad=True)
-    opened = [market for market in markets if market.active and not market.closed]
-    for name in EXPECTED:
-        lacking = sum(not getattr(market, name) for market in opened)
-        if lacking > max(len(opened) - lacking, MAX_BAD_ELEMENTS):
-            raise msgspec.ValidationError(f"{lacking} of {len(opened)} open markets have no `{_GAMMA_NAMES[name]}`")
-    return MarketPage(markets, bad, page.next_cursor)
+    return MarketPage(*_decode_markets(page.markets), page.next_cursor)
+
+
+def decode_events(body: Body) -> MarketPage:
+    """Decode a page of Gamma's listing of events into their markets, each with the slug and the tags of its event.
+
+    Raises:
+        ValueError: an event cannot be decoded, or most of its markets, as in `decode_page`.
+    """
+    page = decode_answer(_EVENTS_PAGE, body)
+    slugs: list[str] = []
+    found = MarketPage([], [], page.next_cursor, events=slugs)
+    for element in page.events:
+        event = decode_answer(_EVENT, bytes(element))
+        markets, bad = _decode_markets(event.markets)
+        tags: list[GammaTag] = []
+        with suppress(ValueError):
+            tags = _read_list(GammaTag, event.tags, "tags", [])
+        for market in markets:
+            market.events, market.tags = [GammaEvent(event.slug)], tags or None
+        found.markets.extend(markets)
+        found.rejected.extend(bad)
+        slugs.append(event.slug)
+    return found
 
 
 def decode_books(body: Body) -> tuple[list[OrderBook], list[Rejected]]:
@@ -1385,6 +1520,7 @@ class CollectionResult(TypedDict):
     reason: str | None  # of the first failure of the markets
     drift: str | None  # what the exchange sends in a shape that is not known; such answers are not stored
     tweets_reason: str | None  # of the first failure of the posts; None without a token
+    notes: list[str]  # which names have no market to collect, because it is over or there is none just now
     requests: int  # attempts on the wire
     database: str
 
@@ -1974,7 +2110,10 @@ class HttpHost:
 
 
 MARKETS_PATH: Final = "/markets/keyset"
+EVENTS_PATH: Final = "/events/keyset"
 PAGE_SIZE: Final = 100  # Gamma cuts larger pages to this
+EVENTS_SIZE: Final = 20  # of a page of events, each with all its markets
+MAX_EVENTS_BYTES: Final = 64 * 2**20  # an event of 2,000 markets has 10 MB
 MAX_PAGES: Final = 20_000  # of a listing; a longer one goes round in circles
 MAX_EMPTY_PAGES: Final = 3  # in a row
 
@@ -1995,10 +2134,13 @@ class PolymarketApi:
         """Return the error of a listing that cannot be relied on."""
         return MalformedResponseError(what, self._gamma.address(MARKETS_PATH))
 
-    async def iter_market_pages(self, *, order: str, ascending: bool) -> AsyncGenerator[MarketPage]:
+    async def iter_market_pages(
+        self, *, order: str, ascending: bool, path: str = MARKETS_PATH, filters: Sequence[tuple[str, str]] = ()
+    ) -> AsyncGenerator[MarketPage]:
         """Yield the pages of every market that is not closed, ordered by the field *order*.
 
-        In an order that changes meanwhile, such as the volume, markets can come twice.
+        In an order that changes meanwhile, such as the volume, markets can come twice. *path* may be that of events.
+        Only with *filters* may a listing be empty.
 
         How the end of a listing is recognised: the size of a page is what the first one shows. A page that names a
         next one is full; where it is not, it has a `hole`, and the listing goes on. A page that names none is the last
@@ -2007,10 +2149,11 @@ class PolymarketApi:
         Raises:
             ApiError: a page cannot be had, or the listing is empty, goes round in circles, or breaks off.
         """
-        params = [("order", order), ("ascending", str(ascending).lower())]
-        page = last = await self._fetch_page(params)
-        size = min(page.size, PAGE_SIZE)
-        if not size:
+        params = [*filters, ("order", order), ("ascending", str(ascending).lower())]
+        largest = EVENTS_SIZE if path == EVENTS_PATH else PAGE_SIZE
+        page = last = await self._fetch_page(params, size=largest, path=path)
+        size = min(page.size, largest)
+        if not size and not filters:
             raise self.bad_listing("the listing is empty")
         yield page
         used: set[str] = set()
@@ -2019,11 +2162,11 @@ class PolymarketApi:
             if not cursor or cursor in used or len(used) >= MAX_PAGES:
                 raise self.bad_listing(f"the listing does not end: page {len(used) + 1} leads to cursor {cursor!r}")
             used.add(cursor)
-            page = await self._fetch_page([*params, ("after_cursor", cursor)], size=size)
+            page = await self._fetch_page([*params, ("after_cursor", cursor)], size=size or largest, path=path)
             if page.size < size and page.next_cursor is not None:
                 what = f"page {len(used) + 1} has {page.size} of {size} markets, and names a next one"
                 page = page._replace(hole=f"the listing has not been read to its end: {what}")
-                size = PAGE_SIZE
+                size = largest
             empty = 0 if page.size else empty + 1
             if empty == MAX_EMPTY_PAGES:
                 raise self.bad_listing(
@@ -2031,57 +2174,98 @@ class PolymarketApi:
                 )
             yield page
             last = page if page.size else last
-        other_end = await self._fetch_page([("order", order), ("ascending", str(not ascending).lower())], size=1)
-        if not other_end.names & last.names:
+        backwards = [*filters, ("order", order), ("ascending", str(not ascending).lower())]
+        other_end = await self._fetch_page(backwards, size=1, path=path)
+        if not other_end.names & last.names and (other_end.names or last.names):
             what = f"page {len(used) + 1} names no next one, but from its other end it begins with {other_end.names}"
             raise self.bad_listing(f"the listing has not been read to its end: {what}")
 
     async def fetch_markets(
-        self, market_ids: Sequence[int], *, closed: bool = False
-    ) -> list[tuple[Sequence[int], MarketPage | ApiError]]:
-        """Fetch those of *market_ids* that are open, or those that are closed; each of them is in one of the answers.
+        self, names: Sequence[K], *, by: str = "id", closed: bool = False
+    ) -> list[tuple[Sequence[K], MarketPage | ApiError]]:
+        """Fetch those markets of these *names* that are open, or those that are closed; each name is in one answer.
 
         Args:
-            market_ids: 1 to 100 ids.
+            names: 1 to 100 of them.
+            by: what they are, "id" or "slug".
             closed: which of the two.
         """
 
-        def request_for(ids: Sequence[int]) -> Request:
-            return self._page_request([("id", str(market_id)) for market_id in ids], closed=closed)
+        def request_for(some: Sequence[K]) -> Request:
+            return self._page_request([(by, str(name)) for name in some], closed=closed)
 
-        answers: list[tuple[Sequence[int], MarketPage | ApiError]] = []
-        rest = market_ids
+        def on(page: MarketPage, name: K) -> bool:
+            return str(name) in (page.names if by == "id" else {market.slug for market in page.markets})
+
+        answers: list[tuple[Sequence[K], MarketPage | ApiError]] = []
+        rest = names
         while rest:
             asked, rest = rest, []
-            for ids, page in await self._gamma.fetch_divided(asked, request_for, decode_page):
-                named = ids
+            for some, page in await self._gamma.fetch_divided(asked, request_for, decode_page):
+                named = some
                 if isinstance(page, MarketPage) and page.next_cursor is not None:  # what is on it can be asked for
-                    named = [market_id for market_id in ids if str(market_id) in page.names]
-                    rest += [market_id for market_id in ids if str(market_id) not in page.names]
+                    named = [name for name in some if on(page, name)]
+                    rest += [name for name in some if not on(page, name)]
                 answers.append((named, page))
             if len(rest) == len(asked):
                 answers.append((rest, self.bad_listing("the answer has none of the markets, and names a next page")))
                 break
         return answers
 
-    async def _fetch_page(self, params: Sequence[tuple[str, str]], *, size: int = PAGE_SIZE) -> MarketPage:
-        return await self._gamma.fetch(self._page_request(params, size=size), decode_page)
+    async def fetch_event(self, slug: str) -> MarketPage | None:
+        """Fetch all markets of an event, open and closed, in one request if one is open; None if there is no event."""
+        for closed in (False, True):
+            page = await self._fetch_page([("slug", slug)], path=EVENTS_PATH, closed=closed)
+            if page.events == [slug]:
+                return page
+            if page.events:
+                raise self.bad_listing(f"the event {slug!r} was asked for, and {page.events[0]!r} came")
+        return None
+
+    async def fetch_series(self, slug: str) -> Named | None:
+        """Fetch a series, or None if there is none of that name."""
+        request = Request("GET", "/series", [("slug", slug)], max_bytes=MAX_EVENTS_BYTES)
+        return next(
+            (series for series in await self._gamma.fetch(request, _SERIES.decode) if series.slug == slug), None
+        )
+
+    async def fetch_tag(self, slug: str) -> Named | None:
+        """Fetch a tag, or None if there is none of that name."""
+        return await self._fetch_known(self._gamma, f"/tags/slug/{quote(slug, safe='')}", _TAG)
+
+    async def _fetch_page(
+        self,
+        params: Sequence[tuple[str, str]],
+        *,
+        size: int = PAGE_SIZE,
+        path: str = MARKETS_PATH,
+        closed: bool = False,
+    ) -> MarketPage:
+        request = self._page_request(params, size=size, closed=closed)
+        if path == EVENTS_PATH:
+            return await self._gamma.fetch(request._replace(path=path, max_bytes=MAX_EVENTS_BYTES), decode_events)
+        return await self._gamma.fetch(request, decode_page)
 
     @staticmethod
     def _page_request(params: Sequence[tuple[str, str]], *, size: int = PAGE_SIZE, closed: bool = False) -> Request:
         always = [("limit", str(size)), ("closed", str(closed).lower()), ("include_tag", "true")]
         return Request("GET", MARKETS_PATH, [*params, *always])
 
-    async def fetch_clob_market(self, condition_id: str) -> ClobMarket | None:
-        """Fetch what the CLOB knows of a market, or None if it does not know it."""
-        if not re.fullmatch("[0-9A-Za-z_-]+", condition_id):  # it would lead to another address
-            return None
+    @staticmethod
+    async def _fetch_known(host: HttpHost, path: str, decoder: msgspec.json.Decoder[T]) -> T | None:
+        """Fetch the one thing at *path*, or None if the host does not know it."""
         try:
-            return await self._clob.fetch(Request("GET", f"/markets/{condition_id}"), _CLOB_MARKET.decode)
+            return await host.fetch(Request("GET", path), decoder.decode)
         except RequestRejectedError as error:
             if error.status == HTTPStatus.NOT_FOUND:
                 return None
             raise
+
+    async def fetch_clob_market(self, condition_id: str) -> ClobMarket | None:
+        """Fetch what the CLOB knows of a market, or None if it does not know it."""
+        if not re.fullmatch("[0-9A-Za-z_-]+", condition_id):  # it would lead to another address
+            return None
+        return await self._fetch_known(self._clob, f"/markets/{condition_id}", _CLOB_MARKET)
 
     async def fetch_books(self, token_ids: Sequence[str]) -> tuple[dict[str, OrderBook], list[Rejected]]:
         """Fetch the current books of *token_ids* in one request, keyed by token id.
@@ -2469,7 +2653,7 @@ LAST_STATUS: Final = "SELECT status FROM runs WHERE run_id < ? ORDER BY run_id D
 LAST_LISTED: Final = """
     SELECT markets_listed FROM runs JOIN (SELECT min_volume, follow FROM runs WHERE run_id = ?)
         USING (min_volume, follow)
-    WHERE status = 'complete' AND started_at > datetime(?, '-7 days') ORDER BY run_id DESC LIMIT 1
+    WHERE selection IS NULL AND status = 'complete' AND started_at > datetime(?, '-7 days') ORDER BY run_id DESC LIMIT 1
 """
 IDENTITIES: Final = f"""
     SELECT market_id, {", ".join(Identity._fields)} FROM markets WHERE market_id IN (SELECT value FROM json_each(?))
@@ -2988,7 +3172,8 @@ class Run:
 class Discovery:
     """Finds the markets of a run and hands them on in `batches`.
 
-    A run with a threshold lists the most traded markets down to it. A run over the whole exchange walks every open
+    A run with a threshold lists the most traded markets down to it. A run with names asks for what they name, and for
+    nothing else. A run over the whole exchange walks every open
     market by id, from both ends at once; within a day of that it walks only the newest, and asks for the known ones by
     id. How the end of a listing is recognised is told at `PolymarketApi.iter_market_pages`; a walk stops before that
     where it has come to the threshold (`_is_below_threshold`), to the other walk, or to known ground.
@@ -2999,6 +3184,7 @@ class Discovery:
 
     Attributes:
         batches: of 250 markets to collect at most.
+        notes: which names have no market to collect, because it is over or there is none just now.
         listed: markets that the run should store.
         all_listed: whether `listed` is final.
         error: why the listing is not complete, or None.
@@ -3006,6 +3192,7 @@ class Discovery:
 
     def __init__(self, run: Run, selection: Selection, *, workers: int, follow: bool, clock: Clock) -> None:
         self.batches: Handover[list[GammaMarket]] = Handover()
+        self.notes: list[str] = []
         self.listed = 0
         self.all_listed = False
         self.error: ApiError | None = None
@@ -3020,7 +3207,7 @@ class Discovery:
         self._place: Mapping[int, int] = {}  # of markets whose last book is not the oldest; see `_by_need`
         self._due: dict[int, tuple[str, str | None]] = {}  # resolved, to be looked at again: outcome, time of closing
         self._full_walk_at: str | None = None
-        self._kind = "top"
+        self._kind = "named" if selection.names else "top"
         self._walked_all = False  # from both ends
         self._walked_newest = False  # down to known ids: only then are the new ids known without a hole
         self._wavers = False  # whether the order of the volumes is not strict
@@ -3030,11 +3217,15 @@ class Discovery:
         self._ended = 0  # markets that the exchange names as closed
         self._rejected = 0  # of the listed ones: they could not be decoded
         self._next_batch: list[GammaMarket] = []
+        within = selection.ends_within_min
+        self._ends_by = None if within is None else sql_time(clock.now() + timedelta(minutes=within))
 
     async def run(self) -> None:
         """List the markets, hand them on in batches, and close `batches`."""
         await self._recall()
-        if not self._selection.whole_exchange:
+        if self._kind == "named":
+            await self._list_named()
+        elif not self._selection.whole_exchange:
             await self._walk(order="volume24hr", ascending=False, is_last=self._is_below_threshold)
         elif self._kind == "known":
             await self._list_known()
@@ -3143,15 +3334,106 @@ class Discovery:
             tasks.create_task(self._in_parallel(self._take_known, self._by_need(self._known)), name="ask")
         self._walked_newest = walk.result()
 
+    async def _list_named(self) -> None:
+        """List what is named: first what is taken whatever it trades, for it is listed only once."""
+        chosen = self._selection
+        await self._in_parallel(self._take_markets, chosen.markets)
+        for kind, slugs in (("event", chosen.events), ("series", chosen.series), ("tag", chosen.tags)):
+            await self._in_parallel(self._take_group, [(kind, slug) for slug in slugs], size=1)
+
+    async def _take_markets(self, names: Sequence[str]) -> None:
+        """Take the markets with these ids and slugs."""
+        for by in ("id", "slug"):
+            rest = [name for name in names if name.isdecimal() == (by == "id")]
+            for closed in (False, True):
+                answers, rest = await self._run.api.fetch_markets(rest, by=by, closed=closed), []
+                for some, page in answers:
+                    if isinstance(page, ApiError):
+                        await self._fail(page)
+                        continue
+                    found = {str(market.market_id if by == "id" else market.slug): market for market in page.markets}
+                    named = [found[name] for name in some if name in found]
+                    rest += [name for name in some if name not in found and name not in page.names]
+                    await self._take(page._replace(markets=named), whatever=True)
+                    for market in named:
+                        self._note_unless(market.is_open, f"the market {market.slug} is not open: {market.state}")
+            await self._put_unknown("market", rest)
+
+    async def _take_group(self, groups: Sequence[tuple[str, str]]) -> None:
+        """Take the markets of one event, series or tag."""
+        ((kind, slug),), api = groups, self._run.api
+        try:
+            if kind == "event":
+                known: MarketPage | Named | None = await api.fetch_event(slug)
+            else:
+                known = await (api.fetch_series if kind == "series" else api.fetch_tag)(slug)
+        except ApiError as error:
+            await self._fail(error)
+            return
+        if known is None:
+            await self._put_unknown(kind, [slug])
+            return
+        if isinstance(known, MarketPage):
+            await self._take(known, whatever=True)
+            taken = bool(known.rejected) or any(market.is_open for market in known.markets)
+        else:
+            taken = await self._walk_group(kind, known)
+        self._note_unless(taken, f"the {kind} {slug} has no open market to take")
+
+    async def _walk_group(self, kind: str, group: Named) -> bool:
+        """Take the markets that are listed under a series or a tag; return whether there are any, or may be.
+
+        A series lists a day ahead: in the order of the ends, what comes too late ends the walk.
+        """
+        taken, ends = False, list[str]()
+        by_volume = kind == "tag" and self._selection.min_volume_usd > 0
+        order = "volume24hr" if by_volume else "endDate" if kind == "series" and self._ends_by else "id"
+        filters = [(f"{kind}_id", group.id)]
+        if kind == "tag" and self._ends_by:
+            filters.append(("end_date_max", self._ends_by.replace(" ", "T") + "Z"))
+
+        def is_last(page: MarketPage) -> bool:
+            nonlocal taken
+            labels = {tag.label for market in page.markets for tag in market.tags or ()}
+            if kind == "tag" and labels and group.label not in labels:  # an unknown filter gives everything
+                raise self._run.api.bad_listing(f"the tag {group.label!r} was asked for, and markets without it came")
+            taken = taken or any(self._wants(market.market_id, market) for market in page.markets)
+            ends.extend(end for market in page.markets if (end := sql_time_of(market.end_date)))
+            is_late = order == "endDate" and bool(ends) and ends[-1] > (self._ends_by or "") and ends == sorted(ends)
+            return is_late or (by_volume and self._is_below_threshold(page))
+
+        path = EVENTS_PATH if kind == "series" else MARKETS_PATH
+        done = await self._walk(order=order, ascending=not by_volume, is_last=is_last, path=path, filters=filters)
+        return taken or not done
+
+    def _note_unless(self, is_fine: object, note: str) -> None:
+        if not is_fine:
+            log.info("%s", note)
+            self.notes.append(note)
+
+    async def _put_unknown(self, kind: str, names: Sequence[str]) -> None:
+        """Have it stored that the exchange does not know what was named; each is listed and not stored."""
+        self.listed += len(names)
+        failures = [self._run.failure(None, "list", f"the exchange has no {kind} {name!r}") for name in names]
+        await self._run.rows.put(Batch(self._run.run_id, failures=failures))
+
     def _ordered_ids(self, page: MarketPage, *, ascending: bool) -> list[int]:
         """Return the ids of *page*; raise unless they are in order, for the position of a walk is its last id."""
         if page.ids != sorted(page.ids, reverse=not ascending):
             raise self._run.api.bad_listing("the listing is not in the order of id")
         return page.ids
 
-    async def _walk(self, *, order: str, ascending: bool, is_last: Callable[[MarketPage], bool]) -> bool:
+    async def _walk(
+        self,
+        *,
+        order: str,
+        ascending: bool,
+        is_last: Callable[[MarketPage], bool],
+        path: str = MARKETS_PATH,
+        filters: Sequence[tuple[str, str]] = (),
+    ) -> bool:
         """Take the pages of a listing to its end, or to the one that *is_last*; return whether nothing is missing."""
-        pages = self._run.api.iter_market_pages(order=order, ascending=ascending)
+        pages = self._run.api.iter_market_pages(order=order, ascending=ascending, path=path, filters=filters)
         before: set[int] = set()
         hole: str | None = None
         try:
@@ -3194,16 +3476,18 @@ class Discovery:
         await self._in_parallel(self._take_known, [id_ for id_ in self._lost if id_ in self._due])
         await self._report_lost([id_ for id_ in self._lost if id_ not in self._seen])
 
-    async def _in_parallel(self, ask: Callable[[Sequence[int]], Awaitable[None]], market_ids: Sequence[int]) -> None:
-        """Call *ask* with *market_ids*, 100 at a time, and several of these at a time."""
-        chunks = (market_ids[first : first + PAGE_SIZE] for first in range(0, len(market_ids), PAGE_SIZE))
+    async def _in_parallel(
+        self, ask: Callable[[Sequence[K]], Awaitable[None]], keys: Sequence[K], *, size: int = PAGE_SIZE
+    ) -> None:
+        """Call *ask* with *keys*, *size* at a time, and several of these at a time."""
+        chunks = (keys[first : first + size] for first in range(0, len(keys), size))
 
         async def work() -> None:
             for chunk in chunks:
                 await ask(chunk)
 
         async with asyncio.TaskGroup() as tasks:
-            for number in range(min(self._workers, math.ceil(len(market_ids) / PAGE_SIZE))):
+            for number in range(min(self._workers, math.ceil(len(keys) / size))):
                 tasks.create_task(work(), name=f"ask {number}")
 
     async def _take_known(self, market_ids: Sequence[int]) -> None:
@@ -3218,14 +3502,16 @@ class Discovery:
             self._seen.update(ids)
             await self._run.put_failure(ids, "list", str(page))
 
-    async def _take(self, page: MarketPage) -> None:
-        """Hand on the markets of *page* that are to be collected."""
-        rejected = [bad for bad in page.rejected if self._is_new(bad.id) and self._wants(bad.id, bad)]
+    async def _take(self, page: MarketPage, *, whatever: bool = False) -> None:
+        """Hand on the markets of *page* that are to be collected: *whatever* they trade, or as the selection says."""
+        rejected = [bad for bad in page.rejected if self._is_new(bad.id) and (whatever or self._wants(bad.id, bad))]
         wanted: list[GammaMarket] = []
         for market in page.markets:
             if not market.is_open and self._follows(market.market_id):  # it is settled later
                 self._not_open[int(market.market_id)] = market.state
-            elif self._is_new(market.market_id) and self._wants(market.market_id, market):
+            elif self._is_new(market.market_id) and (
+                (whatever and market.is_open) or self._wants(market.market_id, market)
+            ):
                 wanted.append(market)
         self.listed += len(rejected) + len(wanted)
         self._rejected += len(rejected)
@@ -3270,7 +3556,10 @@ class Discovery:
         return market_id is not None and (is_in(self._followed, int(market_id)) or int(market_id) in self._due)
 
     def _wants(self, market_id: str | None, market: GammaMarket | Rejected) -> bool:
-        return market.is_open and (self._selection.takes(market.max_volume_24h) or self._follows(market_id))
+        end = sql_time_of(market.end_date) if self._ends_by and isinstance(market, GammaMarket) else ""
+        in_time = self._ends_by is None or (end is not None and end <= self._ends_by)
+        selected = in_time and self._selection.takes(market.max_volume_24h)
+        return market.is_open and (selected or self._follows(market_id))
 
     async def _settle(self, market_ids: Sequence[int]) -> None:
         """Find out how the markets *market_ids* have ended."""
@@ -3348,6 +3637,8 @@ class Discovery:
         """Fail if more than half of the markets of the last complete run are gone without being named as closed."""
         run = self._run
         before = await run.database.value(LAST_LISTED, run.run_id, run.started_at) or 0
+        if self._selection.names:  # each is listed by itself, and what was followed is asked for by id
+            return
         if self.error is None and self.listed + self._ended < MIN_KNOWN_SHARE * before:
             what = f"{self.listed} markets are listed, after {before} in the last complete run"
             await self._fail(run.api.bad_listing(what))
@@ -3428,7 +3719,13 @@ class AsyncCollector:
         max_retries: further attempts for a request that failed.
         timeout: seconds for one attempt, to the last byte of its answer.
         run_timeout: seconds after which a run asks nothing more, and ends with what it has.
-        min_volume: USD traded in the last 24 hours, below which a market is left out; 0 takes every open market.
+        min_volume: USD traded in the last 24 hours, below which a market is left out; 0 takes every open market. Where
+            anything is named it holds for series and tags alone, and only if it is given.
+        markets: ids, slugs or addresses of markets; these and all that follow add up, and nothing else is listed.
+        events: slugs or addresses of events, each with all its markets.
+        series: slugs or addresses of recurring series, each with the markets that are open at that moment.
+        tags: labels, slugs or addresses of tags, each with all its markets.
+        ends_within: minutes within which a market of a series or a tag has to end; None takes all.
         depth: levels of each side of a book to store, the best ones; 0 stores no books, None all levels.
         twitter_max_posts: read on X at most per run, 10 to 10,000; each costs money. Environment: TWITTER_MAX_POSTS,
             else 100. Posts are only read if the environment has a TWITTER_BEARER_TOKEN.
@@ -3456,7 +3753,12 @@ class AsyncCollector:
         timeout: float = 10,
         *,
         run_timeout: float = RUN_TIMEOUT_S,
-        min_volume: float = 100_000,
+        min_volume: float = DEFAULT_MIN_VOLUME,
+        markets: Iterable[object] = (),
+        events: Iterable[object] = (),
+        series: Iterable[object] = (),
+        tags: Iterable[object] = (),
+        ends_within: float | None = None,
         depth: int | None = None,
         twitter_max_posts: int | None = None,
         follow: bool = True,
@@ -3474,7 +3776,9 @@ class AsyncCollector:
             max_retries=whole_number("max_retries", max_retries, at_least=0),
             timeout_s=finite_number("timeout", timeout, positive=True),
             run_timeout_s=finite_number("run_timeout", run_timeout, positive=True),
-            selection=Selection(finite_number("min_volume", min_volume)),
+            selection=Selection.resolve(
+                min_volume, ends_within, markets=markets, events=events, series=series, tags=tags
+            ),
             depth=None if depth is None else whole_number("depth", depth, at_least=0, at_most=MAX_DEPTH),
             max_posts=whole_number(*posts, at_least=MIN_PAGE_POSTS, at_most=MAX_POSTS),
             with_usernames=whole_number("TWITTER_USERNAMES", given["TWITTER_USERNAMES"], at_least=0, at_most=1) == 1,
@@ -3536,7 +3840,7 @@ class AsyncCollector:
             started_at = sql_time(self._clock.now())
             run_id = await database.start_run(
                 started_at=started_at,
-                min_volume=settings.selection.min_volume_usd,
+                **settings.selection.columns,
                 follow=self._follow or settings.selection.whole_exchange,
                 depth=settings.depth,
             )
@@ -3669,6 +3973,7 @@ class AsyncCollector:
             reason=run.reason,
             drift=run.drift,
             tweets_reason=posts.reason,
+            notes=discovery.notes,
             requests=run.traffic.requests,
             database=str(self.settings.db_path),
         )

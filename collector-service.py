@@ -30,6 +30,12 @@ ENVIRONMENT: Final = {
     "COLLECTOR_WORKERS": "10",
     "COLLECTOR_INTERVAL_MINUTES": "15",
     "COLLECTOR_MIN_VOLUME": "100000",
+    "COLLECTOR_DEPTH": "",  # all levels
+    "COLLECTOR_MARKETS": "",  # names with commas between them
+    "COLLECTOR_EVENTS": "",
+    "COLLECTOR_SERIES": "",
+    "COLLECTOR_TAGS": "",
+    "COLLECTOR_ENDS_WITHIN": "",  # minutes; no limit
 }
 BAD_FILE: Final = 74
 BAD_CONFIGURATION: Final = 78
@@ -79,11 +85,20 @@ def notify(*lines: str) -> None:
 def settings_from_environment() -> dict[str, Any]:
     """Return the arguments of `continuous_collection`; the collector itself reads the other variables."""
     given = ac.read_variables(os.environ, ENVIRONMENT)
-    return {
+    settings: dict[str, Any] = {
         "workers": ac.whole_number("COLLECTOR_WORKERS", given["COLLECTOR_WORKERS"]),
         "interval_minutes": ac.minutes("COLLECTOR_INTERVAL_MINUTES", given["COLLECTOR_INTERVAL_MINUTES"]),
-        "min_volume": ac.finite_number("COLLECTOR_MIN_VOLUME", given["COLLECTOR_MIN_VOLUME"]),
     }
+    if os.environ.get("COLLECTOR_MIN_VOLUME"):  # the default does not hold for what is named
+        settings["min_volume"] = ac.finite_number("COLLECTOR_MIN_VOLUME", given["COLLECTOR_MIN_VOLUME"])
+    if levels := given["COLLECTOR_DEPTH"]:
+        settings["depth"] = ac.whole_number("COLLECTOR_DEPTH", levels, at_least=0, at_most=ac.MAX_DEPTH)
+    for kind in ac.NAMES:
+        name = f"COLLECTOR_{kind.upper()}"
+        settings[kind] = ac.exchange_names(name, given[name], kind)
+    if within := given["COLLECTOR_ENDS_WITHIN"]:
+        settings["ends_within"] = ac.minutes("COLLECTOR_ENDS_WITHIN", within)
+    return settings
 
 
 def tell(tick: ac.Tick) -> None:
