@@ -149,7 +149,7 @@ async def test_columns_and_indexes_that_the_user_has_added_are_no_obstacle(tmp_p
 
 
 @pytest.mark.parametrize("version", ADDED)
-async def test_a_file_of_every_earlier_schema_is_upgraded(tmp_path: Path, version: int) -> None:
+async def test_a_file_of_every_released_schema_is_upgraded(tmp_path: Path, version: int) -> None:
     new, old = tmp_path / "new.db", tmp_path / "old.db"
     post = "INSERT INTO tweets (tweet_id, text) VALUES ('1', 'kalshi');"
     added = "".join(ADDED[number] for number in range(1, version + 1))
