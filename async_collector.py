@@ -2456,7 +2456,8 @@ SCHEMA: Final = """
     );
     CREATE INDEX IF NOT EXISTS unresolved_markets ON markets(CAST(market_id AS INTEGER), outcome_ask_at)
         WHERE resolved = 0 AND market_id NOT GLOB '*[^0-9]*';
-    CREATE INDEX IF NOT EXISTS failures_by_run ON failures(run_id);
+    DROP INDEX IF EXISTS failures_by_run;
+    CREATE INDEX IF NOT EXISTS failures_by_run_and_market ON failures(run_id, market_id);
     CREATE INDEX IF NOT EXISTS tweets_by_time ON tweets(timestamp);
     CREATE INDEX IF NOT EXISTS tweets_by_market ON tweets(market_id, timestamp);
     CREATE INDEX IF NOT EXISTS snapshots_by_time ON snapshots(timestamp);
@@ -2550,17 +2551,17 @@ VIEWS: Final[Mapping[str, str]] = {
         JOIN runs AS r ON r.run_id > s.run_id
         WHERE m.resolved = 0 AND m.outcome_asked = 0 AND r.follow = 1 AND r.status <> 'running'
           AND (m.followed = 1 OR r.min_volume = 0)
+    ), of_all AS MATERIALIZED ( -- why whole answers failed
+        SELECT DISTINCT run_id, reason FROM failures WHERE market_id IS NULL AND stage <> 'posts'
     )
     SELECT market_id, since, until, run_ids,
            (SELECT json_group_array(reason) FROM (
-                SELECT DISTINCT f.reason FROM failures AS f JOIN runs AS r USING (run_id)
-                WHERE f.run_id BETWEEN first_missed AND last_missed AND r.follow = 1
-                  AND f.stage <> 'posts' AND (f.market_id = gap.market_id OR f.market_id IS NULL)
-                ORDER BY f.reason
+                SELECT reason FROM json_each(run_ids) AS run CROSS JOIN failures ON run_id = run.value
+                WHERE market_id = gap.market_id AND stage <> 'posts'
+                UNION SELECT reason FROM json_each(run_ids) AS run JOIN of_all ON run_id = run.value ORDER BY reason
            )) AS reasons
     FROM (
-        SELECT market_id, since, until, json_group_array(run_id) AS run_ids,
-               min(run_id) AS first_missed, max(run_id) AS last_missed
+        SELECT market_id, since, until, json_group_array(run_id) AS run_ids
         FROM (SELECT * FROM missed ORDER BY run_id) GROUP BY market_id, since
     ) AS gap
     """,

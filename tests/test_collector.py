@@ -219,6 +219,7 @@ async def test_a_run_leaves_its_account(exchange: FakePolymarket, collector: ac.
         "reason": None,
         "drift": None,
         "tweets_reason": None,
+        "notes": [],
         "requests": 5,
         "database": str(database),
     }
