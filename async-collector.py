@@ -439,8 +439,11 @@ def status_lines(status: dict[str, Any], now: datetime) -> str:
             for run in runs
         ),
     ]
-    if runs and moment(runs[0]["started_at"]) > now + timedelta(seconds=CLOCKS_DIFFER_S):
-        lines.append(f"  note               the clock was ahead: the newest run began {runs[0]['started_at']} UTC")
+    ahead = [run for run in runs if moment(run["started_at"]) > now + timedelta(seconds=CLOCKS_DIFFER_S)]
+    if ahead:
+        lines.append(
+            f"  note               the clock was ahead: run {ahead[0]['run_id']} began {ahead[0]['started_at']} UTC"
+        )
     if status["wal_bytes"] > ac.WAL_LIMIT_BYTES:
         lines.append("  note               the WAL is large: a reader that never finishes probably holds it")
     return "\n".join(lines)

@@ -1108,7 +1108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.restore and not options.db:
         parser.error("--restore needs --db NEW.db")
     if MISSING:
-        say(f"collector-archive: {MISSING} is missing: pip install 'polymarket-async-collector[archive]'", sys.stderr)
+        say(f"collector-archive: {MISSING} is missing: install the extra, pip install '.[archive]'", sys.stderr)
         return BAD_CONFIGURATION
     try:
         run(options)

@@ -45,7 +45,7 @@ try:
     from datasette.utils import tilde_encode
     from markupsafe import Markup
 except ModuleNotFoundError as error:
-    print(f"collector-dashboard: {error}; pip install 'polymarket-async-collector[dashboard]'", file=sys.stderr)
+    print(f"collector-dashboard: {error}; install the extra, pip install '.[dashboard]'", file=sys.stderr)
     sys.exit(BAD_CONFIGURATION)
 
 NAME: Final = "polymarket"  # of the database in addresses, whatever the file is called

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import JumpingClock, rows
-from truth import assert_true, failures, stored_rows
+from truth import COLLECTOR, assert_true, command, failures, stored_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -37,6 +37,13 @@ OLDER_FILE = """
         tweet_count INTEGER, total_engagement INTEGER, avg_sentiment REAL, unique_users INTEGER, velocity REAL,
         hype_score REAL, UNIQUE(market_id, timestamp));
 """
+
+MINUTE = 60.0
+
+
+def latest(database: Path) -> dict[str, int | None]:
+    """Return the run that each market's newest snapshot is of."""
+    return {row["market_id"]: row["run_id"] for row in rows(database, "SELECT market_id, run_id FROM latest_snapshots")}
 
 
 @pytest.fixture
@@ -243,3 +250,43 @@ async def test_after_an_upgrade_every_live_end_time_has_the_same_form(
     form = "'____-__-__ __:__:__'"
     for table, column in (("markets", "end_time"), ("markets", "first_seen"), ("snapshots", "timestamp")):
         assert rows(database, f"SELECT {column} FROM {table} WHERE {column} NOT LIKE {form}") == []  # noqa: S608
+
+
+@pytest.mark.parametrize("name", ODD_TIMES)
+async def test_whatever_an_older_file_has_for_a_time_the_newest_row_is_the_one_stored_last(
+    exchange: FakePolymarket, collector: AsyncCollector, older: sqlite3.Connection, database: Path, name: str
+) -> None:
+    remember(older, exchange.markets.values(), ODD_TIMES[name])
+    result = await collector.collect_all()
+    assert (result["status"], result["stats"]["errors"]) == ("complete", 0)
+    assert_true(database, exchange.markets.values())
+    assert latest(database) == dict.fromkeys(exchange.markets, 1)
+    assert rows(database, "SELECT count(*) AS kept FROM snapshots WHERE price_yes = 0.125 AND run_id IS NULL") == [
+        {"kept": 60}
+    ]
+
+
+async def test_a_run_of_a_clock_that_was_ahead_is_not_the_newest_for_ever(
+    exchange: FakePolymarket, collector: AsyncCollector, database: Path, clock: JumpingClock
+) -> None:
+    clock.set_forward_s = 36_500 * DAY
+    await collector.collect_all()
+    clock.set_forward_s = 0
+    for _ in range(2):
+        clock.elapsed_s += 15 * MINUTE
+        assert (await collector.collect_all())["status"] == "complete"
+        assert_true(database, exchange.markets.values())
+    assert latest(database) == dict.fromkeys(exchange.markets, 3)
+
+
+async def test_the_status_says_that_the_clock_was_ahead(
+    exchange: FakePolymarket, collector: AsyncCollector, database: Path, clock: JumpingClock
+) -> None:
+    clock.set_forward_s = 36_500 * DAY
+    await collector.collect_all()
+    ahead = await command(exchange, COLLECTOR, "--status", "--db", str(database))
+    assert (await command(exchange, COLLECTOR, "--quiet", "--db", str(database))).code == 0
+    afterwards = await command(exchange, COLLECTOR, "--status", "--db", str(database))
+    assert [done.code for done in (ahead, afterwards)] == [1, 0]
+    assert all("clock" in done.out and "ahead" in done.out for done in (ahead, afterwards))
+    assert "never" not in afterwards.out
