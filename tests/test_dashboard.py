@@ -188,7 +188,7 @@ def test_a_missing_extra_is_said(missing: str) -> None:
     code = f"import runpy, sys; sys.modules[{missing!r}] = None; runpy.run_path({str(SCRIPT_PATH)!r})"
     ended = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, timeout=30, check=False)
     assert ended.returncode == 78
-    assert "pip install 'polymarket-async-collector[dashboard]'" in ended.stderr
+    assert "pip install '.[dashboard]'" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
