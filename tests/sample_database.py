@@ -204,7 +204,7 @@ class SampleMarket:
         }
 
 
-def fill(  # noqa: PLR0913  the figures of a collection
+def fill(
     path: Path,
     *,
     markets: int = 100,
@@ -249,7 +249,7 @@ def fill(  # noqa: PLR0913  the figures of a collection
         return count_rows(connection)
 
 
-def _insert_run(  # noqa: PLR0913, PLR0917
+def _insert_run(
     connection: sqlite3.Connection,
     run_id: int,
     started: datetime,
