@@ -21,8 +21,8 @@ How a price gets from the exchange into its row:
     Snapshot.from_wire         GammaMarket + the books of YES and NO -> the row
     Database.save              one transaction per batch
 
-The module reads from top to bottom: each section uses only names of the sections above it. Posts on X are the last
-section; whoever cares for prices alone may skip it.
+The module reads from top to bottom: a section uses names of the sections above it. Posts on X come last, and the
+collector starts them at one place; whoever cares for prices alone may skip them.
 """
 
 from __future__ import annotations
@@ -453,11 +453,12 @@ class Endpoint:
             text: what a host or a library says.
             token_only: leave other words alone, because they are data.
         """
-        secrets: set[str | None] = {self.token}
+        parts = [self.token or ""]
         if self.proxy_login and not token_only:
-            secrets.add(b64encode(self.proxy_login.encode()).decode())
-            for part in self.proxy_login.split(":", 1):
-                secrets |= {part, quote(part), quote(part, safe="")}
+            parts += [b64encode(self.proxy_login.encode()).decode(), *self.proxy_login.split(":", 1)]
+        secrets = {
+            form for part in parts for form in (part, quote(part), quote(part, safe=""), part.replace("/", r"\/"))
+        }
         # a short one only as a word of its own, for it may be a part of many
         forms = [
             re.escape(secret) if len(secret) > 3 else rf"(?<!\w){re.escape(secret)}(?!\w)"  # noqa: PLR2004
@@ -491,7 +492,7 @@ def exchange_name(option: str, value: object, kind: str) -> str:
             found = re.fullmatch(f"/(?:[a-z]{{2}}(?:-[A-Za-z]+)?/)?{form}/?", url.path) if ours else None
             text = found[1] if found else ""
     elif kind == "tags":
-        text = "-".join(text.lower().split())
+        text = "-".join(re.sub(r"[^\w\s-]", "", text.lower()).split())  # "S&P 500" is sp-500
     if not re.fullmatch(r"\w[\w.~-]{0,299}", text):
         raise ConfigError(f"{option}={str(value)[:100]!r}: must be {examples}")
     return text
@@ -814,7 +815,7 @@ _IN_TEXT: Final[Mapping[Any, msgspec.json.Decoder[Any]]] = {  # by the type of t
 
 def _decode_in_text(kind: type, value: object) -> object:
     """Decode `InText`, which msgspec does not know (its `dec_hook`)."""
-    if not value:
+    if value in (None, "", []):
         return InText()
     body = value.encode() if isinstance(value, str) else msgspec.json.encode(value)
     try:
@@ -990,10 +991,10 @@ def _read_element(decoder: msgspec.json.Decoder[S], element: msgspec.Raw) -> S |
     except ValueError as error:
         if not isinstance(sent, dict):
             return Rejected(None, printable(str(error)))
-        ids = (str(sent.get(key)) for key in ("id", "asset_id"))
+        ids = ((str(sent.get(key)), digits) for key, digits in (("id", 18), ("asset_id", 78)))
         volume: object = sent.get("volume24hr")
         return Rejected(
-            id=next((id_ for id_ in ids if re.fullmatch("[0-9]{1,78}", id_)), None),
+            id=next((id_ for id_, digits in ids if re.fullmatch(f"[0-9]{{1,{digits}}}", id_)), None),
             reason=printable(str(error)),
             is_open=sent.get("active") is not False and sent.get("closed") is not True,
             max_volume_24h=float(volume) if isinstance(volume, int | float) and volume is not True else math.inf,
@@ -1528,7 +1529,7 @@ class CollectionResult(TypedDict):
 # --- Pacing, retries --------------------------------------------------------------------------------------------------
 
 MAX_RATE: Final = 1_000_000  # requests per window
-FIRST_BACKOFF_S: Final = 1.0
+FIRST_PAUSE_S: Final = 1.0  # after a 429; how long a retry waits is in `backoff_delay`
 MAX_WAIT_S: Final = 60.0  # a server that asks for a longer wait is not waited for
 # a run may retry FREE_RETRIES + RETRY_SHARE x its requests; 10 workers use up the first in half a minute
 FREE_RETRIES: Final = 100
@@ -1641,7 +1642,7 @@ class RateLimiter:
         now = self._clock.monotonic()
         same_burst = now < self._paused_until or (started is not None and started <= self._backoff_at)
         if not same_burst:
-            longer = self._backoff_s * self.backoff_multiplier if self._backoff_s else FIRST_BACKOFF_S
+            longer = self._backoff_s * self.backoff_multiplier if self._backoff_s else FIRST_PAUSE_S
             self._backoff_s = min(longer, MAX_WAIT_S)
             self._backoff_at = now
             self._paused_until = now + self._backoff_s
@@ -1872,6 +1873,7 @@ class HttpHost:
         """
         answers: list[tuple[Sequence[K], T | ApiError]] = []
         pieces = deque([keys])
+        halved = False  # because a request failed, and not because the host takes no more
         in_vain = 0  # failures since the last success
         while pieces:
             piece = pieces.popleft()
@@ -1879,7 +1881,7 @@ class HttpHost:
                 pieces += halves(piece)
                 continue
             try:
-                answers.append((piece, await self.fetch(request_for(piece), decode, is_half=piece is not keys)))
+                answers.append((piece, await self.fetch(request_for(piece), decode, is_half=halved)))
                 in_vain = 0
             except ApiError as error:
                 error.__cause__ = error.__context__ = None  # with their tracebacks they would keep whole answers
@@ -1888,9 +1890,10 @@ class HttpHost:
                 may_divide = len(piece) > 1 and error.divisible and in_vain < MAX_IN_VAIN
                 if may_divide and error.too_large and isinstance(error, RequestRejectedError):
                     self._max_keys = min(self._max_keys, len(piece) // 2)
-                elif may_divide and piece is keys and not error.too_large:
-                    may_divide = await self._answers_for_one_of(keys, request_for, decode)
+                elif may_divide and not halved and not error.too_large:
+                    may_divide = await self._answers_for_one_of(piece, request_for, decode)
                 if may_divide:
+                    halved = halved or not error.too_large
                     pieces += halves(piece)
                 else:
                     answers.append((piece, error))
@@ -1992,6 +1995,7 @@ class HttpHost:
             left_s = (patience.when() or 0.0) - loop.time()
             patience.reschedule(None)  # the limiter is none of the host's slowness
             started = await self._limiter.restart(started)
+            self._check(url)  # much may have happened meanwhile
             patience.reschedule(loop.time() + left_s)
 
         exchange = self._wire.session.request(
@@ -2413,7 +2417,7 @@ SCHEMA: Final = """
     CREATE TABLE IF NOT EXISTS failures (
         run_id INTEGER NOT NULL REFERENCES runs(run_id),
         market_id TEXT,                             -- NULL where a whole answer failed
-        stage TEXT NOT NULL,                        -- list, book, outcome or save
+        stage TEXT NOT NULL,                        -- list, book, outcome, save or posts
         reason TEXT NOT NULL
     );
     ALTER TABLE failures ADD COLUMN markets INTEGER; -- how many it concerns; NULL where that is not known
@@ -2516,19 +2520,18 @@ VIEWS: Final[Mapping[str, str]] = {
     WITH spans AS MATERIALIZED ( -- the runs of a market's first and last row
         SELECT market_id,
                (SELECT run_id FROM snapshots WHERE market_id = g.market_id AND timestamp = first_at) AS first_run,
-               (SELECT run_id FROM snapshots WHERE market_id = g.market_id AND timestamp = last_at) AS last_run
-        FROM (
-            SELECT market_id, min(timestamp) AS first_at, max(timestamp) AS last_at FROM snapshots GROUP BY market_id
-        ) AS g
+               (SELECT run_id FROM snapshots WHERE market_id = g.market_id AND run_id IS NOT NULL
+                ORDER BY timestamp DESC LIMIT 1) AS last_run
+        FROM (SELECT market_id, min(timestamp) AS first_at FROM snapshots GROUP BY market_id) AS g
     ), spanned AS ( -- how many markets have rows before and after a run, or in it
         SELECT run_id, sum(sum(change)) OVER (ORDER BY run_id) AS markets FROM (
             SELECT run_id, 0 AS change FROM runs
-            UNION ALL SELECT coalesce(first_run, 0), 1 FROM spans
-            UNION ALL SELECT last_run + 1, -1 FROM spans
+            UNION ALL SELECT coalesce(first_run, 0), 1 FROM spans WHERE last_run IS NOT NULL
+            UNION ALL SELECT last_run + 1, -1 FROM spans WHERE last_run IS NOT NULL
         ) GROUP BY run_id
     ), holed AS MATERIALIZED ( -- the runs with fewer rows than that
-        SELECT run_id, started_at, next_start, min_volume
-        FROM (SELECT *, lead(started_at, 1, '9999') OVER (ORDER BY run_id) AS next_start FROM runs)
+        SELECT run_id, started_at, iif(next_start > started_at, next_start, 'never') AS ended_before, min_volume
+        FROM (SELECT *, lead(started_at) OVER (ORDER BY run_id) AS next_start FROM runs)
         JOIN spanned USING (run_id)
         LEFT JOIN (SELECT run_id, count(*) AS stored FROM snapshots GROUP BY run_id) USING (run_id)
         WHERE markets > coalesce(stored, 0) AND follow = 1 AND status <> 'running'
@@ -2542,7 +2545,8 @@ VIEWS: Final[Mapping[str, str]] = {
         CROSS JOIN holed ON coalesce(first_run, 0) < run_id AND last_run > run_id
         WHERE (m.followed = 1 OR min_volume = 0) AND NOT EXISTS (
             SELECT 1 FROM snapshots
-            WHERE market_id = e.market_id AND timestamp >= started_at AND timestamp < next_start
+            WHERE market_id = e.market_id AND timestamp >= started_at AND timestamp < ended_before
+              AND (ended_before <> 'never' OR run_id = holed.run_id) -- the clock was set back
         )
         UNION ALL  -- still missing
         SELECT seen.market_id, r.run_id, s.timestamp, NULL
@@ -2962,9 +2966,10 @@ class Database:
 
     @uninterrupted
     async def save(self, batch: Batch) -> Saved:
-        """Store *batch* whole or not at all.
+        """Store *batch* in one transaction.
 
-        Where a trigger or a CHECK of the user's refuses a row, that market becomes a failure, and the rest is stored.
+        Where a trigger or a CHECK of the user's refuses a row (RAISE, but not RAISE(IGNORE)), that market becomes a
+        failure, and the rest is stored.
         """
         try:
             return await self._save_whole(batch)
@@ -2977,7 +2982,7 @@ class Database:
             return (await self.save(batch.part(first))).plus(await self.save(batch.part(second)))
         refused = [*batch.failures, Failure(batch.run_id, market_ids[0], "save", reason)]
         with suppress(StorageError):  # the market's own row may be as good as ever
-            return await self._save_whole(Batch(batch.run_id, batch.markets, failures=refused))
+            return await self._save_whole(Batch(batch.run_id, batch.markets, failures=refused, follow=batch.follow))
         return await self._save_whole(Batch(batch.run_id, failures=refused))
 
     async def _save_whole(self, batch: Batch) -> Saved:
@@ -3005,12 +3010,13 @@ class Database:
         snapshots: list[Sequence[object]] = []
         books: list[Sequence[object]] = []
         unchanged = 0
+        failures: list[Failure] = []
         for snapshot in batch.snapshots:
             is_stored, book_id, *content = before[snapshot.market_id]
             book = batch.books.get(snapshot.market_id)
             if is_stored:
                 reason = "it has a snapshot of the same second: the clock was set back"
-                batch.failures.append(Failure(snapshot.run_id, snapshot.market_id, "save", reason))
+                failures.append(Failure(snapshot.run_id, snapshot.market_id, "save", reason))
                 continue
             if book is None:
                 book_id = None
@@ -3023,7 +3029,8 @@ class Database:
         await self.execute(SAVE_BOOK, books)
         await self.execute(SAVE_SNAPSHOT, snapshots)
         await self._connection.execute(SAVE_SEEN, (last_snapshot,))
-        return Saved(len(snapshots), len(books), unchanged)
+        await self.execute(SAVE_FAILURE, failures)
+        return Saved(len(snapshots), len(books), unchanged, len(failures))
 
     @uninterrupted
     async def finish_run(self, run_id: int, columns: Mapping[str, object]) -> None:
@@ -3126,6 +3133,7 @@ class Run:
 
     def failure(self, market_id: str | None, stage: str, reason: str) -> Failure:
         """Return a row for `failures`; the first one is the reason why the run is not complete."""
+        reason = printable(reason)
         self.reason = self.reason or reason
         return Failure(self.run_id, market_id, stage, reason)
 
@@ -3286,7 +3294,7 @@ class Discovery:
         """
         volumes = [market.volume_24h for market in page.markets if market.volume_24h is not None]
         if not volumes:
-            if page.markets and not self._seen:
+            if page.markets and not (self._seen or self._selection.names):
                 raise self._run.api.bad_listing("the listing has no volume24hr")
             return bool(page.markets)
         if not falls(volumes):
@@ -3354,7 +3362,8 @@ class Discovery:
                         continue
                     found = {str(market.market_id if by == "id" else market.slug): market for market in page.markets}
                     named = [found[name] for name in some if name in found]
-                    rest += [name for name in some if name not in found and name not in page.names]
+                    understood = by == "id" or not page.rejected  # else one of them may be what is missing
+                    rest += [name for name in some if understood and name not in found and name not in page.names]
                     await self._take(page._replace(markets=named), whatever=True)
                     for market in named:
                         self._note_unless(market.is_open, f"the market {market.slug} is not open: {market.state}")
@@ -3396,7 +3405,9 @@ class Discovery:
         def is_last(page: MarketPage) -> bool:
             nonlocal taken
             labels = {tag.label for market in page.markets for tag in market.tags or ()}
-            if kind == "tag" and labels and group.label not in labels:  # an unknown filter gives everything
+            if (
+                kind == "tag" and group.label and labels and group.label not in labels
+            ):  # an unknown filter gives everything
                 raise self._run.api.bad_listing(f"the tag {group.label!r} was asked for, and markets without it came")
             taken = taken or any(self._wants(market.market_id, market) for market in page.markets)
             ends.extend(end for market in page.markets if (end := sql_time_of(market.end_date)))
@@ -3409,8 +3420,8 @@ class Discovery:
 
     def _note_unless(self, is_fine: object, note: str) -> None:
         if not is_fine:
-            log.info("%s", note)
-            self.notes.append(note)
+            log.info("%s", printable(note))
+            self.notes.append(printable(note))
 
     async def _put_unknown(self, kind: str, names: Sequence[str]) -> None:
         """Have it stored that the exchange does not know what was named; each is listed and not stored."""
@@ -3505,7 +3516,11 @@ class Discovery:
 
     async def _take(self, page: MarketPage, *, whatever: bool = False) -> None:
         """Hand on the markets of *page* that are to be collected: *whatever* they trade, or as the selection says."""
-        rejected = [bad for bad in page.rejected if self._is_new(bad.id) and (whatever or self._wants(bad.id, bad))]
+        rejected = [
+            bad
+            for bad in page.rejected
+            if self._is_new(bad.id) and ((whatever and bad.is_open) or self._wants(bad.id, bad))
+        ]
         wanted: list[GammaMarket] = []
         for market in page.markets:
             if not market.is_open and self._follows(market.market_id):  # it is settled later
@@ -3927,10 +3942,11 @@ class AsyncCollector:
     @uninterrupted
     async def _store(self, batch: Batch, run: Run) -> None:
         """Store *batch* and count it, which belongs together."""
+        errors = len(batch.failures)
         saved = await run.database.save(batch)
         run.saved = run.saved.plus(saved)
-        if saved.errors > len(batch.failures):
-            run.reason = run.reason or "the database refused a row"
+        if saved.errors > errors:
+            run.reason = run.reason or "a row could not be stored: see the failures of stage save"
 
     @uninterrupted
     async def _finish(self, run: Run, discovery: Discovery, posts: Posts, started: float) -> CollectionResult:

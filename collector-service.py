@@ -102,14 +102,16 @@ def settings_from_environment() -> dict[str, Any]:
 
 
 def tell(tick: ac.Tick) -> None:
-    """Say how a run went and when the next one is."""
+    """Say how a run went and when the next one is; a run that was stopped has nothing to say."""
+    if not (tick.result or tick.error):
+        return
     if tick.result:
         result = tick.result
         went = f"run {result['run_id']} {result['status']}: {result['markets']} markets in {result['duration']:.1f} s"
         if result["reason"]:
             went += f", {result['stats']['errors']} errors, the first: {result['reason']}"
     else:
-        went = f"failed: {tick.error}" if tick.error else "stopped"
+        went = f"failed: {tick.error}"
     text = f"{went}; next run {tick.next_run:%H:%M:%S} UTC; {tick.missed} ticks missed"
     is_well = tick.result and tick.result["status"] == "complete" and not tick.result["drift"]
     (log.info if is_well else log.warning)("%s", text)

@@ -386,3 +386,17 @@ async def test_a_run_with_another_selection_is_no_sudden_fall(
     assert (result["status"], failures(database)) == ("complete", [])
     assert_true(database, loud)
     assert rows(database, "SELECT status FROM runs") == [{"status": "complete"}] * 2
+
+
+async def test_an_outage_is_waited_for_also_where_a_host_takes_few_tokens_at_a_time(
+    exchange: FakePolymarket, collector: AsyncCollector, database: Path
+) -> None:
+    """Pieces that are small because the host takes no more are tried again like any other request."""
+    for _ in range(540):
+        exchange.add_market(volume_24h=200_000.0)
+    exchange.odd.most_tokens = 300
+    exchange.fail_next("/books", status=400, body=b'{"error":"Payload exceeds the limit"}')
+    exchange.fail_next("/books", status=503, times=3)
+    result = await collector.collect_all()
+    assert (result["status"], result["books_missing"]) == ("complete", 0)
+    assert failures(database) == []

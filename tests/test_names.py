@@ -291,3 +291,30 @@ async def test_an_event_watched_every_three_seconds_misses_no_tick(exchange: Fak
     assert {run["status"] for run in runs} == {"complete"}
     assert b"ticks missed" not in err
     assert sum(run["books_saved"] for run in runs[1:]) < len(runs) * 30
+
+
+async def test_a_market_that_closed_in_a_form_that_cannot_be_read_makes_its_event_no_worse(
+    exchange: FakePolymarket, make_collector: Callable[..., ac.AsyncCollector]
+) -> None:
+    event = exchange.add_event("the-cup", markets=3)
+    ended = exchange.markets_of(event)[0]
+    exchange.close(ended, "1", "0")
+    exchange.change(ended, changes=ended.changes | {"active": "perhaps"})
+    result = await make_collector(events=("the-cup",)).collect_all()
+    assert (result["status"], result["markets"]) == ("complete", 2)
+
+
+async def test_a_slug_with_control_characters_reaches_no_terminal(
+    exchange: FakePolymarket, make_collector: Callable[..., ac.AsyncCollector]
+) -> None:
+    market = next(iter(exchange.markets.values()))
+    exchange.close(market, "1", "0")
+    exchange.change(market, changes=market.changes | {"slug": "odd\x1b[2J"})
+    result = await make_collector(markets=(market.id,)).collect_all()
+    assert result["notes"]
+    assert "\x1b" not in "".join(result["notes"])
+
+
+@pytest.mark.parametrize(("label", "slug"), [("S&P 500", "sp-500"), ("Trump's cabinet", "trumps-cabinet")])
+def test_a_label_is_made_a_slug_as_the_exchange_makes_it(label: str, slug: str) -> None:
+    assert ac.AsyncCollector("x.db", tags=(label,)).settings.selection.tags == (slug,)

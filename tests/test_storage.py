@@ -436,3 +436,37 @@ async def test_a_cancelled_save_is_finished_first_and_leaves_no_lock(tmp_path: P
         other.close()
     assert rows(path, "SELECT count(*) AS n FROM snapshots") == [{"n": 1}]
     assert rows(path, "SELECT snapshots_saved FROM runs") == [{"snapshots_saved": 1}]
+
+
+async def test_a_snapshot_of_the_same_second_is_one_failure_beside_a_refused_row(tmp_path: Path) -> None:
+    path = tmp_path / "file.db"
+    async with Database.open(path) as database:
+        first = await database.start_run(started_at=T0, min_volume=0)
+        await database.save(Batch(first, [market("1")], [snapshot("1", first)]))
+        await database._connection.execute(
+            "CREATE TRIGGER mine BEFORE INSERT ON snapshots WHEN NEW.market_id = '3' "
+            "BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+        run_id = await database.start_run(started_at=T0, min_volume=0)
+        names = ("1", "2", "3")
+        batch = Batch(run_id, [market(name) for name in names], [snapshot(name, run_id) for name in names], follow=True)
+        assert await database.save(batch) == Saved(snapshots=1, errors=2)
+    assert [row["market_id"] for row in rows(path, "SELECT market_id FROM failures ORDER BY market_id")] == ["1", "3"]
+    assert rows(path, "SELECT errors FROM runs WHERE run_id = 2") == [{"errors": 2}]
+    assert rows(path, "SELECT sum(followed) AS n FROM markets") == [{"n": 3}]
+
+
+async def test_a_clock_that_was_set_back_or_a_foreign_row_makes_and_hides_no_gap(tmp_path: Path) -> None:
+    path = tmp_path / "file.db"
+    async with Database.open(path) as database:
+        starts = ("2026-11-22 14:00:00", "2026-11-22 14:15:00", "2026-11-22 14:14:58", "2026-11-22 14:30:00")
+        for number, start in enumerate(starts, 1):
+            run_id = await database.start_run(started_at=start, min_volume=0, follow=1)
+            names = [str(name) for name in range(1, 11) if not (number == 2 and name == 7)]
+            stored = [snapshot(name, run_id, start) for name in names]
+            await database.save(Batch(run_id, [market(name) for name in names], stored, follow=True))
+            await database.finish_run(run_id, {"status": "complete"})
+        await database._connection.execute(
+            "INSERT INTO snapshots (market_id, timestamp) VALUES ('1', '2026-11-22 15:00:00')"
+        )
+    assert rows(path, "SELECT market_id, run_ids FROM gaps") == [{"market_id": "7", "run_ids": "[2]"}]
