@@ -131,6 +131,7 @@ NAMED: Final = """
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; the README has the same table."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="async-collector",
         description="Take snapshots of Polymarket's open markets and store them in a SQLite file.",
     )
@@ -223,7 +224,7 @@ def read_named(result: ac.CollectionResult, selection: ac.Selection) -> list[dic
     if not (selection.markets or selection.events):
         return []
     names = {"run": result["run_id"]} | {kind: json.dumps(getattr(selection, kind)) for kind in ("markets", "events")}
-    with ac.reading(Path(result["database"])) as connection:
+    with ac.reading(Path(result["database"]), briefly=True) as connection:
         connection.row_factory = sqlite3.Row
         return [dict(row) for row in connection.execute(NAMED, names)]
 
@@ -360,6 +361,8 @@ def run_once(args: argparse.Namespace, path: str, chosen: dict[str, Any]) -> int
         code = answer(json.dumps({**result, "named": named}), code)
     elif not args.quiet:
         say(summary(result, named), sys.stdout)  # for a person; whoever cannot have it has lost nothing
+        if size(collector.settings.db_path, "-wal") > ac.WAL_LIMIT_BYTES:
+            say(f"async-collector: {LARGE_WAL}", sys.stderr)
     say_notes(result)
     if not is_well(result):
         say(complaint(result), sys.stderr)
@@ -374,6 +377,7 @@ RECENT_RUNS: Final = """
 """
 LAST_COMPLETE: Final = "SELECT started_at FROM runs WHERE status = 'complete' ORDER BY run_id DESC LIMIT 1"
 STARTS_SINCE: Final = "SELECT started_at FROM runs WHERE started_at > ? ORDER BY run_id"
+LARGE_WAL: Final = "the WAL is large: a reader that never finishes probably holds it"
 CLOCKS_DIFFER_S: Final = 2  # by so much without one of them being wrong
 
 
@@ -445,7 +449,7 @@ def status_lines(status: dict[str, Any], now: datetime) -> str:
             f"  note               the clock was ahead: run {ahead[0]['run_id']} began {ahead[0]['started_at']} UTC"
         )
     if status["wal_bytes"] > ac.WAL_LIMIT_BYTES:
-        lines.append("  note               the WAL is large: a reader that never finishes probably holds it")
+        lines.append(f"  note               {LARGE_WAL}")
     return "\n".join(lines)
 
 

@@ -501,6 +501,8 @@ def exchange_name(option: str, value: object, kind: str) -> str:
 def exchange_names(option: str, values: str | Iterable[object], kind: str) -> tuple[str, ...]:
     """Return each of *values*, a list or a text with commas, as `exchange_name` does, without repetitions."""
     given = list(filter(None, re.split(r"\s*,\s*", values.strip())) if isinstance(values, str) else values)
+    if isinstance(values, str) and values.strip() and not given:
+        raise ConfigError(f"{option}={values!r}: names nothing")
     if len(given) > MAX_NAMES:
         raise ConfigError(f"{option}={len(given)} names: must be at most {MAX_NAMES:,}")
     return tuple(dict.fromkeys(exchange_name(option, value, kind) for value in given))

@@ -1094,7 +1094,7 @@ def run(options: argparse.Namespace) -> None:
         announce(path, options)
     else:
         bar: tqdm[Any] = tqdm(unit=" rows", unit_scale=True, disable=not sys.stderr.isatty(), leave=False)
-        with bar, ac.held_alone(path.with_name(f"{path.name}.archive")):  # one archive of a file at a time
+        with bar, ac.held_alone(path.with_name(f"{path.name}.archiving")):  # one archive of a file at a time
             archive(path, Lake(options.lake), options, bar)
             if options.shrink:
                 with closing(Writer(path)) as writer:
@@ -1115,6 +1115,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ac.CollectorError as error:
         say(f"collector-archive: {without_secrets(str(error))}", sys.stderr)
         return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
+    except OSError as error:  # no right to lock the file, no room for a line
+        with suppress(OSError):
+            say(f"collector-archive: {error}", sys.stderr)
+        return next(code for kind, code in EXIT_CODES if issubclass(ac.StorageError, kind))
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0

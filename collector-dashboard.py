@@ -1076,7 +1076,8 @@ def serve(datasette: Datasette, listener: socket.socket, *, browser: bool) -> No
     """Answer until SIGINT or SIGTERM."""
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-    print(address, flush=True)
+    with suppress(OSError):  # whoever cannot read it knows it
+        print(address, flush=True)
     if browser:
         threading.Thread(
             target=webbrowser.open, args=[address], daemon=True

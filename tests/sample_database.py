@@ -139,7 +139,7 @@ class SampleMarket:
         topic = TOPICS[self.number % len(TOPICS)]
         bare = self.number % 11 == 7  # as an old collector or a poor listing leaves it
         return {
-            "market_id": str(500_000 + self.number),
+            "market_id": str(900_000 + self.number),
             "slug": f"will-event-{self.number // 3}-end-in-{self.number % 3}",
             "question": f"Will event {self.number // 3} end in {self.number % 3}? “Ja”, ça va",
             "description": None if bare else f"It resolves to Yes if {self.number}.",
@@ -166,7 +166,7 @@ class SampleMarket:
         del bids_no.ticks[:1], bids_no.sizes[:1]  # a NO book of another moment
         return {
             "book_id": book_id,
-            "market_id": str(500_000 + self.number),
+            "market_id": str(900_000 + self.number),
             "timestamp": timestamp,
             "bids": self.bids.text(),
             "asks": self.asks.text(),
@@ -182,7 +182,7 @@ class SampleMarket:
         price = round(((bid or 0.0) + (1.0 if ask is None else ask)) / 2, 9)
         has_no = not missed and self.mirrored is not None
         return {
-            "market_id": str(500_000 + self.number),
+            "market_id": str(900_000 + self.number),
             "timestamp": timestamp,
             "price_yes": price,
             "price_no": round(1 - price, 9),
@@ -268,7 +268,7 @@ def _insert_run(
         timestamp = ac.sql_time(started + timedelta(seconds=1 + place // 500))
         missed = rng.random() < failed
         if missed:
-            market_id = str(500_000 + market.number)
+            market_id = str(900_000 + market.number)
             failures.append({"run_id": run_id, "market_id": market_id, "stage": "book", "reason": "timed out"})
         else:
             changed = rng.random() < change
@@ -324,7 +324,7 @@ def _post_row(run_id: int, number: int, started: datetime, rng: random.Random) -
         "replies": None if odd else 3,
         "engagement_score": rng.randrange(1_000),
         "sentiment_score": None if odd else round(rng.uniform(-1, 1), 3),
-        "market_id": None if odd else str(500_000 + number),
+        "market_id": None if odd else str(900_000 + number),
         "keywords": None if odd else "btc, moon",
         "created_at": ac.sql_time(started + timedelta(seconds=30)),
         "run_id": None if odd else run_id,
@@ -335,7 +335,7 @@ def _post_row(run_id: int, number: int, started: datetime, rng: random.Random) -
 
 def _hype_row(run_id: int, number: int, started: datetime, rng: random.Random) -> dict[str, object]:
     return {
-        "market_id": str(500_000 + number),
+        "market_id": str(900_000 + number),
         "timestamp": ac.sql_time(started + timedelta(seconds=31)),
         "tweet_count": 2,
         "total_engagement": 17,

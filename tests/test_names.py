@@ -318,3 +318,8 @@ async def test_a_slug_with_control_characters_reaches_no_terminal(
 @pytest.mark.parametrize(("label", "slug"), [("S&P 500", "sp-500"), ("Trump's cabinet", "trumps-cabinet")])
 def test_a_label_is_made_a_slug_as_the_exchange_makes_it(label: str, slug: str) -> None:
     assert ac.AsyncCollector("x.db", tags=(label,)).settings.selection.tags == (slug,)
+
+
+def test_a_list_of_commas_names_nothing_and_is_refused() -> None:
+    with pytest.raises(ac.ConfigError, match="names nothing"):
+        ac.AsyncCollector("x.db", markets=" , ")

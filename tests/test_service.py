@@ -252,7 +252,7 @@ async def test_fifty_killed_runs_leave_whole_batches_and_no_lock(exchange: FakeP
 
 @pytest.mark.slow
 async def test_of_five_collectors_started_together_one_collects(exchange: FakePolymarket, database: Path) -> None:
-    exchange.latency_s = 1.0
+    exchange.latency_s = 3.0  # longer than a collector waits for the lock
     processes = await asyncio.gather(*(start(exchange, database, *ONCE) for _ in range(5)))
     results = await asyncio.gather(*(ended(process, 20) for process in processes))
     assert sorted(code or 0 for code, _ in results) == [0, 75, 75, 75, 75]
