@@ -99,8 +99,8 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
         """
         UPDATE markets SET slug = '"><script>window.hacked = 1</script>', category = '<b>bold</b>',
                question = '<img src=x onerror="window.hacked = 1">', first_seen = '2027-01-01 00:00:00'
-        WHERE market_id = '500021';
-        UPDATE snapshots SET volume_24h = 1e9 WHERE market_id = '500021';
+        WHERE market_id = '900021';
+        UPDATE snapshots SET volume_24h = 1e9 WHERE market_id = '900021';
         UPDATE runs SET tweets = 20 WHERE run_id % 3 = 0;
         UPDATE failures SET reason = '<b>timed out</b>';
         """,
@@ -356,10 +356,10 @@ def test_queries_find_what_is_in_the_file(sample: Path, dashboard: Served) -> No
 
 def test_names_and_ids_are_links(dashboard: Served) -> None:
     """Also in views, in queries, and in tables that declare no foreign key; with labels where a table is shown."""
-    question = '<a href="/polymarket/markets/500010">Will event 3 end in 1? “Ja”, ça va</a>'
+    question = '<a href="/polymarket/markets/900010">Will event 3 end in 1? “Ja”, ça va</a>'
     run = '<a href="/polymarket/runs/60">2026-11-02 07:15:00</a>'
     for table in ("snapshots", "latest_snapshots", "books", "order_books"):
-        assert question in dashboard.get(f"/polymarket/{table}", market_id="500010")[1], table
+        assert question in dashboard.get(f"/polymarket/{table}", market_id="900010")[1], table
     for table in ("tweets", "hype_signals"):
         assert "Will event 0 end in 1? “Ja”, ça va</a>" in dashboard.get(f"/polymarket/{table}", run_id="60")[1], table
     for table in ("latest_snapshots", "tweets", "hype_signals", "snapshots"):
