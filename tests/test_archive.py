@@ -347,11 +347,11 @@ def test_late_rows_go_into_a_further_file_and_are_seen_meanwhile(sample: Path, t
         sample,
         "INSERT INTO runs (started_at, status) VALUES ('2026-11-01 10:00:00', 'complete')",
         "INSERT INTO failures (run_id, stage, reason) SELECT max(run_id), 'list', 'late' FROM runs",
-        "INSERT INTO books (market_id, timestamp, bids, asks) VALUES ('500001', '2026-11-01 10:00:01', '[]', '[]')",
+        "INSERT INTO books (market_id, timestamp, bids, asks) VALUES ('900001', '2026-11-01 10:00:01', '[]', '[]')",
         """INSERT INTO snapshots (market_id, timestamp, price_yes, book_id)
-           SELECT '500001', '2026-11-01 10:00:01', 0.5, max(book_id) FROM books""",
+           SELECT '900001', '2026-11-01 10:00:01', 0.5, max(book_id) FROM books""",
         "INSERT INTO tweets (tweet_id, created_at) VALUES ('1', '2026-11-01 10:00:02')",
-        "INSERT INTO hype_signals (market_id, timestamp) VALUES ('500001', '2026-11-01 10:00:03')",
+        "INSERT INTO hype_signals (market_id, timestamp) VALUES ('900001', '2026-11-01 10:00:03')",
     )
     late = view(lake, sample)
     assert {table: late[table][0] - before[table][0] for table in TABLES} == dict.fromkeys(TABLES, 1)
@@ -669,7 +669,7 @@ def test_the_examples_for_one_machine(two_shards: list[Path], tmp_path: Path) ->
     expected = true_depth(*two_shards)
     prices = rows(
         two_shards[0],
-        f"SELECT price_yes FROM snapshots WHERE market_id = '500003' AND timestamp < '{DAY}~' ORDER BY timestamp",
+        f"SELECT price_yes FROM snapshots WHERE market_id = '900003' AND timestamp < '{DAY}~' ORDER BY timestamp",
     )
     for database in two_shards:
         assert archive(lake, "--db", database, "--shard", database.stem) == 0
@@ -679,7 +679,7 @@ def test_the_examples_for_one_machine(two_shards: list[Path], tmp_path: Path) ->
         (row["category"], str(row["date"])): row["depth"] for row in EXAMPLES["depth_by_polars"](lake).to_dicts()
     }
     assert by_polars == pytest.approx(expected)
-    of_north = EXAMPLES["prices_of"](lake, "500003", DAY)
+    of_north = EXAMPLES["prices_of"](lake, "900003", DAY)
     assert list(of_north[of_north.shard == "north"].price_yes) == [row["price_yes"] for row in prices]
     files = EXAMPLES["finished_files"](lake, "books")
     assert len(files) == 4
