@@ -510,7 +510,7 @@ def exchange_names(option: str, values: str | Iterable[object], kind: str) -> tu
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which markets a run takes. No other place asks whether it is the whole exchange, a part, or what is named."""
+    """Which markets a run takes: the whole exchange, those over a threshold, or those that are named."""
 
     min_volume_usd: float  # of the last 24 hours; 0 takes every open market; markets and events have no threshold
     markets: tuple[str, ...] = ()  # ids and slugs
@@ -3654,10 +3654,10 @@ class Discovery:
     async def _check_fall(self) -> None:
         """Fail if more than half of the markets of the last complete run are gone without being named as closed."""
         run = self._run
-        before = await run.database.value(LAST_LISTED, run.run_id, run.started_at) or 0
-        if self._selection.names:  # each is listed by itself, and what was followed is asked for by id
+        if self.error or self._selection.names:  # names are listed one by one, and what was followed is asked for by id
             return
-        if self.error is None and self.listed + self._ended < MIN_KNOWN_SHARE * before:
+        before = await run.database.value(LAST_LISTED, run.run_id, run.started_at) or 0
+        if self.listed + self._ended < MIN_KNOWN_SHARE * before:
             what = f"{self.listed} markets are listed, after {before} in the last complete run"
             await self._fail(run.api.bad_listing(what))
 

@@ -26,6 +26,22 @@ settings.load_profile("shared")
 
 SETTINGS = ("POLYMARKET_DB", "GAMMA_", "CLOB_", "TWITTER_", "COLLECTOR_", "NOTIFY_SOCKET", "JOURNAL_STREAM")
 PROJECT = Path(__file__).parent.parent
+# of a file as collectors before this one made it
+OLDER_TABLES = """
+    CREATE TABLE markets (market_id TEXT PRIMARY KEY, slug TEXT, question TEXT, description TEXT, category TEXT,
+        token_id_yes TEXT, token_id_no TEXT, start_time TIMESTAMP, end_time TIMESTAMP, resolved INTEGER DEFAULT 0,
+        resolution_outcome TEXT, first_seen TIMESTAMP DEFAULT CURRENT_TIMESTAMP);
+    CREATE TABLE snapshots (id INTEGER PRIMARY KEY AUTOINCREMENT, market_id TEXT,
+        timestamp TIMESTAMP DEFAULT CURRENT_TIMESTAMP, price_yes REAL, price_no REAL, volume_24h REAL, liquidity REAL,
+        best_bid_yes REAL, best_ask_yes REAL, best_bid_no REAL, best_ask_no REAL, spread REAL,
+        FOREIGN KEY (market_id) REFERENCES markets(market_id), UNIQUE(market_id, timestamp));
+    CREATE TABLE tweets (tweet_id TEXT PRIMARY KEY, timestamp TIMESTAMP, text TEXT, author_username TEXT,
+        author_id TEXT, likes INTEGER, retweets INTEGER, replies INTEGER, engagement_score INTEGER,
+        sentiment_score REAL, market_id TEXT, keywords TEXT, created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP);
+    CREATE TABLE hype_signals (id INTEGER PRIMARY KEY AUTOINCREMENT, market_id TEXT, timestamp TIMESTAMP,
+        tweet_count INTEGER, total_engagement INTEGER, avg_sentiment REAL, unique_users INTEGER, velocity REAL,
+        hype_score REAL, UNIQUE(market_id, timestamp));
+"""
 
 
 class JumpingClock(Clock):

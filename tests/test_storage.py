@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import PROJECT, rows
+from conftest import OLDER_TABLES, PROJECT, rows
 
 from async_collector import (
     SCHEMA_VERSION,
@@ -32,21 +32,8 @@ if TYPE_CHECKING:
 
 T0 = "2026-11-22 14:15:00"
 
-# as collectors before this one made it, and as their users went on with it
-OLD_FILE = """
-    CREATE TABLE markets (market_id TEXT PRIMARY KEY, slug TEXT, question TEXT, description TEXT, category TEXT,
-        token_id_yes TEXT, token_id_no TEXT, start_time TIMESTAMP, end_time TIMESTAMP, resolved INTEGER DEFAULT 0,
-        resolution_outcome TEXT, first_seen TIMESTAMP DEFAULT CURRENT_TIMESTAMP);
-    CREATE TABLE snapshots (id INTEGER PRIMARY KEY AUTOINCREMENT, market_id TEXT,
-        timestamp TIMESTAMP DEFAULT CURRENT_TIMESTAMP, price_yes REAL, price_no REAL, volume_24h REAL, liquidity REAL,
-        best_bid_yes REAL, best_ask_yes REAL, best_bid_no REAL, best_ask_no REAL, spread REAL,
-        FOREIGN KEY (market_id) REFERENCES markets(market_id), UNIQUE(market_id, timestamp));
-    CREATE TABLE tweets (tweet_id TEXT PRIMARY KEY, timestamp TIMESTAMP, text TEXT, author_username TEXT,
-        author_id TEXT, likes INTEGER, retweets INTEGER, replies INTEGER, engagement_score INTEGER,
-        sentiment_score REAL, market_id TEXT, keywords TEXT, created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP);
-    CREATE TABLE hype_signals (id INTEGER PRIMARY KEY AUTOINCREMENT, market_id TEXT, timestamp TIMESTAMP,
-        tweet_count INTEGER, total_engagement INTEGER, avg_sentiment REAL, unique_users INTEGER, velocity REAL,
-        hype_score REAL, UNIQUE(market_id, timestamp));
+# what a collector before this one and its user have left in a file
+OLD_ROWS = """
     CREATE TABLE my_notes (note TEXT);
     CREATE INDEX my_index ON snapshots(timestamp);
     INSERT INTO markets (market_id, question, first_seen) VALUES ('1', 'Old?', '2025-01-01 00:00:00');
@@ -54,6 +41,7 @@ OLD_FILE = """
     INSERT INTO snapshots (market_id, timestamp, price_yes) VALUES ('no such market', '2025-01-01 00:00:00', 0.5);
     INSERT INTO my_notes VALUES ('mine');
 """
+OLD_FILE = OLDER_TABLES + OLD_ROWS
 
 # what the schemas before this one added, one after the other
 ADDED = {

@@ -7,7 +7,7 @@ import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import JumpingClock, rows
+from conftest import OLDER_TABLES, JumpingClock, rows
 from truth import COLLECTOR, assert_true, command, failures, stored_rows
 
 if TYPE_CHECKING:
@@ -21,23 +21,6 @@ if TYPE_CHECKING:
 DAY = 86_400.0
 NOON = "2026-12-31 12:00:00"  # 1,798,718,400 in Unix time
 
-# as collectors before this one made it
-OLDER_FILE = """
-    CREATE TABLE markets (market_id TEXT PRIMARY KEY, slug TEXT, question TEXT, description TEXT, category TEXT,
-        token_id_yes TEXT, token_id_no TEXT, start_time TIMESTAMP, end_time TIMESTAMP, resolved INTEGER DEFAULT 0,
-        resolution_outcome TEXT, first_seen TIMESTAMP DEFAULT CURRENT_TIMESTAMP);
-    CREATE TABLE snapshots (id INTEGER PRIMARY KEY AUTOINCREMENT, market_id TEXT,
-        timestamp TIMESTAMP DEFAULT CURRENT_TIMESTAMP, price_yes REAL, price_no REAL, volume_24h REAL, liquidity REAL,
-        best_bid_yes REAL, best_ask_yes REAL, best_bid_no REAL, best_ask_no REAL, spread REAL,
-        FOREIGN KEY (market_id) REFERENCES markets(market_id), UNIQUE(market_id, timestamp));
-    CREATE TABLE tweets (tweet_id TEXT PRIMARY KEY, timestamp TIMESTAMP, text TEXT, author_username TEXT,
-        author_id TEXT, likes INTEGER, retweets INTEGER, replies INTEGER, engagement_score INTEGER,
-        sentiment_score REAL, market_id TEXT, keywords TEXT, created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP);
-    CREATE TABLE hype_signals (id INTEGER PRIMARY KEY AUTOINCREMENT, market_id TEXT, timestamp TIMESTAMP,
-        tweet_count INTEGER, total_engagement INTEGER, avg_sentiment REAL, unique_users INTEGER, velocity REAL,
-        hype_score REAL, UNIQUE(market_id, timestamp));
-"""
-
 MINUTE = 60.0
 
 
@@ -50,7 +33,7 @@ def latest(database: Path) -> dict[str, int | None]:
 def older(database: Path) -> Iterator[sqlite3.Connection]:
     """A file of an older collector, opened by another program that commits at once."""
     connection = sqlite3.connect(database, isolation_level=None)
-    connection.executescript(OLDER_FILE)
+    connection.executescript(OLDER_TABLES)
     yield connection
     connection.close()
 
@@ -88,19 +71,6 @@ ODD_TIMES: dict[str, object] = {
     "the far future": "9999-12-31 23:59:59",
     "beyond it": "99999-01-01 00:00:00",
 }
-
-
-@pytest.mark.parametrize("name", ODD_TIMES)
-async def test_whatever_an_older_file_has_for_a_time_its_markets_are_collected(
-    exchange: FakePolymarket, collector: AsyncCollector, older: sqlite3.Connection, database: Path, name: str
-) -> None:
-    remember(older, exchange.markets.values(), ODD_TIMES[name])
-    result = await collector.collect_all()
-    assert (result["status"], result["stats"]["errors"]) == ("complete", 0)
-    assert_true(database, exchange.markets.values())
-    assert rows(database, "SELECT count(*) AS kept FROM snapshots WHERE price_yes = 0.125 AND run_id IS NULL") == [
-        {"kept": 60}
-    ]
 
 
 @pytest.mark.parametrize("timestamp", [1_795_000_000, 1_795_000_000.25, b"2026-11-22 14:15:00", b"\xff", "soon"])
