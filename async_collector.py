@@ -117,15 +117,15 @@ class CollectorError(Exception):
 
 
 class ConfigError(CollectorError, ValueError):
-    """A setting has a value that cannot work; the text names the setting, the value and the allowed form."""
+    """A setting has a value that cannot work. The text names the setting, the value and the allowed form."""
 
 
 class StorageError(CollectorError):
-    """The database cannot be opened, read or written; the text names the file.
+    """The database cannot be opened, read or written. The text names the file.
 
     Attributes:
-        lasting: whether this stays until somebody changes the file or its folder; what may pass is a locked file, a
-            full disk, an error of the disk, and a file that is not there any more.
+        lasting: whether somebody has to change the file or its folder. A locked file, a full disk, an error of the
+            disk and a missing file may pass by themselves.
     """
 
     def __init__(self, message: str, *, lasting: bool = False) -> None:
@@ -138,6 +138,7 @@ class DatabaseBusy(StorageError):  # noqa: N818  a state of the file, not a defe
 
 
 MAX_SHOWN_CHARS: Final = 500  # of what others send, in an error
+_LOGIN: Final = re.compile(r"(?<=//)[^\s'\"<>]{0,1000}@")  # user and password of an address in a text
 
 
 def printable(text: str) -> str:
@@ -146,19 +147,15 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in shown)
 
 
-_LOGIN: Final = re.compile(r"(?<=//)[^\s'\"<>]{0,1000}@")  # user and password of an address in a text
-
-
 class ApiError(CollectorError):
-    """A request to the exchange or to X failed.
-
-    The text is safe to show: what the host sent is escaped and cut off.
+    """A request to the exchange or to X failed. Its text is safe to show.
 
     Attributes:
+        message: what happened, without logins; `str` escapes it and cuts it off.
         url: the address without the query.
         status: the HTTP status, or None where there was no answer.
         retry_after: seconds that the server asked to wait, or None.
-        retryable: whether the same request may succeed later; the class has the default.
+        retryable: whether the same request may succeed later. The class has the default.
     """
 
     retryable: bool = False
@@ -172,8 +169,8 @@ class ApiError(CollectorError):
         *,
         retryable: bool | None = None,
     ) -> None:
-        super().__init__(message, url, status, retry_after)  # so that it survives a pickle
-        self.message = printable(_LOGIN.sub("***@", message))
+        self.message = _LOGIN.sub("***@", message)
+        super().__init__(self.message, url, status, retry_after)  # so that it survives a pickle
         self.url = url
         self.status = status
         self.retry_after = retry_after
@@ -181,23 +178,12 @@ class ApiError(CollectorError):
             self.retryable = retryable
 
     def __str__(self) -> str:
-        return f"{self.url}: {self.message}"
-
-    def hide(self, starred: Callable[[str], str]) -> None:
-        """Pass the text through *starred*, and forget the errors of libraries behind it, whose texts nobody checks."""
-        self.message = starred(self.message)
-        self.args = (self.message, *self.args[1:])
-        self.__cause__ = self.__context__ = None
+        return f"{self.url}: {printable(self.message)}"
 
     @property
     def too_large(self) -> bool:
         """Whether a smaller request may succeed."""
         return self.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or "Payload exceeds the limit" in self.message
-
-    @property
-    def divisible(self) -> bool:
-        """Whether one of the things that were asked for together may be at fault, so that the others can be had."""
-        return self.too_large
 
 
 class NetworkError(ApiError):
@@ -222,29 +208,17 @@ class ServerError(ApiError):
 
     retryable = True
 
-    @property
-    def divisible(self) -> bool:
-        """Not once the host is left alone."""
-        return self.retryable
-
 
 class RequestRejectedError(ApiError):
     """Another 3xx or 4xx: the same request will be refused again."""
 
-    @property
-    def divisible(self) -> bool:
-        """A redirect says nothing about what was asked for."""
-        return (self.status or 0) >= HTTPStatus.BAD_REQUEST
-
 
 class AccessDeniedError(RequestRejectedError):
-    """401, 403, 451 or a bot check: the host refuses us. It is not asked again in the run."""
-
-    divisible = False
+    """401, 403, 451 or a bot check. The host is not asked again in the run."""
 
 
 class MalformedResponseError(ApiError):
-    """2xx, but not the documented shape; the text has the path of the first difference."""
+    """2xx, but not the documented shape. The text has the path of the first difference."""
 
 
 class AnswerTooLongError(MalformedResponseError):
@@ -276,28 +250,26 @@ MAX_POSTS: Final = 10_000
 MAX_DEPTH: Final = 1_000_000  # levels
 
 
-class _Default(str):
-    """Marks the default path, so that POLYMARKET_DB overrides it but not an explicit argument with the same text."""
+class _DefaultPath(str):
+    """Marks the default path: POLYMARKET_DB overrides it, but not an explicit argument with the same text."""
 
     __slots__ = ()
-
-
-DEFAULT_DB_PATH: Final = _Default(ENVIRONMENT["POLYMARKET_DB"])
 
 
 class _DefaultVolume(int):
-    """Marks the default threshold, which does not hold for what is named, unlike an explicit argument of 100,000."""
+    """Marks the default threshold: it does not hold for named markets, but an explicit 100,000 does."""
 
     __slots__ = ()
 
 
+DEFAULT_DB_PATH: Final = _DefaultPath(ENVIRONMENT["POLYMARKET_DB"])
 DEFAULT_MIN_VOLUME: Final = _DefaultVolume(100_000)  # USD in 24 hours
 
 
 def read_variables(environment: Mapping[str, str], defaults: Mapping[str, str] = ENVIRONMENT) -> dict[str, str]:
-    """Return the values of the variables in *defaults*, without blanks and line ends around them.
+    """Return the values of the variables in *defaults*, stripped.
 
-    An empty variable has its default; one of blanks alone is kept, for somebody to complain about.
+    An empty variable has its default. One of blanks alone is kept as it is, and fails its check.
     """
     values = {name: environment.get(name) or default for name, default in defaults.items()}
     return {name: value.strip() or value for name, value in values.items()}
@@ -313,32 +285,28 @@ def file_name(name: str, value: str | os.PathLike[str]) -> str:
 
 def database_path(db_path: str | os.PathLike[str], environment: Mapping[str, str]) -> Path:
     """Return where the database is: the explicit path, else that of POLYMARKET_DB, else the default."""
-    if isinstance(db_path, _Default):
+    if isinstance(db_path, _DefaultPath):
         return Path(file_name("POLYMARKET_DB", read_variables(environment)["POLYMARKET_DB"]))
     return Path(file_name("db_path", db_path))
 
 
 def whole_number(name: str, value: object, *, at_least: int = 1, at_most: int = 1_000) -> int:
     """Return *value* as an int from *at_least* to *at_most*."""
-    try:
+    with suppress(ValueError):
         number = int(str(value))
-    except ValueError:
-        number = at_least - 1
-    if not at_least <= number <= at_most or isinstance(value, bool):
-        raise ConfigError(f"{name}={value!r}: must be a whole number from {at_least} to {at_most}")
-    return number
+        if at_least <= number <= at_most:
+            return number
+    raise ConfigError(f"{name}={value!r}: must be a whole number from {at_least} to {at_most}")
 
 
 def finite_number(name: str, value: object, *, positive: bool = False, at_most: float = 1e18) -> float:
     """Return *value* as a float from 0, or above 0 if it must be *positive*, to *at_most*."""
-    try:
+    with suppress(ValueError):
         number = float(str(value))
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= at_most or (positive and number == 0):
-        least = "above 0" if positive else "of at least 0"
-        raise ConfigError(f"{name}={value!r}: must be a number {least} and at most {at_most:,g}")
-    return number
+        if 0 <= number <= at_most and not (positive and number == 0):
+            return number
+    least = "above 0" if positive else "of at least 0"
+    raise ConfigError(f"{name}={value!r}: must be a number {least} and at most {at_most:,g}")
 
 
 def minutes(name: str, value: object) -> float:
@@ -346,12 +314,8 @@ def minutes(name: str, value: object) -> float:
     return finite_number(name, value, positive=True, at_most=366 * 24 * 60)
 
 
-def _without_login(address: str) -> str:
-    return re.sub(r"^([^/@]*//)?.*@", r"\1***@", address, flags=re.DOTALL)
-
-
 def _http_url(name: str, value: str, *, may_have_login: bool = False) -> URL:
-    """Return *value* as an http or https address without a query; its error does not show a login."""
+    """Return *value* as an http or https address without a query. The error does not show a login."""
     with suppress(ValueError):
         url = URL(value)
         (url.host or "").encode("idna")
@@ -359,7 +323,8 @@ def _http_url(name: str, value: str, *, may_have_login: bool = False) -> URL:
         # a password with a slash in it looks like a path
         if has_host and not (url.query_string or url.fragment or "@" in (url.path if may_have_login else value)):
             return url
-    raise ConfigError(f"{name}={_without_login(value)!r}: must be an address such as https://example.com")
+    shown = re.sub(r"^([^/@]*//)?.*@", r"\1***@", value, flags=re.DOTALL)
+    raise ConfigError(f"{name}={shown!r}: must be an address such as https://example.com")
 
 
 def _is_in_network(host: str, networks: str) -> bool:
@@ -373,19 +338,19 @@ def _is_in_network(host: str, networks: str) -> bool:
     return False
 
 
-def proxy_for(url: URL) -> URL | None:
+def _proxy_for(url: URL) -> URL | None:
     """Return the proxy that HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY name for *url*, as curl reads them."""
     proxies = getproxies()
     value = (proxies.get(url.scheme) or proxies.get("all") or "").strip()
     host = url.host or ""
     if not value or proxy_bypass(f"{host}:{url.port}") or _is_in_network(host, proxies.get("no", "")):
         return None
-    name = f"the proxy for {url.origin()}"
-    return _http_url(name, value if "://" in value else f"http://{value}", may_have_login=True)
+    address = value if "://" in value else f"http://{value}"
+    return _http_url(f"the proxy for {url.origin()}", address, may_have_login=True)
 
 
 class Secret(str):
-    """A text whose repr, and so every traceback and log of the objects that hold it, shows stars."""
+    """A text whose repr is stars, and so are those of the objects that hold it, in tracebacks and logs."""
 
     __slots__ = ()
 
@@ -395,9 +360,9 @@ class Secret(str):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One host: its address, the proxy on the way there, its rate limit and the token that opens it.
+    """One host: its address, the proxy on the way there, its rate limit and its token.
 
-    No library sees the login of the proxy in an address, which its errors would show.
+    The login of the proxy is in no address, because the errors of libraries show addresses.
     """
 
     url: str
@@ -419,7 +384,7 @@ class Endpoint:
         token = environment.get(bearer, "")
         if token and not re.fullmatch("[!-~]+", token):
             raise ConfigError(f"{bearer}: must be a token of visible ASCII characters (it is not shown here)")
-        proxy = None if token and url.scheme == "http" else proxy_for(url)  # a proxy would see the token
+        proxy = None if token and url.scheme == "http" else _proxy_for(url)  # a proxy would see the token
         login = f"{proxy.user or ''}:{proxy.password or ''}" if proxy else ":"
         return cls(
             url=str(url).rstrip("/"),
@@ -431,27 +396,20 @@ class Endpoint:
 
     @property
     def proxy_headers(self) -> dict[str, str]:
-        """What opens the proxy, when it is asked for a tunnel to an https address."""
+        """Headers for the proxy, when it is asked for a tunnel to an https address."""
         login = self.proxy_login
         return {"Proxy-Authorization": Secret("Basic " + b64encode(login.encode()).decode())} if login else {}
 
     @property
     def headers(self) -> dict[str, str]:
-        """What opens the host, and the proxy that a request to an http address passes as it is."""
-        opening: dict[str, str] = {"Authorization": Secret("Bearer " + self.token)} if self.token else {}
-        return opening | self.proxy_headers if self.url.startswith("http:") else opening
-
-    @property
-    def has_secrets(self) -> bool:
-        """Whether there is anything that nobody may see."""
-        return bool(self.token or self.proxy_login)
+        """Headers for the host. A proxy passes a request to an http address on, and takes its own from them."""
+        headers: dict[str, str] = {"Authorization": Secret("Bearer " + self.token)} if self.token else {}
+        return headers | self.proxy_headers if self.url.startswith("http:") else headers
 
     def starred(self, text: str, *, token_only: bool = False) -> str:
-        """Return *text* with stars for the token and for the login of the proxy, in every form that it travels in.
+        """Return *text* with stars for the token and for the proxy's login, in every form in which they travel.
 
-        Args:
-            text: what a host or a library says.
-            token_only: leave other words alone, because they are data.
+        With *token_only* the login stays, because its words may be data.
         """
         parts = [self.token or ""]
         if self.proxy_login and not token_only:
@@ -478,11 +436,7 @@ NAMES: Final[Mapping[str, tuple[str, str]]] = {
 
 
 def exchange_name(option: str, value: object, kind: str) -> str:
-    """Return the id or slug that *value* is, or that it has as an address; *kind* is a key of `NAMES`.
-
-    Raises:
-        ConfigError: it is no name, or an address of another site or of something else.
-    """
+    """Return the id or slug that *value* is, or that it has as an address; *kind* is a key of `NAMES`."""
     form, examples = NAMES[kind]
     text = str(value).strip()
     if "/" in text:
@@ -521,7 +475,7 @@ class Selection:
 
     @classmethod
     def resolve(cls, min_volume: float, ends_within: float | None, **names: str | Iterable[object]) -> Self:
-        """Check a collector's arguments, and whether they go together; raise a `ConfigError` where they do not."""
+        """Check a collector's arguments, and whether they go together."""
         chosen = {kind: exchange_names(kind, values, kind) for kind, values in names.items()}
         within = None if ends_within is None else minutes("ends_within", ends_within)
         if within is not None and not (chosen["series"] or chosen["tags"]):
@@ -536,12 +490,12 @@ class Selection:
 
     @property
     def whole_exchange(self) -> bool:
-        """Whether every open market is taken: they are listed by id then, not by volume."""
+        """Whether every open market is taken. They are listed by id then, not by volume."""
         return self.min_volume_usd == 0 and not self.names
 
     @property
     def columns(self) -> dict[str, object]:
-        """What `runs` says of it."""
+        """The columns of `runs` that describe it."""
         if not self.names:
             return {"min_volume": self.min_volume_usd, "selection": None}
         within = {"ends_within": self.ends_within_min} if self.ends_within_min else {}
@@ -1530,8 +1484,7 @@ class CollectionResult(TypedDict):
 
 # --- Pacing, retries --------------------------------------------------------------------------------------------------
 
-MAX_RATE: Final = 1_000_000  # requests per window
-FIRST_PAUSE_S: Final = 1.0  # after a 429; how long a retry waits is in `backoff_delay`
+FIRST_WAIT_S: Final = 1.0  # before the first retry of a request, and of the first pause after a 429; later ones double
 MAX_WAIT_S: Final = 60.0  # a server that asks for a longer wait is not waited for
 # a run may retry FREE_RETRIES + RETRY_SHARE x its requests; 10 workers use up the first in half a minute
 FREE_RETRIES: Final = 100
@@ -1561,11 +1514,10 @@ class Clock:
 class RateLimiter:
     """Let at most *max_requests* requests start in any *time_window* seconds.
 
-    The guarantee holds for every window, wherever it begins, because the start of each request is remembered until
-    it has left the window. A start that had to wait for its connection is moved to the moment at which it can leave
-    (`restart`). Waiters start in the order in which they came; a cancelled one holds nobody up. The
-    attributes may be changed at any time and count from the next start on; a longer window begins with the starts that
-    the shorter one remembers.
+    The guarantee holds for every window, wherever it begins, because each start is remembered until it has left the
+    window. Waiters start in the order in which they came; a cancelled one holds nobody up. The attributes may be
+    changed at any time and count from the next start on; a longer window begins with the starts that the shorter one
+    remembers.
 
     Until `closed_until`, by the clock, the host refuses everything. `acquire` does not wait for that: the caller looks.
 
@@ -1573,13 +1525,10 @@ class RateLimiter:
         await limiter.acquire()  # then send the request
 
     Args:
-        max_requests: starts per window.
+        max_requests: starts per window, from 1.
         time_window: the window's length in seconds.
         backoff_multiplier: how much longer each further pause is.
         clock: for tests.
-
-    Raises:
-        ConfigError: *max_requests* is below 1.
     """
 
     def __init__(
@@ -1590,15 +1539,15 @@ class RateLimiter:
         *,
         clock: Clock | None = None,
     ) -> None:
-        self._max_requests = whole_number("max_requests", max_requests, at_most=MAX_RATE)
+        self.max_requests = max_requests
         self.time_window = time_window
         self.backoff_multiplier = backoff_multiplier
+        self.closed_until = float("-inf")
         self._clock = clock or Clock()
         self._starts: deque[float] = deque()
-        self._backoff_s = 0.0
-        self._backoff_at = float("-inf")
+        self._pause_s = 0.0  # the last one's length, until a request succeeds
+        self._pause_began = float("-inf")
         self._paused_until = float("-inf")
-        self.closed_until = float("-inf")
         self._turn: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     def __repr__(self) -> str:
@@ -1612,60 +1561,27 @@ class RateLimiter:
 
     @max_requests.setter
     def max_requests(self, value: int) -> None:
-        self._max_requests = whole_number("max_requests", value, at_most=MAX_RATE)
+        self._max_requests = whole_number("max_requests", value, at_most=1_000_000)
 
     async def acquire(self) -> float:
         """Wait until a request may start, count it as started, and return when that is."""
-        async with self._queue():
+        loop = asyncio.get_running_loop()
+        if self._turn is None or self._turn[0] is not loop:  # a lock is of one loop
+            self._turn = (loop, asyncio.Lock())
+        async with self._turn[1]:  # one waiter at a time looks at the window, first come, first served
             while (wait_s := self._wait_s()) > 0:
                 await self._clock.sleep(wait_s)
-            return self._start()
+            self._starts.append(self._clock.monotonic())
+            return self._starts[-1]
 
     async def restart(self, started: float) -> float:
-        """Move a start that has not left yet to now, and return its new time; wait where the window is full by now."""
-        with suppress(ValueError):  # the window has passed over it
+        """Move a start to now, because its connection is open only now; wait if the window is full, return the time."""
+        with suppress(ValueError):  # it has left the window
             self._starts.remove(started)
-        return await self.acquire() if self._wait_s() > 0 else self._start()
-
-    def _start(self) -> float:
+        if self._wait_s() > 0:
+            return await self.acquire()
         self._starts.append(self._clock.monotonic())
         return self._starts[-1]
-
-    def apply_backoff(self, retry_after: float | None = None, *, started: float | None = None) -> None:
-        """Pause everybody, because a request was refused: 1 s, then `backoff_multiplier` times longer, at most 60 s.
-
-        Refusals that arrive during the pause, or whose requests *started* before it, belong to the same burst and
-        make no further step.
-
-        Args:
-            retry_after: seconds that the server asked for; they count where they are longer (60 s at most).
-            started: when the refused request started, by the limiter's clock.
-        """
-        now = self._clock.monotonic()
-        same_burst = now < self._paused_until or (started is not None and started <= self._backoff_at)
-        if not same_burst:
-            longer = self._backoff_s * self.backoff_multiplier if self._backoff_s else FIRST_PAUSE_S
-            self._backoff_s = min(longer, MAX_WAIT_S)
-            self._backoff_at = now
-            self._paused_until = now + self._backoff_s
-        if retry_after is not None:
-            self._paused_until = max(self._paused_until, now + min(retry_after, MAX_WAIT_S))
-
-    def reset_backoff(self, *, started: float | None = None) -> None:
-        """Begin at 1 s again with the next burst, because a request succeeded; a pause in force runs to its end.
-
-        Args:
-            started: when that request started; one from before the last step says nothing.
-        """
-        if started is None or started > self._backoff_at:
-            self._backoff_s = 0.0
-
-    def _queue(self) -> asyncio.Lock:
-        """Return the lock that lets one waiter at a time look at the window, first come, first served."""
-        loop = asyncio.get_running_loop()
-        if self._turn is None or self._turn[0] is not loop:
-            self._turn = (loop, asyncio.Lock())
-        return self._turn[1]
 
     def _wait_s(self) -> float:
         now = self._clock.monotonic()
@@ -1676,10 +1592,46 @@ class RateLimiter:
         leaves_at = self._starts[-self.max_requests] + self.time_window
         return max(leaves_at, self._paused_until) - now
 
+    def apply_backoff(self, retry_after: float | None = None, *, started: float | None = None) -> None:
+        """Pause everybody after a 429: 1 s, then `backoff_multiplier` times longer, at most 60 s.
+
+        Refusals that arrive during the pause, or whose requests *started* before it, belong to the same burst and
+        make no further step.
+
+        Args:
+            retry_after: seconds that the server asked for; they count where they are longer (60 s at most).
+            started: when the refused request started, by the limiter's clock.
+        """
+        now = self._clock.monotonic()
+        same_burst = now < self._paused_until or (started is not None and started <= self._pause_began)
+        if not same_burst:
+            self._pause_s = min(max(FIRST_WAIT_S, self._pause_s * self.backoff_multiplier), MAX_WAIT_S)
+            self._pause_began = now
+            self._paused_until = now + self._pause_s
+        if retry_after is not None:
+            self._paused_until = max(self._paused_until, now + min(retry_after, MAX_WAIT_S))
+
+    def reset_backoff(self, *, started: float | None = None) -> None:
+        """Let the next pause be 1 s again, because a request succeeded. A pause in force runs to its end.
+
+        Args:
+            started: when that request started; one from before the last pause says nothing.
+        """
+        if started is None or started > self._pause_began:
+            self._pause_s = 0.0
+
 
 def backoff_delay(attempt: int, rng: random.Random) -> float:
     """Return the seconds to wait after failed *attempt* (0 is the first): 1, 2, 4, ... 60, less up to half."""
-    return min(2.0 ** min(attempt, 10), MAX_WAIT_S) * (1 - rng.random() / 2)
+    return min(FIRST_WAIT_S * 2.0 ** min(attempt, 10), MAX_WAIT_S) * (1 - rng.random() / 2)
+
+
+def _http_date(value: str) -> datetime | None:
+    """Return the time in a header, or None if there is none with a zone."""
+    with suppress(ValueError, TypeError, OverflowError):
+        date = parsedate_to_datetime(value)
+        return date if date.tzinfo else None
+    return None
 
 
 def parse_retry_after(value: str | None, now: datetime) -> float | None:
@@ -1687,25 +1639,48 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
 
     Args:
         value: a number of seconds or an HTTP date (RFC 9110, 10.2.3).
-        now: the time by the clock that wrote the date, which is the server's.
+        now: the time by the server's clock, which wrote the date.
     """
-    if value is None:
-        return None
-    if value.isascii() and value.isdigit():
+    if value and value.isascii() and value.isdigit():
         return float(value)
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - now).total_seconds())
-    except (ValueError, TypeError, OverflowError):
-        return None
+    date = _http_date(value or "")
+    return max(0.0, (date - now).total_seconds()) if date else None
 
 
-@dataclass(slots=True)
-class Traffic:
-    """Counts of the requests of a run to all hosts."""
+@dataclass(slots=True, kw_only=True)
+class Wire:
+    """What the hosts of one run share, and counts of their requests."""
 
+    session: aiohttp.ClientSession
+    slots: asyncio.Semaphore  # bounds the requests in flight over all hosts
+    settings: Settings  # timeout and retries
+    deadline: float  # of the run, by the clock
+    clock: Clock
+    rng: random.Random
     requests: int = 0  # attempts on the wire, retries included
     retries: int = 0
     rate_limit_hits: int = 0  # answers with status 429
+
+    async def retry(
+        self, attempt: Callable[[], Awaitable[T]], may_repeat: Callable[[ApiError], bool] = attrgetter("retryable")
+    ) -> T:
+        """Return what *attempt* returns. A failed one is repeated after a wait, if *may_repeat* says so of its error.
+
+        Retries of a request are bounded by `max_retries`, those of a run by a share of its requests.
+        """
+        number = 0
+        while True:
+            try:
+                return await attempt()
+            except ApiError as error:
+                asked_s = error.retry_after or 0.0
+                used_up = self.retries >= FREE_RETRIES + RETRY_SHARE * self.requests
+                if number >= self.settings.max_retries or used_up or not may_repeat(error) or asked_s > MAX_WAIT_S:
+                    raise
+                log.debug("attempt %d failed, trying again: %s", number + 1, error)
+                self.retries += 1
+                await self.clock.sleep(max(backoff_delay(number, self.rng), asked_s))
+                number += 1
 
 
 class Breaker:
@@ -1713,62 +1688,29 @@ class Breaker:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._failures = 0  # in a row
-        self._failing_since = 0.0
-        self._open: ApiError | None = None  # why nothing is sent any more
+        self._failed_at: list[float] = []  # failures since the last success
+        self.error: ApiError | None = None  # that opened it: nothing is sent any more
 
     def check(self) -> None:
         """Raise the error that opened the breaker, if it is open."""
-        if error := self._open:
-            message = f"not asked any more in this run, after {error.message}"
-            raise type(error)(message, error.url, error.status, retryable=False)
+        if self.error:
+            message = f"not asked any more in this run, after {self.error.message}"
+            raise type(self.error)(message, self.error.url, self.error.status, retryable=False)
 
     def count(self, error: ApiError | None) -> None:
-        """Count how a request went; a 429 does not count, for the limiter waits then."""
-        if self._open or isinstance(error, RateLimitedError):
+        """Count how a request went. A 429 does not count, for the limiter waits then."""
+        if self.error or isinstance(error, RateLimitedError):
             return
         if isinstance(error, AccessDeniedError):
-            self._open = error
+            self.error = error
         elif error is None or not (error.retryable or error.too_large):
-            self._failures = 0
+            self._failed_at.clear()
         else:
-            if not self._failures:
-                self._failing_since = self._clock.monotonic()
-            self._failures += 1
+            self._failed_at.append(self._clock.monotonic())
             most = MAX_REFUSALS if isinstance(error, RequestRejectedError) else MAX_FAILURES
-            lasting = error.too_large or self._clock.monotonic() - self._failing_since >= OUTAGE_S
-            if self._failures >= most and lasting:
-                self._open = error
-
-
-async def retry(  # noqa: PLR0913  what a test hands in
-    attempt: Callable[[], Awaitable[T]],
-    *,
-    max_retries: int,
-    traffic: Traffic,
-    clock: Clock,
-    rng: random.Random,
-    may_repeat: Callable[[ApiError], bool] = attrgetter("retryable"),
-) -> T:
-    """Return what *attempt* returns, trying again where its error says that this may help.
-
-    Raises:
-        ApiError: the last attempt's.
-    """
-    number = 0
-    while True:
-        try:
-            return await attempt()
-        except ApiError as error:
-            asked_s = error.retry_after or 0.0
-            # a failing exchange gets a fixed share on top, not a multiple
-            used_up = traffic.retries >= FREE_RETRIES + RETRY_SHARE * traffic.requests
-            if number >= max_retries or used_up or not may_repeat(error) or asked_s > MAX_WAIT_S:
-                raise
-            log.debug("attempt %d failed, trying again: %s", number + 1, error)
-            traffic.retries += 1
-            await clock.sleep(max(backoff_delay(number, rng), asked_s))
-            number += 1
+            lasting = error.too_large or self._failed_at[-1] - self._failed_at[0] >= OUTAGE_S
+            if len(self._failed_at) >= most and lasting:
+                self.error = error
 
 
 # --- Hosts, APIs ------------------------------------------------------------------------------------------------------
@@ -1778,16 +1720,15 @@ MAX_ERROR_BYTES: Final = 64 * 2**10
 MAX_PAID_WAIT_S: Final = 5.0  # for a host that charges for its answers; the markets do not depend on it
 MAX_QUOTA_S: Final = 15 * 60.0  # a window of X
 BOT_CHECKS: Final = ("just a moment", "attention required", "captcha")
-CLOSED_EARLY: Final = "the connection was closed before the answer was complete"
 MAX_TOKENS: Final = 500  # per request for books
-MAX_IN_VAIN: Final = 40  # failures in a row until a request is not halved any more; 31 if every 16th token is at fault
+MAX_FAILED_PIECES: Final = 40  # in a row, until a request is not halved any more; 31 if every 16th key is at fault
 
 DENIED: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS)
 FAILING: Final = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, *range(500, 1000))
 
 
 class Request(NamedTuple):
-    """What is asked of a host; it changes nothing there, so it may be asked again."""
+    """A request to a host. It changes nothing there, so it may be repeated."""
 
     method: str
     path: str
@@ -1796,42 +1737,13 @@ class Request(NamedTuple):
     max_bytes: int = MAX_PAGE_BYTES  # of the decoded answer
 
 
-class Answer(NamedTuple):
-    """What came back for one request; its body is without the secrets that it repeats."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytearray
-    started: float  # when the request left, by the clock
-
-    def server_time(self, now: datetime) -> datetime:
-        """Return the time by the server's clock, or *now* where it does not say."""
-        with suppress(ValueError, TypeError, OverflowError):
-            date = parsedate_to_datetime(self.headers.get("Date", ""))
-            return date if date.tzinfo else now
-        return now
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wire:
-    """What the hosts of one run share."""
-
-    session: aiohttp.ClientSession
-    slots: asyncio.Semaphore  # bounds the requests in flight over all hosts
-    settings: Settings  # timeout and retries
-    traffic: Traffic  # counts what happens
-    deadline: float  # of the run, by the clock
-    clock: Clock
-    rng: random.Random
-
-
 def halves(keys: Sequence[K]) -> tuple[Sequence[K], Sequence[K]]:
     """Return the first half of *keys* and the second."""
     return keys[: len(keys) // 2], keys[len(keys) // 2 :]
 
 
 async def on_connection(_session: aiohttp.ClientSession, context: Any, _params: object) -> None:  # noqa: ANN401
-    """Call what `HttpHost` has given to the request: between having a connection and sending on it."""
+    """Call the `trace_request_ctx` of a request, which has a connection now and has not been sent."""
     await context.trace_request_ctx()
 
 
@@ -1867,41 +1779,47 @@ class HttpHost:
     async def fetch_divided(
         self, keys: Sequence[K], request_for: Callable[[Sequence[K]], Request], decode: Callable[[Body], T]
     ) -> list[tuple[Sequence[K], T | ApiError]]:
-        """Return the answers to a request for *keys*, in one piece where the host gives it.
+        """Return the answers to a request for *keys*, each with its keys: one answer if the host gives it.
 
-        A request that the host refuses, or fails at after the retries, is asked again in halves, down to the key at
-        fault: 2 x log2(keys) requests. Halves are not tried again by themselves, for their own halves do that. In an
-        outage nothing is halved: the host has to answer for one of the keys.
+        A request that fails after its retries is repeated in halves, down to the key at fault: 2 x log2(keys)
+        requests. The halves are not retried, because their own halves are asked for. In an outage nothing is halved:
+        the first or the last key alone has to succeed before.
         """
         answers: list[tuple[Sequence[K], T | ApiError]] = []
         pieces = deque([keys])
-        halved = False  # because a request failed, and not because the host takes no more
-        in_vain = 0  # failures since the last success
+        searching = False  # for a key at fault
+        failures = 0  # in a row
         while pieces:
             piece = pieces.popleft()
             if len(piece) > self._max_keys:
                 pieces += halves(piece)
                 continue
             try:
-                answers.append((piece, await self.fetch(request_for(piece), decode, is_half=halved)))
-                in_vain = 0
-            except ApiError as error:
-                error.__cause__ = error.__context__ = None  # with their tracebacks they would keep whole answers
-                error.__traceback__ = None
-                in_vain += 1
-                may_divide = len(piece) > 1 and error.divisible and in_vain < MAX_IN_VAIN
-                if may_divide and error.too_large and isinstance(error, RequestRejectedError):
+                answers.append((piece, await self.fetch(request_for(piece), decode, is_half=searching)))
+                failures = 0
+                continue
+            except ApiError as caught:
+                error = caught.with_traceback(None)  # it would keep whole answers
+            failures += 1
+            if len(piece) == 1 or failures >= MAX_FAILED_PIECES or not self._may_be_halved(error):
+                answers.append((piece, error))
+            elif error.too_large:
+                if isinstance(error, RequestRejectedError):
                     self._max_keys = min(self._max_keys, len(piece) // 2)
-                elif may_divide and not halved and not error.too_large:
-                    may_divide = await self._answers_for_one_of(piece, request_for, decode)
-                if may_divide:
-                    halved = halved or not error.too_large
-                    pieces += halves(piece)
-                else:
-                    answers.append((piece, error))
+                pieces += halves(piece)
+            elif searching or await self._answers_for_one_of(piece, request_for, decode):
+                searching = True
+                pieces += halves(piece)
+            else:
+                answers.append((piece, error))
         if len(answers) > 1 and not any(isinstance(answer, ApiError) for _, answer in answers):  # it was too much
             self._max_keys = min(self._max_keys, max(len(piece) for piece, _ in answers))
         return answers
+
+    def _may_be_halved(self, error: ApiError) -> bool:
+        """Return whether some of the keys may succeed alone. A redirect concerns them all, an open breaker as well."""
+        refused = isinstance(error, RequestRejectedError) and (error.status or 0) >= HTTPStatus.BAD_REQUEST
+        return self._breaker.error is None and (refused or isinstance(error, (ServerError, AnswerTooLongError)))
 
     async def _answers_for_one_of(
         self, keys: Sequence[K], request_for: Callable[[Sequence[K]], Request], decode: Callable[[Body], T]
@@ -1913,67 +1831,58 @@ class HttpHost:
         return False
 
     async def fetch(self, request: Request, decode: Callable[[Body], T], *, is_half: bool = False) -> T:
-        """Return the answer to *request*, decoded by *decode*, trying again where that may help.
+        """Send *request*, with retries, and return its answer, decoded by *decode*.
 
-        Args:
-            request: what is asked.
-            decode: makes the result of the body.
-            is_half: whether it is asked in halves when it fails, so that it is tried again only for what a half would
-                not help against.
+        With *is_half* a failure that halving may help against is not retried.
 
         Raises:
             ApiError: retries are used up, or a retry would not help, or the run has no time left.
         """
+        url = self.address(request.path)
 
         async def attempt() -> T:
             try:
-                result = self._decoded(await self._ask(request), self.address(request.path), decode)
+                result = self._decoded(*await self._ask(request, url), url, decode)
             except ApiError as error:
-                if self._endpoint.has_secrets:
-                    error.hide(self._endpoint.starred)
+                error.message = self._endpoint.starred(error.message)
+                error.args = (error.message, *error.args[1:])
+                error.__cause__ = error.__context__ = None  # they hold whole answers, and nobody checks their texts
                 self._breaker.count(error)
                 raise
             self._breaker.count(None)
             return result
 
         def may_repeat(error: ApiError) -> bool:
-            unheard = isinstance(error, ServerError) or (isinstance(error, NetworkError) and not error.sent)
-            unpaid = self._endpoint.token is None or (unheard and (error.retry_after or 0) <= MAX_PAID_WAIT_S)
-            return error.retryable and unpaid and not (is_half and error.divisible)
+            unpaid = isinstance(error, ServerError) or (isinstance(error, NetworkError) and not error.sent)
+            if self._endpoint.token and (not unpaid or (error.retry_after or 0) > MAX_PAID_WAIT_S):
+                return False
+            return error.retryable and not (is_half and self._may_be_halved(error))
 
-        wire = self._wire
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, wire.deadline - wire.clock.monotonic())):
-                return await retry(
-                    attempt,
-                    max_retries=wire.settings.max_retries,
-                    traffic=wire.traffic,
-                    clock=wire.clock,
-                    rng=wire.rng,
-                    may_repeat=may_repeat,
-                )
-        raise self._too_late(self.address(request.path))
+            async with asyncio.timeout(max(0.0, self._wire.deadline - self._wire.clock.monotonic())):
+                return await self._wire.retry(attempt, may_repeat)
+        raise self._too_late(url)
 
-    async def _ask(self, request: Request) -> Answer:
-        """Send *request* once, when the limiter lets it, and return the answer if it is a success."""
-        url = self.address(request.path)
+    async def _ask(self, request: Request, url: str) -> tuple[aiohttp.ClientResponse, bytearray]:
+        """Send *request* once, when the limiter lets it, and return the response and its body if it is a success."""
         self._check(url)
         async with AsyncExitStack() as stack:
             async with self._turn:  # one request per host waits for the limiter in a slot; the rest leaves them free
                 await stack.enter_async_context(self._wire.slots)
                 started = await self._limiter.acquire()
             self._check(url)
-            self._wire.traffic.requests += 1
-            answer = await self._send(request, url, started)
-        log.debug("%s %s: %d, %d bytes", request.method, url, answer.status, len(answer.body))
-        self._read_quota(answer)
-        error = self._error_in(answer, url)
+            self._wire.requests += 1
+            response, body, started = await self._send(request, url, started)
+        log.debug("%s %s: %d, %d bytes", request.method, url, response.status, len(body))
+        now = _http_date(response.headers.get("Date", "")) or self._wire.clock.now()  # by the server's clock
+        self._read_quota(response, now)
+        error = self._error_in(response, body, url, now)
         if error is None:
-            self._limiter.reset_backoff(started=answer.started)
-            return answer
+            self._limiter.reset_backoff(started=started)
+            return response, body
         if isinstance(error, RateLimitedError):
-            self._wire.traffic.rate_limit_hits += 1
-            self._limiter.apply_backoff(error.retry_after, started=answer.started)
+            self._wire.rate_limit_hits += 1
+            self._limiter.apply_backoff(error.retry_after, started=started)
         raise error
 
     def _check(self, url: str) -> None:
@@ -1988,17 +1897,22 @@ class HttpHost:
     def _too_late(self, url: str) -> NetworkError:
         return NetworkError(f"the run's {self._wire.settings.run_timeout_s:g} s are over", url, retryable=False)
 
-    async def _send(self, request: Request, url: str, started: float) -> Answer:
-        """Send *request*, which the limiter has *started*, as soon as it has a connection, and read its answer."""
+    async def _send(
+        self, request: Request, url: str, started: float
+    ) -> tuple[aiohttp.ClientResponse, bytearray, float]:
+        """Send *request* and return the response, its body and when it started, which is once there is a connection.
+
+        The time for an attempt does not run while the limiter is waited for.
+        """
         timeout_s, json_type = self._wire.settings.timeout_s, {"Content-Type": "application/json"}
 
         async def leave() -> None:
             nonlocal started
-            left_s = (patience.when() or 0.0) - loop.time()
-            patience.reschedule(None)  # the limiter is none of the host's slowness
+            left_s = (timeout.when() or 0.0) - loop.time()
+            timeout.reschedule(None)
             started = await self._limiter.restart(started)
             self._check(url)  # much may have happened meanwhile
-            patience.reschedule(loop.time() + left_s)
+            timeout.reschedule(loop.time() + left_s)
 
         exchange = self._wire.session.request(
             request.method,
@@ -2011,25 +1925,22 @@ class HttpHost:
             allow_redirects=False,
             trace_request_ctx=leave,
         )
-        loop, patience = asyncio.get_running_loop(), asyncio.timeout(timeout_s)
+        loop, timeout = asyncio.get_running_loop(), asyncio.timeout(timeout_s)
         try:
-            async with patience, exchange as response:
-                body = await self._read(response, request.max_bytes if response.ok else MAX_ERROR_BYTES, url)
+            async with timeout, exchange as response:
+                return response, await self._read(response, request.max_bytes, url), started
         except TimeoutError as error:
             raise NetworkError(f"no complete answer within {timeout_s:g} s", url) from error
         except aiohttp.ClientError as error:
             raise self._network_error(error, url) from error
-        return Answer(response.status, response.headers, body, started)
 
     async def _read(self, response: aiohttp.ClientResponse, max_bytes: int, url: str) -> bytearray:
-        """Return the decoded body, without the secrets that it repeats; good data lose nothing but the token.
+        """Return the decoded body, without the secrets that it repeats; a success loses nothing but the token.
 
-        It is read piece by piece, so that what is too long is never held in memory.
-
-        Raises:
-            AnswerTooLongError: it is longer than *max_bytes*.
+        Reading ends in front of the piece that makes it too long for memory.
         """
-        endpoint, pieces = self._endpoint, bytearray()
+        pieces = bytearray()
+        max_bytes = max_bytes if response.ok else MAX_ERROR_BYTES
         try:
             async for piece in response.content.iter_any():
                 pieces += piece
@@ -2041,38 +1952,37 @@ class HttpHost:
         except aiohttp.ClientPayloadError:
             if response.ok:
                 raise
-        if endpoint.token if response.ok else endpoint.has_secrets:
-            text = endpoint.starred(pieces.decode("utf-8", "surrogateescape"), token_only=response.ok)
+        if self._endpoint.token or not response.ok:
+            text = self._endpoint.starred(pieces.decode("utf-8", "surrogateescape"), token_only=response.ok)
             return bytearray(text.encode("utf-8", "surrogateescape"))
         return pieces
 
     def _network_error(self, error: aiohttp.ClientError, url: str) -> NetworkError:
-        proxy = self._endpoint.proxy
-        closed_early = isinstance(error, aiohttp.ServerDisconnectedError)
-        text = CLOSED_EARLY if closed_early else str(error) or type(error).__name__
-        if proxy:
+        text = str(error) or type(error).__name__
+        if isinstance(error, aiohttp.ServerDisconnectedError):
+            text = "the connection was closed before the answer was complete"
+        if proxy := self._endpoint.proxy:
             text += f" (through the proxy {proxy.host}:{proxy.port})"
         permanent = isinstance(error, (aiohttp.ClientConnectorCertificateError, aiohttp.InvalidURL))
         failure = NetworkError(text, url, retryable=not permanent)
         failure.sent = not isinstance(error, aiohttp.ClientConnectorError)
         return failure
 
-    def _read_quota(self, answer: Answer) -> None:
+    def _read_quota(self, response: aiohttp.ClientResponse, now: datetime) -> None:
         """Close the limiter where X's headers say that its quota is used up.
 
         Source: https://docs.x.com/x-api/fundamentals/rate-limits
         """
-        reset = answer.headers.get("x-rate-limit-reset", "")
-        refused = answer.status == HTTPStatus.TOO_MANY_REQUESTS
-        if reset.isdecimal() and (refused or answer.headers.get("x-rate-limit-remaining") == "0"):
-            wait_s = float(reset) - answer.server_time(self._wire.clock.now()).timestamp()
-            self._limiter.closed_until = self._wire.clock.monotonic() + min(max(wait_s, 0.0), MAX_QUOTA_S)
+        reset = response.headers.get("x-rate-limit-reset", "")
+        refused = response.status == HTTPStatus.TOO_MANY_REQUESTS
+        if reset.isdecimal() and (refused or response.headers.get("x-rate-limit-remaining") == "0"):
+            wait_s = min(max(float(reset) - now.timestamp(), 0.0), MAX_QUOTA_S)
+            self._limiter.closed_until = self._wire.clock.monotonic() + wait_s
 
-    def _error_in(self, answer: Answer, url: str) -> ApiError | None:
-        """Return the error that the status of *answer* stands for, or None if it is a success."""
-        status, headers = answer.status, answer.headers
-        retry_after = parse_retry_after(headers.get("Retry-After"), answer.server_time(self._wire.clock.now()))
-        said = answer.body[:MAX_SHOWN_CHARS].decode("utf-8", "replace")
+    def _error_in(self, response: aiohttp.ClientResponse, body: bytearray, url: str, now: datetime) -> ApiError | None:
+        """Return the error that the status of *response* stands for, or None if it is a success."""
+        status, headers = response.status, response.headers
+        said = body[:MAX_SHOWN_CHARS].decode("utf-8", "replace")
         text = f"HTTP {status}: {said!r}"
         is_check = "html" in headers.get("Content-Type", "") and any(sign in said.casefold() for sign in BOT_CHECKS)
         kind: type[ApiError] = RequestRejectedError
@@ -2081,38 +1991,35 @@ class HttpHost:
         elif status < HTTPStatus.MULTIPLE_CHOICES:
             return None
         elif status < HTTPStatus.BAD_REQUEST:
-            target = _without_login(self._endpoint.starred(headers.get("Location", "")))
-            text = f"HTTP {status}: refusing a redirect to {target!r}"
+            text = f"HTTP {status}: refusing a redirect to {headers.get('Location', '')!r}"
         elif status in DENIED:
             kind, text = AccessDeniedError, f"access is denied to this region, address or token; {text}"
         elif status == HTTPStatus.TOO_MANY_REQUESTS:
             kind = RateLimitedError
         elif status in FAILING:
             kind = ServerError
-        return kind(text, url, status, retry_after)
+        return kind(text, url, status, parse_retry_after(headers.get("Retry-After"), now))
 
-    def _decoded(self, answer: Answer, url: str, decode: Callable[[Body], T]) -> T:
-        """Return the decoded body of *answer*.
+    def _decoded(self, response: aiohttp.ClientResponse, body: bytearray, url: str, decode: Callable[[Body], T]) -> T:
+        """Return the decoded *body* of a success.
 
         Raises:
-            ServerError: with status 200 it has an error object.
+            ServerError: it is an error object.
             MalformedResponseError: it is not JSON (which may pass), or not of the documented shape.
         """
-        status = answer.status
+        status = response.status
         try:
-            return decode(answer.body)
+            return decode(body)
         except OverflowError as error:
             raise AnswerTooLongError(str(error), url, status) from error
         except msgspec.ValidationError as error:  # a ValueError as well
             with suppress(ValueError, RecursionError):
-                if (said := _ERROR_OBJECT.decode(answer.body).get("error")) is not None:
+                if (said := _ERROR_OBJECT.decode(body).get("error")) is not None:
                     raise ServerError(f"HTTP {status}, and the error {said!r}", url, status) from error
-            is_null = answer.body.strip() == b"null"
-            raise MalformedResponseError(str(error), url, status, retryable=is_null) from error
+            raise MalformedResponseError(str(error), url, status, retryable=body.strip() == b"null") from error
         except (ValueError, RecursionError) as error:  # cut short, or the page of some box in between
-            sent = self._endpoint.starred(answer.headers.get("Content-Type", "something untyped"))
-            text = f"no JSON but {sent}: {error}"
-            raise MalformedResponseError(text, url, status, retryable=True) from error
+            sent = response.headers.get("Content-Type", "something untyped")
+            raise MalformedResponseError(f"no JSON but {sent}: {error}", url, status, retryable=True) from error
 
 
 MARKETS_PATH: Final = "/markets/keyset"
@@ -3124,7 +3031,7 @@ class Run:
     started_at: str  # the database's form
     database: Database
     api: PolymarketApi
-    traffic: Traffic
+    traffic: Wire
     rows: Handover[Batch] = field(default_factory=Handover)  # to `AsyncCollector._write`
     reason: str | None = None  # of the first failure
     drift: str | None = None  # what the exchange sends in a shape that is not known
@@ -3862,7 +3769,7 @@ class AsyncCollector:
                 follow=self._follow or settings.selection.whole_exchange,
                 depth=settings.depth,
             )
-            run = Run(run_id, started_at, database, api, wire.traffic)
+            run = Run(run_id, started_at, database, api, wire)
             discovery = Discovery(
                 run, settings.selection, workers=settings.workers, follow=self._follow, clock=self._clock
             )
@@ -3891,7 +3798,6 @@ class AsyncCollector:
                 session=session,
                 slots=asyncio.Semaphore(settings.workers),
                 settings=settings,
-                traffic=Traffic(),
                 deadline=self._clock.monotonic() + settings.run_timeout_s,
                 clock=self._clock,
                 rng=self._rng,

@@ -138,7 +138,7 @@ async def test_a_429_counts_also_when_its_body_is_cut(
     async with server, collector.connect() as (wire, api):
         with pytest.raises(ac.RateLimitedError):
             await api.fetch_books(["1"])
-    assert (wire.traffic.rate_limit_hits, clock.slept) == (2, [30.0])
+    assert (wire.rate_limit_hits, clock.slept) == (2, [30.0])
     assert exchange.url
 
 
@@ -253,8 +253,8 @@ async def test_an_attempt_that_aiohttp_repeats_by_itself_passes_the_limiter_too(
     async with server, collector.connect() as (wire, api):
         for _ in range(3):
             assert await listed(api) == ["1"]
-    assert wire.traffic.requests == closing.requests == 11, "six requests, each but the first on a connection that ends"
-    assert wire.traffic.retries == 5
+    assert wire.requests == closing.requests == 11, "six requests, each but the first on a connection that ends"
+    assert wire.retries == 5
 
 
 async def test_a_proxy_from_the_environment_is_used(

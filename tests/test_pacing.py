@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import JumpingClock, NoChance, VirtualClock
+from conftest import JumpingClock, VirtualClock
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,14 +19,14 @@ from async_collector import (
     RateLimiter,
     RequestRejectedError,
     ServerError,
-    Traffic,
     backoff_delay,
     parse_retry_after,
-    retry,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
+
+    from async_collector import AsyncCollector, Wire
 
 NOW = datetime(2026, 11, 22, 14, 15, tzinfo=UTC)
 instants = st.integers(0, 400).map(lambda hundredths: hundredths / 100)
@@ -253,7 +253,14 @@ def test_retry_after_is_seconds_or_a_date(value: str | None, seconds: float | No
     assert parse_retry_after(value, NOW) == seconds
 
 
-async def attempts_until(make_error: Callable[[], ApiError], clock: JumpingClock, traffic: Traffic) -> int:
+@pytest.fixture
+async def wire(make_collector: Callable[..., AsyncCollector]) -> AsyncIterator[Wire]:
+    """What the hosts of a run share; its waits take no time."""
+    async with make_collector(max_retries=3).connect() as (wire, _):
+        yield wire
+
+
+async def attempts_until(make_error: Callable[[], ApiError], wire: Wire) -> int:
     """Return how many attempts are made at something that never works."""
     made = 0
 
@@ -263,26 +270,27 @@ async def attempts_until(make_error: Callable[[], ApiError], clock: JumpingClock
         raise make_error()
 
     with pytest.raises(ApiError):
-        await retry(attempt, max_retries=3, traffic=traffic, clock=clock, rng=NoChance())
+        await wire.retry(attempt)
     return made
 
 
 @pytest.mark.parametrize("kind", [NetworkError, ServerError, RateLimitedError])
-async def test_three_retries_are_four_attempts_after_1_2_and_4_s(kind: type[ApiError], clock: JumpingClock) -> None:
-    traffic = Traffic()
-    assert await attempts_until(lambda: kind("down", url="u"), clock, traffic) == 4
+async def test_three_retries_are_four_attempts_after_1_2_and_4_s(
+    kind: type[ApiError], clock: JumpingClock, wire: Wire
+) -> None:
+    assert await attempts_until(lambda: kind("down", url="u"), wire) == 4
     assert clock.slept == [1.0, 2.0, 4.0]
-    assert traffic.retries == 3
+    assert wire.retries == 3
 
 
-async def test_what_asking_again_will_not_help_is_asked_once(clock: JumpingClock) -> None:
-    assert await attempts_until(lambda: RequestRejectedError("no", url="u"), clock, Traffic()) == 1
+async def test_what_asking_again_will_not_help_is_asked_once(wire: Wire) -> None:
+    assert await attempts_until(lambda: RequestRejectedError("no", url="u"), wire) == 1
 
 
-async def test_a_longer_retry_after_wins_over_the_backoff(clock: JumpingClock) -> None:
-    await attempts_until(lambda: ServerError("down", url="u", retry_after=3), clock, Traffic())
+async def test_a_longer_retry_after_wins_over_the_backoff(clock: JumpingClock, wire: Wire) -> None:
+    await attempts_until(lambda: ServerError("down", url="u", retry_after=3), wire)
     assert clock.slept == [3, 3, 4.0]
 
 
-async def test_a_server_that_wants_more_than_a_minute_is_given_up(clock: JumpingClock) -> None:
-    assert await attempts_until(lambda: ServerError("down", url="u", retry_after=86_400), clock, Traffic()) == 1
+async def test_a_server_that_wants_more_than_a_minute_is_given_up(wire: Wire) -> None:
+    assert await attempts_until(lambda: ServerError("down", url="u", retry_after=86_400), wire) == 1
