@@ -497,7 +497,7 @@ async def one_by_one(collector: ac.AsyncCollector) -> dict[str, Any]:
                     response.raise_for_status()
                     return await response.json()
             except (aiohttp.ClientError, TimeoutError) as error:
-                failure = ac.NetworkError(host.starred(str(error)) or type(error).__name__, host.url + path)
+                failure = ac.NetworkError(host.redacted(str(error)) or type(error).__name__, host.url + path)
         raise failure
 
     order = "volume24hr" if settings.selection.min_volume_usd else "id"

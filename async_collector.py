@@ -138,7 +138,7 @@ class DatabaseBusy(StorageError):  # noqa: N818  a state of the file, not a defe
 
 
 MAX_SHOWN_CHARS: Final = 500  # of what others send, in an error
-_LOGIN: Final = re.compile(r"(?<=//)[^\s'\"<>]{0,1000}@")  # user and password of an address in a text
+_LOGIN: Final = re.compile(r'(?<=//)[^\s"<>]{0,1000}@')  # user and password of an address in a text
 
 
 def printable(text: str) -> str:
@@ -258,8 +258,6 @@ class _DefaultPath(str):
 
 class _DefaultVolume(int):
     """Marks the default threshold: it does not hold for named markets, but an explicit 100,000 does."""
-
-    __slots__ = ()
 
 
 DEFAULT_DB_PATH: Final = _DefaultPath(ENVIRONMENT["POLYMARKET_DB"])
@@ -406,7 +404,7 @@ class Endpoint:
         headers: dict[str, str] = {"Authorization": Secret("Bearer " + self.token)} if self.token else {}
         return headers | self.proxy_headers if self.url.startswith("http:") else headers
 
-    def starred(self, text: str, *, token_only: bool = False) -> str:
+    def redacted(self, text: str, *, token_only: bool = False) -> str:
         """Return *text* with stars for the token and for the proxy's login, in every form in which they travel.
 
         With *token_only* the login stays, because its words may be data.
@@ -1612,10 +1610,9 @@ class RateLimiter:
             self._paused_until = max(self._paused_until, now + min(retry_after, MAX_WAIT_S))
 
     def reset_backoff(self, *, started: float | None = None) -> None:
-        """Let the next pause be 1 s again, because a request succeeded. A pause in force runs to its end.
+        """Let the next pause be 1 s again, because a request succeeded that *started* after the last pause.
 
-        Args:
-            started: when that request started; one from before the last pause says nothing.
+        A pause in force runs to its end.
         """
         if started is None or started > self._pause_began:
             self._pause_s = 0.0
@@ -1635,11 +1632,9 @@ def _http_date(value: str) -> datetime | None:
 
 
 def parse_retry_after(value: str | None, now: datetime) -> float | None:
-    """Return the seconds that a Retry-After header asks for, or None where it is absent or means nothing.
+    """Return the seconds that a Retry-After header asks for, or None if it is absent or invalid (RFC 9110, 10.2.3).
 
-    Args:
-        value: a number of seconds or an HTTP date (RFC 9110, 10.2.3).
-        now: the time by the server's clock, which wrote the date.
+    *now* is the time by the clock of the server.
     """
     if value and value.isascii() and value.isdigit():
         return float(value)
@@ -1661,9 +1656,7 @@ class Wire:
     retries: int = 0
     rate_limit_hits: int = 0  # answers with status 429
 
-    async def retry(
-        self, attempt: Callable[[], Awaitable[T]], may_repeat: Callable[[ApiError], bool] = attrgetter("retryable")
-    ) -> T:
+    async def retry(self, attempt: Callable[[], Awaitable[T]], may_repeat: Callable[[ApiError], bool]) -> T:
         """Return what *attempt* returns. A failed one is repeated after a wait, if *may_repeat* says so of its error.
 
         Retries of a request are bounded by `max_retries`, those of a run by a share of its requests.
@@ -1689,20 +1682,20 @@ class Breaker:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._failed_at: list[float] = []  # failures since the last success
-        self.error: ApiError | None = None  # that opened it: nothing is sent any more
+        self.opened_by: ApiError | None = None  # nothing is sent any more
 
     def check(self) -> None:
         """Raise the error that opened the breaker, if it is open."""
-        if self.error:
-            message = f"not asked any more in this run, after {self.error.message}"
-            raise type(self.error)(message, self.error.url, self.error.status, retryable=False)
+        if self.opened_by:
+            message = f"not asked any more in this run, after {self.opened_by.message}"
+            raise type(self.opened_by)(message, self.opened_by.url, self.opened_by.status, retryable=False)
 
     def count(self, error: ApiError | None) -> None:
         """Count how a request went. A 429 does not count, for the limiter waits then."""
-        if self.error or isinstance(error, RateLimitedError):
+        if self.opened_by or isinstance(error, RateLimitedError):
             return
         if isinstance(error, AccessDeniedError):
-            self.error = error
+            self.opened_by = error
         elif error is None or not (error.retryable or error.too_large):
             self._failed_at.clear()
         else:
@@ -1710,7 +1703,7 @@ class Breaker:
             most = MAX_REFUSALS if isinstance(error, RequestRejectedError) else MAX_FAILURES
             lasting = error.too_large or self._failed_at[-1] - self._failed_at[0] >= OUTAGE_S
             if len(self._failed_at) >= most and lasting:
-                self.error = error
+                self.opened_by = error
 
 
 # --- Hosts, APIs ------------------------------------------------------------------------------------------------------
@@ -1754,11 +1747,6 @@ class HttpHost:
     is sent (`_send`), and ends in an `ApiError` (`_error_in`, `_decoded`) or in the decoded answer.
 
     A host with a token charges for its answers: what may have been paid for is not asked for again.
-
-    Args:
-        endpoint: its address, the proxy on the way there, and its token.
-        limiter: asked before every attempt.
-        wire: what it shares with the other hosts of the run.
     """
 
     def __init__(self, endpoint: Endpoint, limiter: RateLimiter, wire: Wire) -> None:
@@ -1807,7 +1795,7 @@ class HttpHost:
                 if isinstance(error, RequestRejectedError):
                     self._max_keys = min(self._max_keys, len(piece) // 2)
                 pieces += halves(piece)
-            elif searching or await self._answers_for_one_of(piece, request_for, decode):
+            elif searching or await self._one_key_succeeds(piece, request_for, decode):
                 searching = True
                 pieces += halves(piece)
             else:
@@ -1819,9 +1807,9 @@ class HttpHost:
     def _may_be_halved(self, error: ApiError) -> bool:
         """Return whether some of the keys may succeed alone. A redirect concerns them all, an open breaker as well."""
         refused = isinstance(error, RequestRejectedError) and (error.status or 0) >= HTTPStatus.BAD_REQUEST
-        return self._breaker.error is None and (refused or isinstance(error, (ServerError, AnswerTooLongError)))
+        return self._breaker.opened_by is None and (refused or isinstance(error, (ServerError, AnswerTooLongError)))
 
-    async def _answers_for_one_of(
+    async def _one_key_succeeds(
         self, keys: Sequence[K], request_for: Callable[[Sequence[K]], Request], decode: Callable[[Body], T]
     ) -> bool:
         for key in (keys[:1], keys[-1:]):
@@ -1833,7 +1821,7 @@ class HttpHost:
     async def fetch(self, request: Request, decode: Callable[[Body], T], *, is_half: bool = False) -> T:
         """Send *request*, with retries, and return its answer, decoded by *decode*.
 
-        With *is_half* a failure that halving may help against is not retried.
+        With *is_half* a `ServerError` is not retried, because the request is repeated in halves.
 
         Raises:
             ApiError: retries are used up, or a retry would not help, or the run has no time left.
@@ -1842,9 +1830,9 @@ class HttpHost:
 
         async def attempt() -> T:
             try:
-                result = self._decoded(*await self._ask(request, url), url, decode)
+                result = await self._ask(request, url, decode)
             except ApiError as error:
-                error.message = self._endpoint.starred(error.message)
+                error.message = self._endpoint.redacted(error.message)
                 error.args = (error.message, *error.args[1:])
                 error.__cause__ = error.__context__ = None  # they hold whole answers, and nobody checks their texts
                 self._breaker.count(error)
@@ -1853,18 +1841,19 @@ class HttpHost:
             return result
 
         def may_repeat(error: ApiError) -> bool:
-            unpaid = isinstance(error, ServerError) or (isinstance(error, NetworkError) and not error.sent)
+            failing = isinstance(error, ServerError)
+            unpaid = failing or (isinstance(error, NetworkError) and not error.sent)
             if self._endpoint.token and (not unpaid or (error.retry_after or 0) > MAX_PAID_WAIT_S):
                 return False
-            return error.retryable and not (is_half and self._may_be_halved(error))
+            return error.retryable and not (is_half and failing)
 
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, self._wire.deadline - self._wire.clock.monotonic())):
                 return await self._wire.retry(attempt, may_repeat)
         raise self._too_late(url)
 
-    async def _ask(self, request: Request, url: str) -> tuple[aiohttp.ClientResponse, bytearray]:
-        """Send *request* once, when the limiter lets it, and return the response and its body if it is a success."""
+    async def _ask(self, request: Request, url: str, decode: Callable[[Body], T]) -> T:
+        """Send *request* once, when the limiter lets it, and return its decoded answer."""
         self._check(url)
         async with AsyncExitStack() as stack:
             async with self._turn:  # one request per host waits for the limiter in a slot; the rest leaves them free
@@ -1879,7 +1868,7 @@ class HttpHost:
         error = self._error_in(response, body, url, now)
         if error is None:
             self._limiter.reset_backoff(started=started)
-            return response, body
+            return self._decoded(response, body, url, decode)
         if isinstance(error, RateLimitedError):
             self._wire.rate_limit_hits += 1
             self._limiter.apply_backoff(error.retry_after, started=started)
@@ -1900,13 +1889,13 @@ class HttpHost:
     async def _send(
         self, request: Request, url: str, started: float
     ) -> tuple[aiohttp.ClientResponse, bytearray, float]:
-        """Send *request* and return the response, its body and when it started, which is once there is a connection.
+        """Send *request*; return the response, its body and when it started, which is when its connection is open.
 
-        The time for an attempt does not run while the limiter is waited for.
+        Waiting for the limiter is no part of the timeout.
         """
         timeout_s, json_type = self._wire.settings.timeout_s, {"Content-Type": "application/json"}
 
-        async def leave() -> None:
+        async def restart() -> None:
             nonlocal started
             left_s = (timeout.when() or 0.0) - loop.time()
             timeout.reschedule(None)
@@ -1923,7 +1912,7 @@ class HttpHost:
             proxy=self._endpoint.proxy,
             proxy_headers=self._endpoint.proxy_headers,
             allow_redirects=False,
-            trace_request_ctx=leave,
+            trace_request_ctx=restart,
         )
         loop, timeout = asyncio.get_running_loop(), asyncio.timeout(timeout_s)
         try:
@@ -1937,7 +1926,7 @@ class HttpHost:
     async def _read(self, response: aiohttp.ClientResponse, max_bytes: int, url: str) -> bytearray:
         """Return the decoded body, without the secrets that it repeats; a success loses nothing but the token.
 
-        Reading ends in front of the piece that makes it too long for memory.
+        It is read piece by piece, so that an answer that is too long is never held in memory.
         """
         pieces = bytearray()
         max_bytes = max_bytes if response.ok else MAX_ERROR_BYTES
@@ -1953,7 +1942,7 @@ class HttpHost:
             if response.ok:
                 raise
         if self._endpoint.token or not response.ok:
-            text = self._endpoint.starred(pieces.decode("utf-8", "surrogateescape"), token_only=response.ok)
+            text = self._endpoint.redacted(pieces.decode("utf-8", "surrogateescape"), token_only=response.ok)
             return bytearray(text.encode("utf-8", "surrogateescape"))
         return pieces
 

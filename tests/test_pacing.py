@@ -270,7 +270,7 @@ async def attempts_until(make_error: Callable[[], ApiError], wire: Wire) -> int:
         raise make_error()
 
     with pytest.raises(ApiError):
-        await wire.retry(attempt)
+        await wire.retry(attempt, lambda error: error.retryable)
     return made
 
 
