@@ -1487,10 +1487,6 @@ MAX_WAIT_S: Final = 60.0  # a server that asks for a longer wait is not waited f
 # a run may retry FREE_RETRIES + RETRY_SHARE x its requests; 10 workers use up the first in half a minute
 FREE_RETRIES: Final = 100
 RETRY_SHARE: Final = 0.25
-# a host is not asked any more after so many failures in a row, if they last for OUTAGE_S
-MAX_FAILURES: Final = 20
-MAX_REFUSALS: Final = 100  # of requests that are too large: 413s are normal while batches are halved
-OUTAGE_S: Final = 30.0
 
 
 class Clock:
@@ -1676,42 +1672,16 @@ class Wire:
                 number += 1
 
 
-class Breaker:
-    """Stops the requests to one host for the rest of a run, when it denies access or keeps failing."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._failed_at: list[float] = []  # failures since the last success
-        self.opened_by: ApiError | None = None  # nothing is sent any more
-
-    def check(self) -> None:
-        """Raise the error that opened the breaker, if it is open."""
-        if self.opened_by:
-            message = f"not asked any more in this run, after {self.opened_by.message}"
-            raise type(self.opened_by)(message, self.opened_by.url, self.opened_by.status, retryable=False)
-
-    def count(self, error: ApiError | None) -> None:
-        """Count how a request went. A 429 does not count, for the limiter waits then."""
-        if self.opened_by or isinstance(error, RateLimitedError):
-            return
-        if isinstance(error, AccessDeniedError):
-            self.opened_by = error
-        elif error is None or not (error.retryable or error.too_large):
-            self._failed_at.clear()
-        else:
-            self._failed_at.append(self._clock.monotonic())
-            most = MAX_REFUSALS if isinstance(error, RequestRejectedError) else MAX_FAILURES
-            lasting = error.too_large or self._failed_at[-1] - self._failed_at[0] >= OUTAGE_S
-            if len(self._failed_at) >= most and lasting:
-                self.opened_by = error
-
-
 # --- Hosts, APIs ------------------------------------------------------------------------------------------------------
 
 MAX_BOOKS_BYTES: Final = 32 * 2**20  # 500 books have 2 to 5 MB
 MAX_ERROR_BYTES: Final = 64 * 2**10
 MAX_PAID_WAIT_S: Final = 5.0  # for a host that charges for its answers; the markets do not depend on it
 MAX_QUOTA_S: Final = 15 * 60.0  # a window of X
+# a host is not asked any more after so many failures in a row, if they last for OUTAGE_S
+MAX_FAILURES: Final = 20
+MAX_REFUSALS: Final = 100  # of requests that are too large: 413s are normal while batches are halved
+OUTAGE_S: Final = 30.0
 BOT_CHECKS: Final = ("just a moment", "attention required", "captcha")
 MAX_TOKENS: Final = 500  # per request for books
 MAX_FAILED_PIECES: Final = 40  # in a row, until a request is not halved any more; 31 if every 16th key is at fault
@@ -1754,7 +1724,8 @@ class HttpHost:
         self._limiter = limiter
         self._wire = wire
         self._turn = asyncio.Lock()
-        self._breaker = Breaker(wire.clock)
+        self._failed_at: list[float] = []  # the failures since the last success
+        self._final_error: ApiError | None = None  # after which the host is not asked any more in this run
         self._max_keys = MAX_TOKENS  # that the host takes in one request, as far as is known
 
     def __repr__(self) -> str:
@@ -1805,9 +1776,9 @@ class HttpHost:
         return answers
 
     def _may_be_halved(self, error: ApiError) -> bool:
-        """Return whether some of the keys may succeed alone. A redirect concerns them all, an open breaker as well."""
+        """Return whether some of the keys may succeed alone: not after a redirect or a final error."""
         refused = isinstance(error, RequestRejectedError) and (error.status or 0) >= HTTPStatus.BAD_REQUEST
-        return self._breaker.opened_by is None and (refused or isinstance(error, (ServerError, AnswerTooLongError)))
+        return self._final_error is None and (refused or isinstance(error, (ServerError, AnswerTooLongError)))
 
     async def _one_key_succeeds(
         self, keys: Sequence[K], request_for: Callable[[Sequence[K]], Request], decode: Callable[[Body], T]
@@ -1835,9 +1806,9 @@ class HttpHost:
                 error.message = self._endpoint.redacted(error.message)
                 error.args = (error.message, *error.args[1:])
                 error.__cause__ = error.__context__ = None  # they hold whole answers, and nobody checks their texts
-                self._breaker.count(error)
+                self._count(error)
                 raise
-            self._breaker.count(None)
+            self._count(None)
             return result
 
         def may_repeat(error: ApiError) -> bool:
@@ -1851,6 +1822,24 @@ class HttpHost:
             async with asyncio.timeout(max(0.0, self._wire.deadline - self._wire.clock.monotonic())):
                 return await self._wire.retry(attempt, may_repeat)
         raise self._too_late(url)
+
+    def _count(self, error: ApiError | None) -> None:
+        """Count failures in a row. After too many, or a denial of access, the host is not asked any more.
+
+        A 429 does not count, for the limiter waits then.
+        """
+        if self._final_error or isinstance(error, RateLimitedError):
+            return
+        if isinstance(error, AccessDeniedError):
+            self._final_error = error
+        elif error is None or not (error.retryable or error.too_large):
+            self._failed_at.clear()
+        else:
+            self._failed_at.append(self._wire.clock.monotonic())
+            most = MAX_REFUSALS if isinstance(error, RequestRejectedError) else MAX_FAILURES
+            lasting = error.too_large or self._failed_at[-1] - self._failed_at[0] >= OUTAGE_S
+            if len(self._failed_at) >= most and lasting:
+                self._final_error = error
 
     async def _ask(self, request: Request, url: str, decode: Callable[[Body], T]) -> T:
         """Send *request* once, when the limiter lets it, and return its decoded answer."""
@@ -1875,8 +1864,10 @@ class HttpHost:
         raise error
 
     def _check(self, url: str) -> None:
-        """Raise where nothing is to be sent now: the breaker is open, the run is over, or the quota is used up."""
-        self._breaker.check()
+        """Raise where nothing is to be sent now: the host has failed, the run is over, or the quota is used up."""
+        if error := self._final_error:
+            message = f"not asked any more in this run, after {error.message}"
+            raise type(error)(message, error.url, error.status, retryable=False)
         if self._wire.clock.monotonic() >= self._wire.deadline:
             raise self._too_late(url)
         if (closed_s := self._limiter.closed_until - self._wire.clock.monotonic()) > 0:
@@ -1934,13 +1925,13 @@ class HttpHost:
             async for piece in response.content.iter_any():
                 pieces += piece
                 if len(pieces) > max_bytes:
-                    if not response.ok:  # its status says enough
-                        break
-                    pieces.clear()  # an error keeps the locals of its function alive
-                    raise AnswerTooLongError(f"the answer is longer than {max_bytes} bytes", url, response.status)
+                    break
         except aiohttp.ClientPayloadError:
-            if response.ok:
+            if response.ok:  # else its status says enough
                 raise
+        if response.ok and len(pieces) > max_bytes:
+            pieces.clear()  # an error keeps the locals of its function alive
+            raise AnswerTooLongError(f"the answer is longer than {max_bytes} bytes", url, response.status)
         if self._endpoint.token or not response.ok:
             text = self._endpoint.redacted(pieces.decode("utf-8", "surrogateescape"), token_only=response.ok)
             return bytearray(text.encode("utf-8", "surrogateescape"))

@@ -36,6 +36,14 @@ FAILURES = "SELECT * FROM failures ORDER BY rowid"
 GZIP = b"Content-Encoding: gzip\r\n"
 
 
+@pytest.fixture
+async def host(make_collector: Callable[..., ac.AsyncCollector]) -> AsyncIterator[ac.HttpHost]:
+    """A client that sends nothing; the test tells it how requests went."""
+    collector = make_collector()
+    async with collector.connect() as (wire, _):
+        yield ac.HttpHost(collector.settings.clob, collector.clob_limiter, wire)
+
+
 @contextlib.asynccontextmanager
 async def raw_server(talk: Talk) -> AsyncIterator[tuple[str, list[bytes]]]:
     """Serve what no HTTP library would send; yield the address, and the first lines of what was asked."""
@@ -390,12 +398,11 @@ async def test_drift_is_loud_in_a_request_that_was_halved_as_well(
     assert result["books_missing"] == 60
 
 
-def test_429s_that_are_obeyed_open_no_breaker(clock: JumpingClock) -> None:
-    breaker = ac.Breaker(clock)
+async def test_429s_that_are_obeyed_open_no_breaker(host: ac.HttpHost, clock: JumpingClock) -> None:
     for _ in range(100):
-        breaker.count(ac.RateLimitedError("HTTP 429", "https://clob", 429))
+        host._count(ac.RateLimitedError("HTTP 429", "https://clob", 429))
         clock.elapsed_s += 1
-        breaker.check()
+        host._check("https://clob")
 
 
 # --- redirects, refusals, cookies
@@ -467,25 +474,23 @@ async def test_a_host_that_fails_for_long_is_not_asked_any_more(
     assert reasons[-1]["markets"] > 8_000
 
 
-def test_a_breaker_opens_after_many_failures_over_some_time(clock: JumpingClock) -> None:
-    breaker = ac.Breaker(clock)
+async def test_a_breaker_opens_after_many_failures_over_some_time(host: ac.HttpHost, clock: JumpingClock) -> None:
     for _ in range(290):
-        breaker.count(ac.ServerError("HTTP 503", "https://clob", 503))
+        host._count(ac.ServerError("HTTP 503", "https://clob", 503))
         clock.elapsed_s += 0.1
-        breaker.check()  # not yet
+        host._check("https://clob")  # not yet
     clock.elapsed_s += 1
-    breaker.count(ac.ServerError("HTTP 503", "https://clob", 503))
+    host._count(ac.ServerError("HTTP 503", "https://clob", 503))
     with pytest.raises(ac.ServerError, match="not asked any more in this run, after HTTP 503") as caught:
-        breaker.check()
+        host._check("https://clob")
     assert not caught.value.retryable
 
 
-def test_a_breaker_forgets_failures_at_the_first_success(clock: JumpingClock) -> None:
-    breaker = ac.Breaker(clock)
+async def test_a_breaker_forgets_failures_at_the_first_success(host: ac.HttpHost, clock: JumpingClock) -> None:
     for number in range(200):
-        breaker.count(None if number % 19 == 0 else ac.NetworkError("gone", "https://clob"))
+        host._count(None if number % 19 == 0 else ac.NetworkError("gone", "https://clob"))
         clock.elapsed_s += 1
-        breaker.check()
+        host._check("https://clob")
 
 
 async def test_retries_are_a_bounded_share_of_the_requests(
