@@ -1482,7 +1482,7 @@ class CollectionResult(TypedDict):
 
 # --- Pacing, retries --------------------------------------------------------------------------------------------------
 
-FIRST_WAIT_S: Final = 1.0  # before the first retry of a request, and of the first pause after a 429; later ones double
+FIRST_WAIT_S: Final = 1.0  # wait before the first retry (`backoff_delay`), and pause after the first 429; both double
 MAX_WAIT_S: Final = 60.0  # a server that asks for a longer wait is not waited for
 # a run may retry FREE_RETRIES + RETRY_SHARE x its requests; 10 workers use up the first in half a minute
 FREE_RETRIES: Final = 100
@@ -1685,9 +1685,6 @@ OUTAGE_S: Final = 30.0
 BOT_CHECKS: Final = ("just a moment", "attention required", "captcha")
 MAX_TOKENS: Final = 500  # per request for books
 MAX_FAILED_PIECES: Final = 40  # in a row, until a request is not halved any more; 31 if every 16th key is at fault
-
-DENIED: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.UNAVAILABLE_FOR_LEGAL_REASONS)
-FAILING: Final = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, *range(500, 1000))
 
 
 class Request(NamedTuple):
@@ -1972,11 +1969,11 @@ class HttpHost:
             return None
         elif status < HTTPStatus.BAD_REQUEST:
             text = f"HTTP {status}: refusing a redirect to {headers.get('Location', '')!r}"
-        elif status in DENIED:
+        elif status in {401, 403, 451}:
             kind, text = AccessDeniedError, f"access is denied to this region, address or token; {text}"
         elif status == HTTPStatus.TOO_MANY_REQUESTS:
             kind = RateLimitedError
-        elif status in FAILING:
+        elif status in {408, 425} or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             kind = ServerError
         return kind(text, url, status, parse_retry_after(headers.get("Retry-After"), now))
 
