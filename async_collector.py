@@ -60,7 +60,7 @@ from collections.abc import (
 )
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
@@ -1399,14 +1399,6 @@ class Failure(NamedTuple):
     markets: int | None = 1  # that it concerns; None where that is not known
 
 
-_LISTS: Final = ("markets", "snapshots", "failures", "resolutions", "undecided")  # of a batch
-
-
-def _market_of(row: tuple[Any, ...]) -> str | None:
-    market_id: str | None = getattr(row, "market_id", row[-1])
-    return market_id
-
-
 @dataclass(slots=True)
 class Batch:
     """Rows of a run that are stored together or not at all."""
@@ -1421,17 +1413,16 @@ class Batch:
     books: dict[str, Book] = field(default_factory=dict)  # by market, of these snapshots
     follow: bool = False  # whether these markets are collected from now on until they resolve
 
-    @property
-    def market_ids(self) -> list[str | None]:
-        """The markets that have rows here."""
-        return list(dict.fromkeys(_market_of(row) for name in _LISTS for row in getattr(self, name)))
-
-    def part(self, market_ids: Collection[str | None]) -> Batch:
-        """Return the rows of *market_ids* alone."""
-        lists: dict[str, Any] = {
-            name: [row for row in getattr(self, name) if _market_of(row) in market_ids] for name in _LISTS
-        }
-        return replace(self, **lists)
+    def by_market(self) -> dict[str | None, Batch]:
+        """Return the rows of each market as a batch of its own."""
+        parts: defaultdict[str | None, Batch] = defaultdict(
+            lambda: Batch(self.run_id, books=self.books, follow=self.follow)
+        )
+        for name in ("markets", "snapshots", "failures", "resolutions", "undecided"):
+            for row in getattr(self, name):
+                market_id = getattr(row, "market_id", row[-1])
+                getattr(parts[market_id], name).append(row)
+        return parts
 
 
 class Saved(NamedTuple):
@@ -2191,9 +2182,10 @@ class PolymarketApi:
 # --- Schema -----------------------------------------------------------------------------------------------------------
 
 SCHEMA_VERSION: Final = 4
-# Brings a new file and every older one to the same shape: the first four tables are those of collectors before this
-# one, and a column that is there already is skipped. Times are UTC, 'YYYY-MM-DD HH:MM:SS', so that they compare with
-# datetime('now', '-1 hour'). The last semicolon of a line, before its comment, ends a statement.
+# Brings a new file and every older one to the same shape; a column that is there already is skipped. To add a column,
+# append its ALTER TABLE to those of its table and raise SCHEMA_VERSION. A CREATE TABLE is never changed: the first four
+# are those of collectors before this one. The last semicolon of a line, before its comment, ends a statement. Times are
+# UTC, 'YYYY-MM-DD HH:MM:SS', so that they compare with datetime('now', '-1 hour').
 SCHEMA: Final = """
     CREATE TABLE IF NOT EXISTS markets (
         market_id TEXT PRIMARY KEY,                 -- Gamma: id
@@ -2209,6 +2201,16 @@ SCHEMA: Final = """
         resolution_outcome TEXT,
         first_seen TIMESTAMP DEFAULT CURRENT_TIMESTAMP
     );
+    ALTER TABLE markets ADD COLUMN condition_id TEXT;       -- the market's id on the CLOB and on chain
+    ALTER TABLE markets ADD COLUMN event_slug TEXT;
+    ALTER TABLE markets ADD COLUMN outcome_yes TEXT;        -- the first outcome's own word: Yes, Up, a team
+    ALTER TABLE markets ADD COLUMN outcome_no TEXT;
+    ALTER TABLE markets ADD COLUMN tags TEXT;               -- JSON array of labels
+    ALTER TABLE markets ADD COLUMN last_seen TIMESTAMP;     -- once; moves to the table seen
+    ALTER TABLE markets ADD COLUMN closed_at TIMESTAMP;
+    ALTER TABLE markets ADD COLUMN outcome_asked INTEGER DEFAULT 0; -- how often the outcome was asked for in vain
+    ALTER TABLE markets ADD COLUMN outcome_ask_at TIMESTAMP;        -- not to be asked for again before
+    ALTER TABLE markets ADD COLUMN followed INTEGER NOT NULL DEFAULT 0; -- 1: collected in every run until it resolves
     CREATE TABLE IF NOT EXISTS snapshots (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         market_id TEXT REFERENCES markets(market_id),
@@ -2224,6 +2226,14 @@ SCHEMA: Final = """
         spread REAL,                                -- best_ask_yes - best_bid_yes
         UNIQUE (market_id, timestamp)
     );
+    ALTER TABLE snapshots ADD COLUMN run_id INTEGER;
+    ALTER TABLE snapshots ADD COLUMN last_trade_price REAL; -- USD, Gamma, in terms of YES
+    ALTER TABLE snapshots ADD COLUMN book_time TIMESTAMP;   -- when the book last changed, with milliseconds
+    ALTER TABLE snapshots ADD COLUMN bid_size_yes REAL;     -- shares at best_bid_yes
+    ALTER TABLE snapshots ADD COLUMN ask_size_yes REAL;
+    ALTER TABLE snapshots ADD COLUMN bid_size_no REAL;
+    ALTER TABLE snapshots ADD COLUMN ask_size_no REAL;
+    ALTER TABLE snapshots ADD COLUMN book_id INTEGER REFERENCES books(book_id); -- NULL: no book, or none was kept
     CREATE TABLE IF NOT EXISTS tweets (
         tweet_id TEXT PRIMARY KEY,
         timestamp TIMESTAMP,
@@ -2239,6 +2249,9 @@ SCHEMA: Final = """
         keywords TEXT,
         created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP
     );
+    ALTER TABLE tweets ADD COLUMN run_id INTEGER;           -- NULL in rows of other programs
+    ALTER TABLE tweets ADD COLUMN lang TEXT;
+    ALTER TABLE tweets ADD COLUMN links TEXT;               -- JSON array; the text only has short forms
     CREATE TABLE IF NOT EXISTS hype_signals (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         market_id TEXT,
@@ -2251,27 +2264,6 @@ SCHEMA: Final = """
         hype_score REAL,
         UNIQUE (market_id, timestamp)
     );
-    ALTER TABLE markets ADD COLUMN condition_id TEXT;       -- the market's id on the CLOB and on chain
-    ALTER TABLE markets ADD COLUMN event_slug TEXT;
-    ALTER TABLE markets ADD COLUMN outcome_yes TEXT;        -- the first outcome's own word: Yes, Up, a team
-    ALTER TABLE markets ADD COLUMN outcome_no TEXT;
-    ALTER TABLE markets ADD COLUMN tags TEXT;               -- JSON array of labels
-    ALTER TABLE markets ADD COLUMN last_seen TIMESTAMP;     -- once; moves to the table seen
-    ALTER TABLE markets ADD COLUMN closed_at TIMESTAMP;
-    ALTER TABLE markets ADD COLUMN outcome_asked INTEGER DEFAULT 0; -- how often the outcome was asked for in vain
-    ALTER TABLE markets ADD COLUMN outcome_ask_at TIMESTAMP;        -- not to be asked for again before
-    ALTER TABLE markets ADD COLUMN followed INTEGER NOT NULL DEFAULT 0; -- 1: collected in every run until it resolves
-    ALTER TABLE snapshots ADD COLUMN run_id INTEGER;
-    ALTER TABLE snapshots ADD COLUMN last_trade_price REAL; -- USD, Gamma, in terms of YES
-    ALTER TABLE snapshots ADD COLUMN book_time TIMESTAMP;   -- when the book last changed, with milliseconds
-    ALTER TABLE snapshots ADD COLUMN bid_size_yes REAL;     -- shares at best_bid_yes
-    ALTER TABLE snapshots ADD COLUMN ask_size_yes REAL;
-    ALTER TABLE snapshots ADD COLUMN bid_size_no REAL;
-    ALTER TABLE snapshots ADD COLUMN ask_size_no REAL;
-    ALTER TABLE snapshots ADD COLUMN book_id INTEGER REFERENCES books(book_id); -- NULL: no book, or none was kept
-    ALTER TABLE tweets ADD COLUMN run_id INTEGER;           -- NULL in rows of other programs
-    ALTER TABLE tweets ADD COLUMN lang TEXT;
-    ALTER TABLE tweets ADD COLUMN links TEXT;               -- JSON array; the text only has short forms
     ALTER TABLE hype_signals ADD COLUMN run_id INTEGER;
     CREATE TABLE IF NOT EXISTS runs (
         run_id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -2325,7 +2317,7 @@ SCHEMA: Final = """
         last_seen TIMESTAMP,                        -- when the market was last listed as open
         snapshot_id INTEGER                         -- its snapshot of the newest run
     ) WITHOUT ROWID;
-    INSERT INTO seen
+    INSERT OR IGNORE INTO seen
         SELECT market_id, last_seen, (SELECT max(id) FROM snapshots WHERE market_id = m.market_id)
         FROM markets AS m WHERE market_id IS NOT NULL;
     ALTER TABLE markets DROP COLUMN last_seen;
@@ -2493,19 +2485,16 @@ SAVE_FAILURE: Final = insert_into("failures", Failure._fields)
 LAST_IDS: Final = """
     SELECT coalesce(max(id), 0), coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'books'), 0) FROM snapshots
 """
-# of new snapshots, JSON [[market_id, timestamp], ...]: whether there is one of that second already, and the book of the
-# market's snapshot before, if it is of the same UTC day
-STORED_BEFORE: Final = """
-    WITH new AS (
-        SELECT json_extract(value, '$[0]') AS market_id, json_extract(value, '$[1]') AS timestamp FROM json_each(?)
-    )
-    SELECT new.market_id,
-           EXISTS (SELECT 1 FROM snapshots WHERE market_id = new.market_id AND timestamp = new.timestamp),
-           b.book_id, b.bids, b.asks, b.mirrored, b.bids_no, b.asks_no
-    FROM new
-    LEFT JOIN seen ON seen.market_id = new.market_id
-    LEFT JOIN snapshots AS s ON s.id = seen.snapshot_id
-    LEFT JOIN books AS b ON b.book_id = s.book_id AND date(b.timestamp) = date(new.timestamp)
+# of markets: the book of each one's newest snapshot, and its UTC day
+LAST_BOOKS: Final = """
+    SELECT s.market_id, book_id, date(b.timestamp), b.bids, b.asks, b.mirrored, b.bids_no, b.asks_no
+    FROM seen JOIN snapshots AS s ON s.id = seen.snapshot_id JOIN books AS b USING (book_id)
+    WHERE seen.market_id IN (SELECT value FROM json_each(?))
+"""
+COUNT_SAVED: Final = """
+    UPDATE runs SET snapshots_saved = snapshots_saved + ?, books_saved = books_saved + ?,
+        books_unchanged = books_unchanged + ?, errors = errors + ?
+    WHERE run_id = ?
 """
 SAVE_RESOLUTION: Final = """
     UPDATE markets SET resolved = 1, resolution_outcome = ?, closed_at = ?, outcome_ask_at = ? WHERE market_id = ?
@@ -2528,7 +2517,6 @@ UNRESOLVED: Final = f"""
       AND (followed = 1 OR ?2)
     ORDER BY CAST(market_id AS INTEGER)
 """  # noqa: S608  a number of ours
-LISTED_IDS: Final = "SELECT market_id FROM listed_ids ORDER BY market_id"
 # resolved markets whose outcome is due to be looked at again
 SECOND_LOOKS: Final = """
     SELECT CAST(market_id AS INTEGER), resolution_outcome, closed_at FROM markets
@@ -2549,32 +2537,22 @@ LAST_LISTED: Final = """
 IDENTITIES: Final = f"""
     SELECT market_id, {", ".join(Identity._fields)} FROM markets WHERE market_id IN (SELECT value FROM json_each(?))
 """  # noqa: S608  the names are ours
-_TIME_FORM: Final = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9] [0-9][0-9]:[0-9][0-9]:[0-9][0-9]"
+TIME_FORM: Final = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9] [0-9][0-9]:[0-9][0-9]:[0-9][0-9]"
 # rows are stored in about the order of their times; other programs may have stored anything
 LAST_SNAPSHOT_AT: Final = f"""
     SELECT max(timestamp) FROM (SELECT timestamp FROM snapshots ORDER BY id DESC LIMIT 10000)
-    WHERE typeof(timestamp) = 'text' AND timestamp GLOB '{_TIME_FORM}'
+    WHERE typeof(timestamp) = 'text' AND timestamp GLOB '{TIME_FORM}'
 """  # noqa: S608  a pattern of ours
-ODD_TIMES: Final = f"""
-    {{column}} IS NOT NULL
-    AND NOT (typeof({{column}}) = 'text' AND ({{column}} GLOB '{_TIME_FORM}'
-             OR '{{column}}' = 'book_time' AND {{column}} GLOB '{_TIME_FORM}.[0-9][0-9][0-9]'))
-"""
 # the schema of a file, and whether it is of another program
-WHOSE_IT_IS: Final = """
+FILE_OWNER: Final = """
     SELECT (SELECT user_version FROM pragma_user_version), count(*) > 0 AND sum(name IN ('markets', 'snapshots')) < 2
-    FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite~_%' ESCAPE '~'
+    FROM sqlite_master WHERE type = 'table' AND name NOT GLOB 'sqlite_*'
 """
-
-
-def our_columns() -> list[tuple[str, str, str]]:
-    """Return table, name and type of every column of ours."""
-    with closing(sqlite3.connect(":memory:")) as connection:
-        connection.executescript(SCHEMA)
-        return connection.execute("""
-            SELECT t.name, c.name, c.type FROM sqlite_master AS t JOIN pragma_table_info(t.name) AS c
-            WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite~_%' ESCAPE '~'
-        """).fetchall()
+# every column of ours: table, name and type
+OUR_COLUMNS: Final = """
+    SELECT t.name, c.name, c.type FROM sqlite_master AS t JOIN pragma_table_info(t.name) AS c
+    WHERE t.type = 'table' AND t.name NOT GLOB 'sqlite_*'
+"""
 
 
 # --- Database ---------------------------------------------------------------------------------------------------------
@@ -2583,7 +2561,7 @@ FILE_MODE: Final = 0o660  # less the umask: nobody but the owner and the group r
 BUSY_TIMEOUT_S: Final = 30.0
 LOCK_WAIT_S: Final = 3.0  # an archive holds the lock for a moment at a time
 WAL_LIMIT_BYTES: Final = 64 * 2**20
-# what may pass without anybody's help
+# errors that may pass without anybody's help
 PASSING_CODES: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM}
 PASSING_ERRNOS: Final = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
@@ -2623,30 +2601,27 @@ def _naming(path: Path, doing: str) -> Iterator[None]:
 
 
 def _real_path(path: Path) -> Path:
-    """Return where the links of *path* lead.
-
-    Raises:
-        StorageError: no database of ours can be there; the words are clearer than SQLite's.
-    """
+    """Return *path* without links; refuse one that cannot lead to a database of ours, in clearer words than SQLite."""
     real_path = Path(os.path.realpath(path))
-    complaint = None
-    if real_path.is_symlink():
-        complaint = "is a link that leads in a circle"
-    elif real_path.is_dir():
-        complaint = "is a folder"
-    elif not real_path.parent.is_dir():
-        complaint = f"there is no folder {real_path.parent}"
-    elif real_path.exists() and not real_path.is_file():
-        complaint = "is no file"
-    elif real_path.exists() and real_path.stat().st_nlink > 1:  # SQLite has a log per name, and we have a lock
-        complaint = "has a second name (a hard link), under which others would not see its log and its lock"
-    if complaint:
-        raise StorageError(f"{path}: {complaint}", lasting=True)
+    is_file = real_path.is_file()
+    complaints = {
+        "is a link that leads in a circle": real_path.is_symlink(),
+        "is a folder": real_path.is_dir(),
+        f"there is no folder {real_path.parent}": not real_path.parent.is_dir(),
+        "is no file": real_path.exists() and not is_file,
+        # SQLite has a log per name, and we have a lock
+        "has a second name (a hard link), under which others would not see its log and its lock": (
+            is_file and real_path.stat().st_nlink > 1
+        ),
+    }
+    for complaint, applies in complaints.items():
+        if applies:
+            raise StorageError(f"{path}: {complaint}", lasting=True)
     return real_path
 
 
 def _check_owner(path: Path, version: int, of_another_program: int) -> None:
-    """Refuse a file with a schema that we do not know; the numbers answer `WHOSE_IT_IS`."""
+    """Refuse a file of a newer collector or of another program; the numbers are the answer to `FILE_OWNER`."""
     if version > SCHEMA_VERSION:
         known = f"this one knows {SCHEMA_VERSION}"
         raise StorageError(f"{path}: has schema {version} of a newer collector; {known}", lasting=True)
@@ -2656,14 +2631,9 @@ def _check_owner(path: Path, version: int, of_another_program: int) -> None:
 
 @contextmanager
 def reading(path: Path, *, briefly: bool = False) -> Iterator[sqlite3.Connection]:
-    """Open the database at *path* for reading only, beside whoever writes to it.
+    """Open the database at *path* for reading only, beside whoever writes to it; refuse what a collector refuses.
 
-    Args:
-        path: of the file.
-        briefly: for a moment, and leave nothing beside the file.
-
-    Raises:
-        StorageError: it cannot be read, or a collector would refuse it.
+    *briefly*: for a moment only, and without a log or an index left beside the file.
     """
     with _naming(path, "read"):
         real_path = _real_path(path)
@@ -2671,15 +2641,15 @@ def reading(path: Path, *, briefly: bool = False) -> Iterator[sqlite3.Connection
         # beside a file that nobody has open a reader makes a log and an index, which it may not remove at its end
         mode = "ro&immutable=1" if briefly and not any(log.exists() for log in logs) else "ro"
         with closing(sqlite3.connect(f"{real_path.as_uri()}?mode={mode}", uri=True)) as connection:
-            _check_owner(path, *connection.execute(WHOSE_IT_IS).fetchone())
+            _check_owner(path, *connection.execute(FILE_OWNER).fetchone())
             yield connection
 
 
 @contextmanager
-def held_alone(path: Path, wait_s: float = 0.0) -> Iterator[Path]:
-    """Hold the lock on the database at *path*, which every writer holds, and yield where it really is.
+def locked(path: Path, wait_s: float = 0.0) -> Iterator[Path]:
+    """Hold the lock that every writer of the database at *path* holds, and yield the path without links.
 
-    The lock dies with its process. The file beside the database names the holder.
+    The lock dies with its process. The file of the lock, beside the database, names the holder.
 
     Raises:
         DatabaseBusy: another process still holds it after *wait_s* seconds.
@@ -2694,39 +2664,31 @@ def held_alone(path: Path, wait_s: float = 0.0) -> Iterator[Path]:
     lock_path = real_path.with_name(f"{real_path.name}.lock")
     lock = filelock.FileLock(lock_path, timeout=wait_s, mode=FILE_MODE, preserve_lock_file=True, on_acquired=sign)
     try:
-        lock.acquire()
+        with lock:
+            yield real_path
     except filelock.Timeout as error:
         holder = "another collector"
         with suppress(OSError):
             holder = printable(lock_path.read_text(errors="replace")) or holder
         raise DatabaseBusy(f"{path}: in use by {holder}") from error
-    try:
-        yield real_path
-    finally:
-        lock.release()
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Return what tells the file at *path* from any other, without opening it: that would drop SQLite's locks."""
-    try:
+def _file_id(path: Path) -> tuple[int, int] | None:
+    """Return what identifies the file at *path*, without opening it: that would drop SQLite's locks."""
+    with suppress(FileNotFoundError):
         status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
+        return status.st_dev, status.st_ino
+    return None
 
 
 @cache
 def _warn_of_old_sqlite() -> None:
-    """Say once per process that this SQLite can corrupt a file that several programs write to.
-
-    Source: https://sqlite.org/wal.html (the WAL-reset bug; fixed in 3.51.3, 3.50.7 and 3.44.6)
-    """
+    """Log once per process that this SQLite has the WAL-reset bug. Source: https://sqlite.org/wal.html."""
     version = sqlite3.sqlite_version_info
-    if version < (3, 51, 3) and not (3, 50, 7) <= version < (3, 51) and not (3, 44, 6) <= version < (3, 45):
-        log.warning(
-            "SQLite %s can corrupt a file that several programs write to: let others only read it, mode=ro",
-            sqlite3.sqlite_version,
-        )
+    is_fixed = version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
+    if not is_fixed:
+        advice = "let others only read it, mode=ro"
+        log.warning("SQLite %s can corrupt a file that several programs write to: %s", sqlite3.sqlite_version, advice)
 
 
 class Database:
@@ -2735,7 +2697,7 @@ class Database:
         async with Database.open(Path("polymarket_data.db")) as database:
             run_id = await database.start_run(started_at="2026-11-22 14:15:00", min_volume=0)
 
-    Every method raises `StorageError` where the file cannot be used.
+    Every method raises `StorageError` where the file cannot be used, `DatabaseBusy` where another program holds it.
     """
 
     def __init__(self, connection: aiosqlite.Connection, path: Path) -> None:
@@ -2743,7 +2705,7 @@ class Database:
         self._path = path
         self._one_at_a_time = asyncio.Lock()
         self.absolute_path: Final = path.absolute()  # the program may go to another folder meanwhile
-        self.file: Final = _identity(self.absolute_path)
+        self.file: Final = _file_id(self.absolute_path)
 
     def __repr__(self) -> str:
         return f"<Database {self._path}>"
@@ -2751,22 +2713,16 @@ class Database:
     @classmethod
     @asynccontextmanager
     async def open(cls, path: Path, file: tuple[int, int] | None = None) -> AsyncIterator[Self]:
-        """Open the database at *path*, upgrade it to the current schema, and close it at the end.
+        """Open the database at *path*, or make one; upgrade it to the current schema, and close it at the end.
 
-        Args:
-            path: where it is made if there is none.
-            file: what an earlier `Database` has as its `file`; no other is opened, and none is made.
-
-        Raises:
-            DatabaseBusy: another collector holds it.
-            StorageError: it cannot be opened, is no database, or is not one of ours.
+        With the *file* of an earlier `Database`, no other file is opened and none is made.
         """
         async with AsyncExitStack() as stack:
             with _naming(path, "open"):
-                if file and _identity(path) != file:
+                if file and _file_id(path) != file:
                     moved = "it was moved or replaced, or its disk is not mounted"
                     raise StorageError(f"{path}: is not the file of the runs before: {moved}")
-                real_path = stack.enter_context(held_alone(path, LOCK_WAIT_S))
+                real_path = stack.enter_context(locked(path, LOCK_WAIT_S))
                 with suppress(FileExistsError):  # an empty file is an empty database; SQLite's everybody could read
                     os.close(os.open(real_path, os.O_CREAT | os.O_EXCL, FILE_MODE))
                 _warn_of_old_sqlite()
@@ -2779,23 +2735,22 @@ class Database:
 
     async def _prepare(self) -> None:
         """Refuse a file that is not ours, set the connection up, and bring the schema to this version."""
-        ((version, of_another_program),) = await self._connection.execute_fetchall(WHOSE_IT_IS)
+        ((version, of_another_program),) = await self._connection.execute_fetchall(FILE_OWNER)
         _check_owner(self._path, version, of_another_program)
         ((journal_mode,),) = await self._connection.execute_fetchall("PRAGMA journal_mode = WAL")
         if journal_mode != "wal":
             raise StorageError(f"{self._path}: cannot have a write-ahead log there", lasting=True)
-        for pragma in (
-            "synchronous = FULL",
-            f"journal_size_limit = {WAL_LIMIT_BYTES}",
-            "foreign_keys = ON",
-            "analysis_limit = 400",
-        ):
+        wal_limit = f"journal_size_limit = {WAL_LIMIT_BYTES}"
+        for pragma in ("synchronous = FULL", wal_limit, "foreign_keys = ON", "analysis_limit = 400"):
             await self._connection.execute(f"PRAGMA {pragma}")
         if version < SCHEMA_VERSION:
             await self._upgrade()
 
     @uninterrupted
     async def _upgrade(self) -> None:
+        with closing(sqlite3.connect(":memory:")) as new_file:
+            new_file.executescript(SCHEMA)
+            columns = new_file.execute(OUR_COLUMNS).fetchall()
         async with self.transaction("upgrade"):
             for view in VIEWS:
                 await self._connection.execute(f"DROP VIEW IF EXISTS {view}")
@@ -2808,19 +2763,20 @@ class Database:
             for view, query in VIEWS.items():
                 await self._connection.execute(f"CREATE VIEW {view} AS {query}")
             await self._connection.create_function("sql_time_of", 1, sql_time_of, deterministic=True)
-            for table, column, kind in our_columns():
+            for table, column, kind in columns:
                 # a file that others have made may lack it
                 await self._connection.execute(f"EXPLAIN {insert_into(table, [column])}", [None])
-                if kind == "TIMESTAMP":
+                if kind == "TIMESTAMP" and column != "book_time":  # which has milliseconds, and which only we write
                     await self._normalise(table, column)
             await self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     async def _normalise(self, table: str, column: str) -> None:
         """Bring the times of *column* into the form that queries compare.
 
-        What is no time stays as it is, and so does the later of two rows that would have the same.
+        A value that is no time stays as it is, and so does the later of two rows that would get the same time.
         """
-        odd, time = ODD_TIMES.format(column=column), f"sql_time_of({column})"
+        odd = f"{column} IS NOT NULL AND NOT (typeof({column}) = 'text' AND {column} GLOB '{TIME_FORM}')"
+        time = f"sql_time_of({column})"
         await self._connection.execute(
             f"UPDATE OR IGNORE {table} SET {column} = {time} WHERE {odd} AND {time} IS NOT NULL"  # noqa: S608
         )
@@ -2854,19 +2810,23 @@ class Database:
     async def save(self, batch: Batch) -> Saved:
         """Store *batch* in one transaction.
 
-        Where a trigger or a CHECK of the user's refuses a row (RAISE, but not RAISE(IGNORE)), that market becomes a
-        failure, and the rest is stored.
+        Where SQLite refuses a row, each market is stored in a transaction of its own, and the one of that row becomes a
+        failure: a trigger (RAISE, but not RAISE(IGNORE)) or a CHECK of the user's, or a snapshot of the same second
+        from before the clock was set back.
         """
         try:
             return await self._save_whole(batch)
         except StorageError as error:
             if not isinstance(error.__cause__, sqlite3.IntegrityError):
                 raise
-            market_ids, reason = batch.market_ids, str(error.__cause__)
-        if len(market_ids) > 1:
-            first, second = halves(market_ids)
-            return (await self.save(batch.part(first))).plus(await self.save(batch.part(second)))
-        refused = [*batch.failures, Failure(batch.run_id, market_ids[0], "save", reason)]
+            reason = str(error.__cause__)
+        parts = batch.by_market()
+        if len(parts) > 1:
+            saved = Saved()
+            for part in parts.values():
+                saved = saved.plus(await self.save(part))
+            return saved
+        refused = [*batch.failures, *(Failure(batch.run_id, market_id, "save", reason) for market_id in parts)]
         with suppress(StorageError):  # the market's own row may be as good as ever
             return await self._save_whole(Batch(batch.run_id, batch.markets, failures=refused, follow=batch.follow))
         return await self._save_whole(Batch(batch.run_id, failures=refused))
@@ -2879,44 +2839,31 @@ class Database:
             await self.execute(SAVE_FAILURE, batch.failures)
             await self.execute(SAVE_RESOLUTION, batch.resolutions)
             await self.execute(SAVE_UNDECIDED, batch.undecided)
-            saved = saved.plus(Saved(errors=len(batch.failures)))
-            counted = """
-                UPDATE runs SET snapshots_saved = snapshots_saved + ?, books_saved = books_saved + ?,
-                    books_unchanged = books_unchanged + ?, errors = errors + ?
-                WHERE run_id = ?
-            """
-            await self._connection.execute(counted, (*saved, batch.run_id))
+            saved = saved._replace(errors=len(batch.failures))
+            await self.execute(COUNT_SAVED, [(*saved, batch.run_id)])
         return saved
 
     async def _save_snapshots(self, batch: Batch) -> Saved:
         """Store the snapshots of *batch*, and those of their books that are not those of the snapshot before."""
-        keys = msgspec.json.encode([(row.market_id, row.timestamp) for row in batch.snapshots]).decode()
-        before = {row[0]: row[1:] for row in await self._connection.execute_fetchall(STORED_BEFORE, (keys,))}
-        ((last_snapshot, last_book),) = await self._connection.execute_fetchall(LAST_IDS)
+        ids = msgspec.json.encode([snapshot.market_id for snapshot in batch.snapshots]).decode()
+        last = {market_id: row for market_id, *row in await self.rows(LAST_BOOKS, ids)}
+        ((last_snapshot, last_book),) = await self.rows(LAST_IDS)
         snapshots: list[Sequence[object]] = []
         books: list[Sequence[object]] = []
-        unchanged = 0
-        failures: list[Failure] = []
         for snapshot in batch.snapshots:
-            is_stored, book_id, *content = before[snapshot.market_id]
             book = batch.books.get(snapshot.market_id)
-            if is_stored:
-                reason = "it has a snapshot of the same second: the clock was set back"
-                failures.append(Failure(snapshot.run_id, snapshot.market_id, "save", reason))
-                continue
+            book_id, *before = last.get(snapshot.market_id, (None,))
             if book is None:
                 book_id = None
-            elif book_id is not None and tuple(content) == book.content:
-                unchanged += 1
-            else:
+            elif before != [book.timestamp[:10], *book.content]:
                 book_id = last_book + len(books) + 1
                 books.append((book_id, *book))
             snapshots.append((*snapshot, book_id))
         await self.execute(SAVE_BOOK, books)
         await self.execute(SAVE_SNAPSHOT, snapshots)
-        await self._connection.execute(SAVE_SEEN, (last_snapshot,))
-        await self.execute(SAVE_FAILURE, failures)
-        return Saved(len(snapshots), len(books), unchanged, len(failures))
+        await self.execute(SAVE_SEEN, [(last_snapshot,)])
+        with_book = sum(row[-1] is not None for row in snapshots)
+        return Saved(len(snapshots), len(books), with_book - len(books))
 
     @uninterrupted
     async def finish_run(self, run_id: int, columns: Mapping[str, object]) -> None:
@@ -2929,7 +2876,7 @@ class Database:
 
     async def execute(self, statement: str, rows: Sequence[Sequence[object]]) -> int:
         """Execute *statement* for each of *rows* in a transaction, and return how many rows of the table it changed."""
-        if not rows:  # which would be a trip to the connection's thread all the same
+        if not rows:  # saves a call of the connection's thread
             return 0
         return (await self._connection.executemany(statement, rows)).rowcount
 
@@ -2938,7 +2885,7 @@ class Database:
         """Begin a transaction, and commit it at the end or undo it; *doing* is for the text of an error."""
         async with self._one_at_a_time:
             with _naming(self._path, doing):
-                if _identity(self.absolute_path) != self.file:
+                if _file_id(self.absolute_path) != self.file:
                     lost = "was deleted or replaced while it was in use; what was stored went with it"
                     raise StorageError(f"{self._path}: {lost}")
                 await self._connection.execute("BEGIN IMMEDIATE")
@@ -3161,7 +3108,7 @@ class Discovery:
             self._due = {market_id: (outcome, closed_at) for market_id, outcome, closed_at in looks}
         if self._selection.whole_exchange:
             self._full_walk_at = await database.value(newest_run("full_walk_at"))
-            self._known = await database.ids(LISTED_IDS)
+            self._known = await database.ids("SELECT market_id FROM listed_ids ORDER BY market_id")
             is_recent = sql_time(now - FULL_WALK_EVERY) < (self._full_walk_at or "") <= sql_time(now)
             self._kind = "known" if self._known and is_recent else "full"
         if await database.value(LAST_STATUS, run.run_id) not in {None, "complete"}:  # else no market has waited

@@ -524,7 +524,7 @@ class Writer:
         if self._since_pause_s > PAUSE_EVERY_S:  # whoever waits for the file gets it now
             time.sleep(PAUSE_S)
             self._since_pause_s = 0.0
-        with self.naming(), ac.held_alone(self.path, PATIENCE_S):
+        with self.naming(), ac.locked(self.path, PATIENCE_S):
             started = time.monotonic()
             changed = self.connection.execute(statement, values or {}).rowcount
             self.last_hold_s = time.monotonic() - started
@@ -535,7 +535,7 @@ class Writer:
         """Close the file; the last to do so writes the log back, so it is held unless a collector has it open."""
         with ExitStack() as stack:
             with suppress(ac.DatabaseBusy):
-                stack.enter_context(ac.held_alone(self.path))
+                stack.enter_context(ac.locked(self.path))
             self.connection.close()
 
 
@@ -1094,7 +1094,7 @@ def run(options: argparse.Namespace) -> None:
         announce(path, options)
     else:
         bar: tqdm[Any] = tqdm(unit=" rows", unit_scale=True, disable=not sys.stderr.isatty(), leave=False)
-        with bar, ac.held_alone(path.with_name(f"{path.name}.archiving")):  # one archive of a file at a time
+        with bar, ac.locked(path.with_name(f"{path.name}.archiving")):  # one archive of a file at a time
             archive(path, Lake(options.lake), options, bar)
             if options.shrink:
                 with closing(Writer(path)) as writer:

@@ -545,10 +545,10 @@ def test_a_day_that_the_lake_has_otherwise_is_not_deleted(
 def test_one_archive_at_a_time_and_none_while_the_file_is_held(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with ac.held_alone(sample.with_name(f"{sample.name}.archiving")):
+    with ac.locked(sample.with_name(f"{sample.name}.archiving")):
         assert archive(tmp_path / "lake", "--db", sample) == 75
     monkeypatch.setitem(SCRIPT["main"].__globals__, "PATIENCE_S", 0.1)
-    with ac.held_alone(sample):
+    with ac.locked(sample):
         assert archive(tmp_path / "lake", "--db", sample) == 75
     assert archive(tmp_path / "lake", "--db", sample) == 0
 

@@ -155,6 +155,20 @@ async def test_a_file_of_every_released_schema_is_upgraded(tmp_path: Path, versi
     assert followed == ({"1": 1, "2": 0} if version > 1 else {"1": 1}), "a run without a threshold follows nobody"
 
 
+async def test_an_upgrade_of_a_file_that_has_every_column_changes_nothing(tmp_path: Path) -> None:
+    """As with the next schema: its upgrade repeats what was done for those before."""
+    path = tmp_path / "file.db"
+    async with Database.open(path) as database:
+        run_id = await database.start_run(started_at=T0, min_volume=0)
+        await database.save(Batch(run_id, [market("1")], [snapshot("1", run_id)]))
+    tables = ("markets", "snapshots", "seen", "runs")
+    before = [shape(path), *(rows(path, f"SELECT * FROM {table}") for table in tables)]  # noqa: S608
+    make_file(path, f"PRAGMA user_version = {SCHEMA_VERSION - 1}")
+    await opened_once(path)
+    assert [shape(path), *(rows(path, f"SELECT * FROM {table}") for table in tables)] == before  # noqa: S608
+    assert rows(path, "PRAGMA user_version") == [{"user_version": SCHEMA_VERSION}]
+
+
 async def test_an_upgrade_follows_what_is_not_resolved_in_any_spelling(tmp_path: Path) -> None:
     """Older collectors wrote a bool as a word: 'true' is resolved, whatever else is not."""
     path = tmp_path / "old.db"
@@ -372,7 +386,7 @@ async def test_a_second_snapshot_of_one_second_is_a_recorded_failure(tmp_path: P
     async with Database.open(path) as database:
         for price in (0.25, 0.75):
             run_id = await database.start_run(started_at=T0, min_volume=0)
-            saved = await database.save(Batch(1, [market("1")], [snapshot("1", run_id, price_yes=price)]))
+            saved = await database.save(Batch(run_id, [market("1")], [snapshot("1", run_id, price_yes=price)]))
     assert saved == Saved(errors=1)
     assert [row["price_yes"] for row in rows(path, "SELECT price_yes FROM snapshots")] == [0.25]
     (failure,) = rows(path, "SELECT * FROM failures")
