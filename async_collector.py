@@ -2206,7 +2206,7 @@ SCHEMA: Final = """
     ALTER TABLE markets ADD COLUMN outcome_yes TEXT;        -- the first outcome's own word: Yes, Up, a team
     ALTER TABLE markets ADD COLUMN outcome_no TEXT;
     ALTER TABLE markets ADD COLUMN tags TEXT;               -- JSON array of labels
-    ALTER TABLE markets ADD COLUMN last_seen TIMESTAMP;     -- once; moves to the table seen
+    ALTER TABLE markets ADD COLUMN last_seen TIMESTAMP;     -- older files only: moves to the table seen
     ALTER TABLE markets ADD COLUMN closed_at TIMESTAMP;
     ALTER TABLE markets ADD COLUMN outcome_asked INTEGER DEFAULT 0; -- how often the outcome was asked for in vain
     ALTER TABLE markets ADD COLUMN outcome_ask_at TIMESTAMP;        -- not to be asked for again before
@@ -2348,11 +2348,11 @@ SCHEMA: Final = """
     CREATE INDEX IF NOT EXISTS runs_by_start ON runs(started_at);
     CREATE INDEX IF NOT EXISTS second_looks ON markets(outcome_ask_at)
         WHERE resolved = 1 AND outcome_ask_at IS NOT NULL;
-    -- else a market's series is looked for by walking all of time
+    -- without these, SQLite looks for the snapshots of a slug by walking all of snapshots_by_time
     CREATE INDEX IF NOT EXISTS markets_by_slug ON markets(slug);
     CREATE INDEX IF NOT EXISTS markets_by_event ON markets(event_slug);
     CREATE INDEX IF NOT EXISTS markets_by_category ON markets(category);
-    -- what older collectors have stored: whatever is not true is not resolved
+    -- rows of older collectors: any spelling of a bool; what is not true is not resolved
     UPDATE markets SET resolved = coalesce(lower(CAST(resolved AS TEXT)), '') IN ('1', 'true', 'yes')
         WHERE typeof(resolved) <> 'integer' OR resolved NOT IN (0, 1);
     UPDATE markets SET followed = 1 WHERE resolved IS NOT 1 AND market_id IN (
@@ -2456,12 +2456,12 @@ def insert_into(table: str, columns: Sequence[str]) -> str:
 
 
 def newest_run(column: str) -> str:
-    """Return the query for what the newest run that has something in *column* has there."""
+    """Return the query for the newest value of *column* in `runs` that is not NULL."""
     return f"SELECT {column} FROM runs WHERE {column} IS NOT NULL ORDER BY run_id DESC LIMIT 1"  # noqa: S608
 
 
-# what the exchange leaves out this time keeps its last known value; the category is one of the tags and goes with them;
-# a market that is listed as open has reopened, whatever was known of its end
+# How the row of a known market changes: a value that is absent this time stays, the category is replaced together with
+# the tags, and a market that is listed as open is not resolved (any more).
 _MARKET_CHANGES: Final = {
     **{column: f"coalesce(excluded.{column}, {column})" for column in Market._fields[1:] if column != "first_seen"},
     "category": "CASE WHEN excluded.tags IS NULL THEN coalesce(excluded.category, category) ELSE excluded.category END",
@@ -2469,7 +2469,7 @@ _MARKET_CHANGES: Final = {
     **dict.fromkeys(("resolved", "outcome_asked"), "0"),
     **dict.fromkeys(("resolution_outcome", "closed_at", "outcome_ask_at"), "NULL"),
 }
-# a row without a change is not written
+# a row that would not change is not written
 SAVE_MARKET: Final = f"""
     {insert_into("markets", (*Market._fields, "followed"))} ON CONFLICT (market_id) DO UPDATE SET
         {", ".join(f"{column} = {value}" for column, value in _MARKET_CHANGES.items())}
@@ -2485,7 +2485,7 @@ SAVE_FAILURE: Final = insert_into("failures", Failure._fields)
 LAST_IDS: Final = """
     SELECT coalesce(max(id), 0), coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'books'), 0) FROM snapshots
 """
-# of markets: the book of each one's newest snapshot, and its UTC day
+# the book of each market's newest snapshot, and its UTC day; of the markets in a JSON array
 LAST_BOOKS: Final = """
     SELECT s.market_id, book_id, date(b.timestamp), b.bids, b.asks, b.mirrored, b.bids_no, b.asks_no
     FROM seen JOIN snapshots AS s ON s.id = seen.snapshot_id JOIN books AS b USING (book_id)
@@ -2500,7 +2500,7 @@ SAVE_RESOLUTION: Final = """
     UPDATE markets SET resolved = 1, resolution_outcome = ?, closed_at = ?, outcome_ask_at = ? WHERE market_id = ?
 """
 MAX_OUTCOME_WAIT_MINUTES: Final = 7 * 24 * 60  # until the outcome of a closed market is asked for again
-# asked again after 15 minutes, then after four times as long each time
+# asked for again after 15 minutes, then each time after four times as long
 SAVE_UNDECIDED: Final = """
     UPDATE markets SET
         resolved = 0, resolution_outcome = NULL,
@@ -2508,7 +2508,7 @@ SAVE_UNDECIDED: Final = """
         outcome_asked = outcome_asked + 1
     WHERE market_id = ?
 """
-# later than the longest wait is a time of a clock that was ahead
+# an `outcome_ask_at` beyond the longest wait was set by a clock that was ahead
 UNRESOLVED: Final = f"""
     SELECT CAST(market_id AS INTEGER) FROM markets
     WHERE resolved = 0 AND market_id NOT GLOB '*[^0-9]*'
@@ -2522,13 +2522,13 @@ SECOND_LOOKS: Final = """
     SELECT CAST(market_id AS INTEGER), resolution_outcome, closed_at FROM markets
     WHERE resolved = 1 AND outcome_ask_at <= ? AND market_id NOT GLOB '*[^0-9]*'
 """
-# of the last so many snapshots: markets with a book, those first whose last one is the oldest
+# the markets with a book among the last ? snapshots, the longest without one first
 LAST_WITH_BOOK: Final = """
     SELECT CAST(market_id AS INTEGER) FROM snapshots
     WHERE id > (SELECT max(id) FROM snapshots) - ? AND book_time IS NOT NULL GROUP BY market_id ORDER BY max(id)
 """
 LAST_STATUS: Final = "SELECT status FROM runs WHERE run_id < ? ORDER BY run_id DESC LIMIT 1"
-# by the last complete run of the same selection within a week: what is gone for longer is gone
+# how many markets the last complete run of the same selection has listed, if it is not older than a week
 LAST_LISTED: Final = """
     SELECT markets_listed FROM runs JOIN (SELECT min_volume, follow FROM runs WHERE run_id = ?)
         USING (min_volume, follow)
@@ -2538,7 +2538,7 @@ IDENTITIES: Final = f"""
     SELECT market_id, {", ".join(Identity._fields)} FROM markets WHERE market_id IN (SELECT value FROM json_each(?))
 """  # noqa: S608  the names are ours
 TIME_FORM: Final = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9] [0-9][0-9]:[0-9][0-9]:[0-9][0-9]"
-# rows are stored in about the order of their times; other programs may have stored anything
+# rows are stored in about the order of their times; other programs may have stored values of any type
 LAST_SNAPSHOT_AT: Final = f"""
     SELECT max(timestamp) FROM (SELECT timestamp FROM snapshots ORDER BY id DESC LIMIT 10000)
     WHERE typeof(timestamp) = 'text' AND timestamp GLOB '{TIME_FORM}'
@@ -2730,21 +2730,17 @@ class Database:
                 sqlite3.connect(path).close()
                 connection = aiosqlite.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT_S)
                 database = cls(await stack.enter_async_context(connection), path)
-                await database._prepare()
+                ((version, of_another_program),) = await connection.execute_fetchall(FILE_OWNER)
+                _check_owner(path, version, of_another_program)
+                ((journal_mode,),) = await connection.execute_fetchall("PRAGMA journal_mode = WAL")
+                if journal_mode != "wal":
+                    raise StorageError(f"{path}: cannot have a write-ahead log there", lasting=True)
+                wal_limit = f"journal_size_limit = {WAL_LIMIT_BYTES}"
+                for pragma in ("synchronous = FULL", wal_limit, "foreign_keys = ON", "analysis_limit = 400"):
+                    await connection.execute(f"PRAGMA {pragma}")
+                if version < SCHEMA_VERSION:
+                    await database._upgrade()
             yield database
-
-    async def _prepare(self) -> None:
-        """Refuse a file that is not ours, set the connection up, and bring the schema to this version."""
-        ((version, of_another_program),) = await self._connection.execute_fetchall(FILE_OWNER)
-        _check_owner(self._path, version, of_another_program)
-        ((journal_mode,),) = await self._connection.execute_fetchall("PRAGMA journal_mode = WAL")
-        if journal_mode != "wal":
-            raise StorageError(f"{self._path}: cannot have a write-ahead log there", lasting=True)
-        wal_limit = f"journal_size_limit = {WAL_LIMIT_BYTES}"
-        for pragma in ("synchronous = FULL", wal_limit, "foreign_keys = ON", "analysis_limit = 400"):
-            await self._connection.execute(f"PRAGMA {pragma}")
-        if version < SCHEMA_VERSION:
-            await self._upgrade()
 
     @uninterrupted
     async def _upgrade(self) -> None:
