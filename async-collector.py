@@ -287,12 +287,11 @@ def on_signals(stop: Callable[[], object], caught: list[int]) -> None:
         caught.append(number)
         stop()
 
-    asyncio.get_running_loop().set_default_executor(ac.DaemonThreads())
-    for number in (signal.SIGINT, signal.SIGTERM):
-        try:
-            asyncio.get_running_loop().add_signal_handler(number, handle, number)
-        except NotImplementedError:  # Windows has no signals on the loop; there Ctrl-C is a KeyboardInterrupt
-            break
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ac.DaemonThreads())
+    with suppress(NotImplementedError):  # Windows has no signals on the loop; there Ctrl-C is a KeyboardInterrupt
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, handle, number)
 
 
 async def collect(collector: ac.AsyncCollector, caught: list[int]) -> ac.CollectionResult:
@@ -398,8 +397,8 @@ def moment(text: str) -> datetime:
 
 def missed_ticks(starts: Sequence[float], since: float, now: float, interval_s: float) -> int:
     """Return how many ticks after *since* have passed without one of *starts*, all in seconds of Unix time."""
-    ran = {math.floor(start / interval_s + ac.EARLY_SHARE) for start in starts}
-    first = math.floor(since / interval_s + ac.EARLY_SHARE) + 1
+    ran = {ac.tick_number(start, interval_s) for start in starts}
+    first = ac.tick_number(since, interval_s) + 1
     return sum(tick not in ran for tick in range(first, math.floor(now / interval_s)))  # the newest may still come
 
 

@@ -3827,7 +3827,6 @@ class AsyncCollector:
 # --- Schedule ---------------------------------------------------------------------------------------------------------
 
 MAX_NAP_S: Final = 30.0  # so that a wake-up from suspension or a clock that was set is noticed
-EARLY_SHARE: Final = 0.1  # of an interval: a run that began so shortly before a tick stands for it
 
 
 class Tick(NamedTuple):
@@ -3840,74 +3839,38 @@ class Tick(NamedTuple):
 
 
 def tick_number(time_s: float, interval_s: float) -> int:
-    """Return the number, since 1970, of the tick that a run beginning at *time_s* (Unix time) stands for."""
-    return math.floor(time_s / interval_s + EARLY_SHARE)
+    """Return the number, since 1970, of the tick that a run beginning at *time_s* (Unix time) stands for.
 
-
-async def unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
-    """Return what *work* returns; once *stop* is set, cancel it, let it end, and return None."""
-    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        stopping.cancel()
-        if not working.done():
-            working.cancel()
-            await asyncio.wait({working})
-    return None if working.cancelled() else working.result()
-
-
-class DaemonThreads(ThreadPoolExecutor):
-    """A default executor whose threads nobody waits for at the end, as a silent name server may hold one for minutes.
-
-    For the event loop of a program; the library itself leaves the loop alone.
+    A run that begins a tenth of an interval before a tick, or later, stands for that tick.
     """
-
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run *fn* in a thread of its own."""
-        future: Future[T] = Future()
-
-        def work() -> None:
-            try:
-                future.set_result(fn(*args, **kwargs))
-            except BaseException as error:  # noqa: BLE001  it is the caller's
-                future.set_exception(error)
-
-        future.set_running_or_notify_cancel()
-        threading.Thread(target=work, daemon=True).start()
-        return future
+    return math.floor(time_s / interval_s + 0.1)
 
 
-async def _wait_for(tick: int, interval_s: float, clock: Clock, stop: asyncio.Event, on_nap: Callable[[], None]) -> int:
-    """Wait until *tick*, or until *stop* is set; return the tick, which is a nearer one if the clock is set back.
+async def _wait_for(tick: int, interval_s: float, clock: Clock, on_nap: Callable[[], None]) -> int:
+    """Wait until *tick* and return it; if the clock is set back, until the nearest tick instead.
 
     The wall clock only says where the tick is; waiting goes by a clock that does not jump, in short naps.
     """
-    while not stop.is_set() and (left_s := tick * interval_s - clock.now().timestamp()) > 0:
-        nearest = tick_number(clock.now().timestamp(), interval_s) + 1
-        if nearest < tick:
-            tick = nearest
-        else:
-            await unless_stopped(stop, clock.sleep(min(left_s, MAX_NAP_S)))
-            on_nap()
+    while (now_s := clock.now().timestamp()) < tick * interval_s:
+        tick = min(tick, tick_number(now_s, interval_s) + 1)
+        await clock.sleep(min(tick * interval_s - now_s, MAX_NAP_S))
+        on_nap()
     return tick
 
 
-async def _run_once(collector: AsyncCollector, stop: asyncio.Event) -> tuple[CollectionResult | None, Exception | None]:
-    """Return the result of one run, or the error that ended it, or neither if it was stopped.
+async def _run_once(collector: AsyncCollector) -> tuple[CollectionResult | None, Exception | None]:
+    """Return the result of one run, or the error that ended it: even a bug must not end months of collecting.
 
     Raises:
         StorageError: the file has never been opened and cannot be before somebody changes something.
     """
     try:
-        return await unless_stopped(stop, collector.collect_all()), None
-    except CollectorError as error:
+        return await collector.collect_all(), None
+    except Exception as error:
         if isinstance(error, StorageError) and error.lasting and collector.file is None:
             raise
-        log.error("a run failed: %s", error)  # noqa: TRY400  the text says it all
-        return None, error
-    except Exception as error:  # a bug must not end months of collecting
-        log.exception("a run failed")
+        is_bug = not isinstance(error, CollectorError)
+        log.error("a run failed: %s", error, exc_info=is_bug)  # noqa: TRY400  a traceback for a bug alone
         return None, error
 
 
@@ -3924,15 +3887,15 @@ async def continuous_collection(  # noqa: PLR0913  a collector's settings and th
     """Collect at once, and then at every multiple of the interval (UTC): at :00, :15, :30 and :45 by default.
 
     A tick that passes during a run, in suspension or when the clock is set forward is missed and counted, and never
-    caught up on. A run that fails is logged, and the
-    next tick comes all the same. No run takes another file than the first: one that is moved, or whose disk is not
-    mounted, is a `StorageError` at each tick until it is back. Signal handlers are the caller's business.
+    caught up on. A run that fails is logged, and the next tick comes all the same. No run takes another file than the
+    first: one that is moved, or whose disk is not mounted, is a `StorageError` at each tick until it is back. Signal
+    handlers are the caller's business.
 
     Args:
         workers: as in `AsyncCollector`.
         interval_minutes: between two ticks; may be a fraction.
         stop: ends everything soon after it is set; the run in progress is marked as what it is.
-        on_tick: called after each run.
+        on_tick: called after each run that was not stopped.
         heartbeat: called after each stored batch and each nap of 30 s at most, for a watchdog.
         clock: for tests.
         settings: further arguments of `AsyncCollector`; without a `run_timeout` a run ends after 10 minutes or an
@@ -3954,16 +3917,45 @@ async def continuous_collection(  # noqa: PLR0913  a collector's settings and th
         report(progress)
 
     collector = AsyncCollector(workers=workers, clock=clock, progress=on_progress, **settings)
-    missed, due = 0, tick_number(clock.now().timestamp(), interval_s)
-    while not stop.is_set():
-        number = tick_number(clock.now().timestamp(), interval_s)
-        missed += number - due
-        result, error = await _run_once(collector, stop)
-        due = max(number, math.floor(clock.now().timestamp() / interval_s)) + 1
-        missed += due - number - 1
-        if on_tick:
-            on_tick(Tick(result, error, datetime.fromtimestamp(due * interval_s, UTC), missed))
-        due = await _wait_for(due, interval_s, clock, stop, on_heartbeat)
+
+    async def collect() -> None:
+        missed, due = 0, tick_number(clock.now().timestamp(), interval_s)
+        while not stop.is_set():
+            number = tick_number(clock.now().timestamp(), interval_s)
+            missed += number - due
+            result, error = await _run_once(collector)
+            due = max(number, math.floor(clock.now().timestamp() / interval_s)) + 1
+            missed += due - number - 1
+            if on_tick:
+                on_tick(Tick(result, error, datetime.fromtimestamp(due * interval_s, UTC), missed))
+            if not stop.is_set():
+                due = await _wait_for(due, interval_s, clock, on_heartbeat)
+
+    async with stages() as tasks:
+        collecting = tasks.create_task(collect(), name="collect")
+        await stop.wait()
+        collecting.cancel()
+
+
+class DaemonThreads(ThreadPoolExecutor):
+    """Executor whose threads do not hold up the end of the program: a silent name server keeps one for minutes.
+
+    For the event loop of a program; the library itself leaves the loop alone.
+    """
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run *fn* in a daemon thread of its own."""
+        future: Future[T] = Future()
+        future.set_running_or_notify_cancel()
+
+        def work() -> None:
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:  # noqa: BLE001  it is the caller's
+                future.set_exception(error)
+
+        threading.Thread(target=work, daemon=True).start()
+        return future
 
 
 # --- End of the price path --------------------------------------------------------------------------------------------

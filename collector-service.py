@@ -19,6 +19,7 @@ import logging
 import os
 import signal
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import async_collector as ac
@@ -102,9 +103,7 @@ def settings_from_environment() -> dict[str, Any]:
 
 
 def tell(tick: ac.Tick) -> None:
-    """Say how a run went and when the next one is; a run that was stopped has nothing to say."""
-    if not (tick.result or tick.error):
-        return
+    """Say how a run went and when the next one is."""
     if tick.result:
         result = tick.result
         went = f"run {result['run_id']} {result['status']}: {result['markets']} markets in {result['duration']:.1f} s"
@@ -129,12 +128,11 @@ async def serve(settings: dict[str, Any]) -> None:
         notify("STOPPING=1")
         stop.set()
 
-    asyncio.get_running_loop().set_default_executor(ac.DaemonThreads())
-    for number in (signal.SIGINT, signal.SIGTERM):
-        try:
-            asyncio.get_running_loop().add_signal_handler(number, handle, number)
-        except NotImplementedError:  # Windows has no signals on the loop; there Ctrl-C is a KeyboardInterrupt
-            break
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ac.DaemonThreads())
+    with suppress(NotImplementedError):  # Windows has no signals on the loop; there Ctrl-C is a KeyboardInterrupt
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, handle, number)
     await ac.continuous_collection(
         stop=stop, on_tick=tell, heartbeat=lambda: notify("READY=1", "WATCHDOG=1"), **settings
     )
