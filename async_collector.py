@@ -4016,97 +4016,46 @@ class XMeta(msgspec.Struct, gc=False):
     next_token: str | None = None
 
 
-class XAnswer(msgspec.Struct):
-    """The answer of X's search; without a single post, `data` is absent. An odd user or error costs no post."""
+class XPage(msgspec.Struct):
+    """A page of X's search, the newest post first. An odd user or error costs no post."""
 
     meta: XMeta
-    data: list[msgspec.Raw] | None = None
+    data: list[msgspec.Raw] | None = None  # absent without a single post
     includes: Any = None
     errors: Any = None
 
-
-class PostPage(NamedTuple):
-    """A page of posts, the newest first."""
-
-    received: int
-    posts: list[XPost]  # those that could be decoded
-    problems: list[str]  # what of them could not, and what X has left out
-    newest_id: str | None
-    next_token: str | None  # None on the last page
-    usernames: Mapping[str, str | None]  # by id of the author, as far as they were asked for
+    @property
+    def usernames(self) -> dict[str, str]:
+        """The names of the authors by id, as far as they were asked for."""
+        users = objects(self.includes.get("users")) if isinstance(self.includes, dict) else []
+        pairs = [(user.get("id"), user.get("username")) for user in users]
+        return {id_: name for id_, name in pairs if isinstance(id_, str) and isinstance(name, str)}
 
 
-_X_ANSWER: Final = json_decoder(XAnswer)
+_X_PAGE: Final = json_decoder(XPage)
 _X_POST: Final = json_decoder(XPost)
 
 
-def decode_posts(body: Body) -> PostPage:
+def decode_posts(body: Body) -> tuple[XPage, list[XPost], list[str]]:
     """Decode a page of X's search.
+
+    Returns:
+        The page, its posts that could be decoded, and what could not be decoded or was left out by X.
 
     Raises:
         ValueError: it is no such page.
     """
-    answer = decode_answer(_X_ANSWER, body)
-    posts, rejected = decode_elements(answer.data or [], _X_POST)
-    includes = answer.includes if isinstance(answer.includes, dict) else {}
-    users = {
-        user["id"]: user.get("username") for user in objects(includes.get("users")) if isinstance(user.get("id"), str)
-    }
+    page = decode_answer(_X_PAGE, body)
+    posts, rejected = decode_elements(page.data or [], _X_POST)
     problems = [bad.reason for bad in rejected]
-    if answer.errors:
-        first: dict[str, Any] = next(iter(objects(answer.errors)), {})
+    if page.errors:
+        first: dict[str, Any] = next(iter(objects(page.errors)), {})
         texts = (first.get(key) for key in ("detail", "title", "message"))
         what = next((text for text in texts if text and isinstance(text, str)), "something that is not understood")
         problems.append(f"X left something out: {printable(what)}")
     left_out = Counter(key for post in posts for key in set(post.left_out))
     problems += [f"left out, for it cannot be read: {key} of {count} posts" for key, count in left_out.items()]
-    return PostPage(
-        received=len(posts) + len(rejected),
-        posts=posts,
-        problems=problems,
-        newest_id=answer.meta.newest_id or max((post.post_id for post in posts), key=int, default=None),
-        next_token=answer.meta.next_token,
-        usernames={id_: name if isinstance(name, str) else None for id_, name in users.items()},
-    )
-
-
-SEARCH_PATH: Final = "/2/tweets/search/recent"
-SEARCH_QUERY: Final = (
-    '(url:"polymarket.com" OR "polymarket.com" OR #Polymarket OR "prediction market" OR kalshi) lang:en -is:retweet'
-)
-POST_FIELDS: Final = "author_id,created_at,entities,lang,public_metrics"
-MAX_PAGE_POSTS: Final = 100
-
-
-async def iter_post_pages(
-    host: HttpHost, *, since_id: str | None, at_most: int, with_usernames: bool
-) -> AsyncGenerator[PostPage]:
-    """Yield the posts about prediction markets that are newer than *since_id*, the newest first.
-
-    The last page has a `next_token` if there would have been more than *at_most*.
-
-    Raises:
-        ApiError: a page cannot be had.
-
-    Source: https://docs.x.com/x-api/posts/search-recent-posts
-    """
-    always = [("query", SEARCH_QUERY), ("tweet.fields", POST_FIELDS)]
-    if with_usernames:
-        always += [("expansions", "author_id"), ("user.fields", "username")]
-    if since_id:
-        always.append(("since_id", since_id))
-    next_token: str | None = None
-    while at_most >= MIN_PAGE_POSTS:
-        size = min(at_most, MAX_PAGE_POSTS)
-        if 0 < at_most - size < MIN_PAGE_POSTS:  # else they could not be asked for
-            size = at_most - MIN_PAGE_POSTS
-        params = [*always, ("max_results", str(size)), *([("next_token", next_token)] if next_token else [])]
-        page = await host.fetch(Request("GET", SEARCH_PATH, params), decode_posts)
-        yield page
-        next_token = page.next_token
-        if not (page.received and next_token):
-            return
-        at_most -= page.received
+    return page, posts, problems
 
 
 # --- Posts: tone, matching, hype --------------------------------------------------------------------------------------
@@ -4372,7 +4321,11 @@ def hype_score(
 
 # --- Posts: rows and stages -------------------------------------------------------------------------------------------
 
-SEARCHED: Final = timedelta(days=8)  # X searches the last seven
+SEARCH_PATH: Final = "/2/tweets/search/recent"
+SEARCH_QUERY: Final = (
+    '(url:"polymarket.com" OR "polymarket.com" OR #Polymarket OR "prediction market" OR kalshi) lang:en -is:retweet'
+)
+MAX_PAGE_POSTS: Final = 100
 X_ADVICE: Final[Mapping[int, str]] = {  # what to do about a status of X
     HTTPStatus.UNAUTHORIZED: "check TWITTER_BEARER_TOKEN; the markets are collected all the same",
     HTTPStatus.PAYMENT_REQUIRED: "the credits are used up: buy some at https://console.x.com",
@@ -4400,14 +4353,14 @@ class Post(NamedTuple):
     links: str | None
 
     @classmethod
-    def from_wire(cls, post: XPost, usernames: Mapping[str, str | None], run_id: int, received_at: str) -> Self:
-        """Build the row of *post*; *usernames* are by `author_id`, as far as they were asked for."""
+    def from_wire(cls, post: XPost, username: str | None, run_id: int, received_at: str) -> Self:
+        """Build the row of *post*."""
         metrics = post.public_metrics or XMetrics()
         return cls(
             tweet_id=post.post_id,
             timestamp=sql_time_of(post.created_at),
             text=post.text,
-            author_username=usernames.get(post.author_id or ""),
+            author_username=username,
             author_id=post.author_id,
             likes=metrics.like_count,
             retweets=metrics.retweet_count,
@@ -4467,23 +4420,17 @@ QUESTIONS: Final = f"""
 """  # noqa: S608
 
 
-def _number(column: str, least: str, most: str) -> str:
-    """Return SQL for *column* within its range, or NULL where another program has stored no number."""
-    return f"CASE WHEN typeof({column}) IN ('integer', 'real') THEN max({least}, min({column}, {most})) END"
-
-
-_LIKES, _RETWEETS, _REPLIES = (
-    f"coalesce(CAST({_number(column, '0', '1000000000000')} AS INTEGER), 0)"
-    for column in ("likes", "retweets", "replies")
-)
 # parameters: an hour ago, two hours ago, now; other programs may have stored anything
-ATTENTION: Final = f"""
+ATTENTION: Final = """
     WITH posts AS (
         SELECT
             market_id,
             timestamp > ? AS recent,
-            {_LIKES} + 2 * {_RETWEETS} + {_REPLIES} AS engagement,
-            {_number("sentiment_score", "-1.0", "1.0")} AS sentiment,
+            coalesce(max(0, min(CAST(likes AS INTEGER), 1000000000000)), 0)
+                + 2 * coalesce(max(0, min(CAST(retweets AS INTEGER), 1000000000000)), 0)
+                + coalesce(max(0, min(CAST(replies AS INTEGER), 1000000000000)), 0) AS engagement,
+            CASE WHEN typeof(sentiment_score) IN ('integer', 'real')
+                THEN max(-1.0, min(sentiment_score, 1.0)) END AS sentiment,
             coalesce(author_id, author_username, '') AS author
         FROM tweets
         WHERE timestamp > ? AND timestamp <= ? AND timestamp LIKE '____-__-__ __:__:__%' AND market_id IS NOT NULL
@@ -4496,26 +4443,20 @@ ATTENTION: Final = f"""
         avg(sentiment) FILTER (WHERE recent),
         count(DISTINCT author) FILTER (WHERE recent)
     FROM posts GROUP BY market_id HAVING sum(recent) > 0
-"""  # noqa: S608
+"""
 SAVE_HYPE: Final = insert_into("hype_signals", HypeSignal._fields) + " ON CONFLICT (market_id, timestamp) DO NOTHING"
 
 
-@cache
-def _log_that_posts_are_off() -> None:
-    """Log it once per process."""
-    log.info("posts on X are not read: TWITTER_BEARER_TOKEN is not set")
+_log_once: Final = cache(log.info)  # in a process
 
 
-def _match_all(posts: Sequence[tuple[str, str, str | None]], path: Path, run_id: int, newest: int) -> dict[str, Match]:
-    """Match posts (id, text, JSON array of links) to the markets of a run, whose snapshots are the *newest* ones.
-
-    Returns:
-        The matches by id of the post.
-    """
-    with reading(path) as connection:
-        index = MarketIndex(Question(*row) for row in connection.execute(QUESTIONS, (run_id, newest)))
+def _match_all(
+    posts: Iterable[tuple[str, str, str | None]], markets: Iterable[Sequence[Any]]
+) -> list[tuple[str, str, str]]:
+    """Match *posts* (id, text, JSON array of links) to *markets*; return market id, keywords and id of each match."""
+    index = MarketIndex(Question(*market) for market in markets)
     matches = ((post_id, index.match(text, json.loads(links or "[]"))) for post_id, text, links in posts)
-    return {post_id: match for post_id, match in matches if match}
+    return [(*match, post_id) for post_id, match in matches if match]
 
 
 @dataclass
@@ -4530,51 +4471,71 @@ class Posts:
     stored: int = 0  # posts that were not stored before
     received: int = 0  # posts that X has sent, each of which costs money
     errors: int = 0  # rows in `failures`
-    complete: bool | None = None  # whether no post since the last search is left out; None if none was made
+    complete: bool | None = None  # whether no post since the last search is left out; None without a search
     reason: str | None = None  # of the first failure
 
     async def read(self) -> None:
         """Store the posts since the last search; what X refuses costs the markets nothing."""
         if self._settings.twitter.token is None:
-            _log_that_posts_are_off()
+            _log_once("posts on X are not read: TWITTER_BEARER_TOKEN is not set")
             return
         self.complete = False
         since_id: str | None = await self._database.value(newest_run("newest_tweet_id"))
         try:
             self.complete = await self._search(since_id)
         except ApiError as error:
-            next_time = (
-                "older posts are left out" if self.received else "the next run goes on where the last one stopped"
-            )
-            reason = f"{error}; {X_ADVICE.get(error.status or 0, next_time)}"
+            later = "older posts are left out" if self.received else "the next run goes on where the last one stopped"
+            reason = f"{error}; {X_ADVICE.get(error.status or 0, later)}"
             log.warning("no posts: %s", reason)
             await self._save([], [reason], None)
 
     async def _search(self, since_id: str | None) -> bool:
-        """Store the posts since *since_id*, page by page; return whether none of them was left out."""
-        newest_id: str | None = None
-        page: PostPage | None = None
-        pages = iter_post_pages(
-            self._host,
-            since_id=since_id,
-            at_most=self._settings.max_posts,
-            with_usernames=self._settings.with_usernames,
-        )
+        """Store the posts since *since_id*; if X finds that too old, all that it has.
+
+        Returns:
+            Whether no post since then is left out.
+        """
         try:
-            async with aclosing(pages):
-                async for page in pages:
-                    newest_id = newest_id or page.newest_id
-                    self.received += page.received
-                    now = sql_time(self._clock.now())
-                    posts = [Post.from_wire(post, page.usernames, self._run_id, now) for post in page.posts]
-                    await self._save(posts, page.problems, newest_id)
+            return await self._save_pages([("since_id", since_id)] if since_id else [])
         except RequestRejectedError as error:
-            if since_id is None or page or "since_id" not in error.message:
+            if since_id is None or self.received or "since_id" not in error.message:
                 raise
             log.warning("the last search was more than a week ago, posts since then are missing: %s", error)
-            await self._search(None)
-            return False
-        return page is not None and page.next_token is None and self.reason is None
+        await self._save_pages([])
+        return False
+
+    async def _save_pages(self, since: Sequence[tuple[str, str]]) -> bool:
+        """Store pages of posts, the newest first, until the last one or until as many are read as a run may read.
+
+        Returns:
+            Whether all that X has was read and understood.
+
+        Source: https://docs.x.com/x-api/posts/search-recent-posts
+        """
+        always = [
+            ("query", SEARCH_QUERY),
+            ("tweet.fields", "author_id,created_at,entities,lang,public_metrics"),
+            *since,
+        ]
+        if self._settings.with_usernames:
+            always += [("expansions", "author_id"), ("user.fields", "username")]
+        newest_id: str | None = None
+        start: list[tuple[str, str]] = []
+        while (left := self._settings.max_posts - self.received) >= MIN_PAGE_POSTS:
+            size = min(left, MAX_PAGE_POSTS)
+            if 0 < left - size < MIN_PAGE_POSTS:  # else they could not be asked for
+                size = left - MIN_PAGE_POSTS
+            request = Request("GET", SEARCH_PATH, [*always, ("max_results", str(size)), *start])
+            page, posts, problems = await self._host.fetch(request, decode_posts)
+            received, usernames, now = len(page.data or ()), page.usernames, sql_time(self._clock.now())
+            self.received += received
+            newest_id = newest_id or page.meta.newest_id or max((post.post_id for post in posts), key=int, default=None)
+            rows = [Post.from_wire(post, usernames.get(post.author_id or ""), self._run_id, now) for post in posts]
+            await self._save(rows, problems, newest_id)
+            if not (received and page.meta.next_token):
+                return not page.meta.next_token and self.reason is None
+            start = [("next_token", page.meta.next_token)]
+        return False
 
     @uninterrupted
     async def _save(self, posts: Sequence[Post], problems: Sequence[str], newest_id: str | None) -> None:
@@ -4591,15 +4552,15 @@ class Posts:
     async def score(self, snapshots: int) -> None:
         """Match the newest posts to the markets of the run's *snapshots*, and store the attention for each market."""
         now = self._clock.now()
-        hours_ago = [sql_time(now - timedelta(hours=number)) for number in range(3)]
-        posts = await self._database.rows(UNMATCHED_POSTS, sql_time(now - SEARCHED), self._run_id, hours_ago[1])
+        an_hour_ago, two_hours_ago = (sql_time(now - timedelta(hours=hours)) for hours in (1, 2))
+        searched = sql_time(now - timedelta(days=8))  # X searches the last seven
+        posts = await self._database.rows(UNMATCHED_POSTS, searched, self._run_id, an_hour_ago)
         if posts and snapshots:
-            path = self._database.absolute_path
-            matches = await asyncio.to_thread(_match_all, posts, path, self._run_id, snapshots)
-            save_match = "UPDATE tweets SET market_id = ?, keywords = ? WHERE tweet_id = ?"
-            await self._write(save_match, [(*match, post_id) for post_id, match in matches.items()])
-        attention = await self._database.rows(ATTENTION, hours_ago[1], hours_ago[2], hours_ago[0])
-        await self._write(SAVE_HYPE, [HypeSignal.from_row(row, hours_ago[0], self._run_id) for row in attention])
+            markets = await self._database.rows(QUESTIONS, self._run_id, snapshots)
+            matches = await asyncio.to_thread(_match_all, posts, markets)
+            await self._write("UPDATE tweets SET market_id = ?, keywords = ? WHERE tweet_id = ?", matches)
+        attention = await self._database.rows(ATTENTION, an_hour_ago, two_hours_ago, sql_time(now))
+        await self._write(SAVE_HYPE, [HypeSignal.from_row(row, sql_time(now), self._run_id) for row in attention])
 
     @uninterrupted
     async def _write(self, statement: str, rows: Sequence[Sequence[object]]) -> None:

@@ -380,7 +380,7 @@ async def test_without_a_token_nothing_is_asked_and_one_line_says_so(
     database: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    ac._log_that_posts_are_off.cache_clear()
+    ac._log_once.cache_clear()
     exchange.say("kalshi")
     with caplog.at_level(logging.INFO):
         results = [await collector.collect_all() for _ in range(2)]
@@ -394,9 +394,9 @@ async def test_without_a_token_nothing_is_asked_and_one_line_says_so(
     assert rows(database, "SELECT DISTINCT tweets_complete FROM runs") == [{"tweets_complete": None}]
 
 
-async def first_page(collector: ac.AsyncCollector, wire: ac.Wire) -> ac.PostPage:
+async def first_page(collector: ac.AsyncCollector, wire: ac.Wire) -> object:
     host = ac.HttpHost(collector.settings.twitter, collector.twitter_limiter, wire)
-    return await anext(ac.iter_post_pages(host, since_id=None, at_most=10, with_usernames=False))
+    return await host.fetch(ac.Request("GET", ac.SEARCH_PATH), ac.decode_posts)
 
 
 @pytest.mark.usefixtures("_token")
