@@ -4083,45 +4083,44 @@ def _words(text: str) -> frozenset[str]:
 
 
 # a phrase counts as one word
-GOOD: Final = _words(
+POSITIVE_WORDS: Final = _words(
     "banger bullish confident easy gem gift goat great green guaranteed juicy lfg lock love moon mooning nailed "
     "printing profit profits pump pumping safe steal underpriced undervalued win winner winning wins "
     "all_in cant_lose free_money great_bet locked_in no_brainer"
 )
-BAD: Final = _words(
+NEGATIVE_WORDS: Final = _words(
     "awful bad bearish broke cooked crash crashing dead disaster dumb dump dumping fade fading fake fraud garbage "
     "horrendous lose loser loses losing loss lost manipulated overpriced overvalued ponzi rekt rigged robbed robbery "
     "rug rugged scam scammed scams short stupid terrible toast trash worst wrecked "
     "dead_money exit_liquidity no_chance no_way rug_pull stay_away wash_trading"
 )
 _PHRASE: Final = re.compile(
-    rf"\b(?:{'|'.join(sorted(word for word in GOOD | BAD if '_' in word))})\b".replace("_", " ")
+    rf"\b(?:{'|'.join(sorted(word for word in POSITIVE_WORDS | NEGATIVE_WORDS if '_' in word))})\b".replace("_", " ")
 )
-GOOD_SIGNS: Final = "🚀📈🔥💰🤑💎🟢✅🎯🏆💪🙌🐂🌕"
-BAD_SIGNS: Final = "📉💀🤡🔴❌🚩🗑😭😡🤮🐻💩🥶"
+POSITIVE_EMOJI: Final = "🚀📈🔥💰🤑💎🟢✅🎯🏆💪🙌🐂🌕"
+NEGATIVE_EMOJI: Final = "📉💀🤡🔴❌🚩🗑😭😡🤮🐻💩🥶"
 NEGATIONS: Final = _words("aint arent cant didnt doesnt dont hardly isnt never nor not wasnt wont without")
-NEGATION_REACH: Final = 3  # words
-HALF_TONE_WORDS: Final = 2.0  # words of one tone that make half of the full tone
 
 
 def tone(text: str) -> float:
     """Return how a post about betting sounds, from -1 (scam, rigged, losing) to 1 (printing, free money, bullish).
 
-    0.0 is a post that says nothing of the kind. A word after a negation counts the other way, by half. This is tone and
-    not the direction of YES: "free money on NO" sounds as good as "free money on YES".
+    0.0 is a post that says nothing of the kind; two words of one tone make half of the full tone. A word at most three
+    words after a negation counts the other way, by half. This is tone and not the direction of YES: "free money on NO"
+    sounds as good as "free money on YES".
     """
     plain = text.casefold().replace("'", "").replace("\N{RIGHT SINGLE QUOTATION MARK}", "")
-    score = float(sum(plain.count(sign) for sign in GOOD_SIGNS) - sum(plain.count(sign) for sign in BAD_SIGNS))
+    score = float(sum(plain.count(sign) for sign in POSITIVE_EMOJI) - sum(plain.count(sign) for sign in NEGATIVE_EMOJI))
     spoken = " ".join(re.findall(r"[^\W\d_]+", plain))
     words = _PHRASE.sub(lambda phrase: phrase[0].replace(" ", "_"), spoken).split()
     for place, word in enumerate(words):
-        negated = not NEGATIONS.isdisjoint(words[max(0, place - NEGATION_REACH) : place])
-        score += ((word in GOOD) - (word in BAD)) * (-0.5 if negated else 1)
-    return score / (abs(score) + HALF_TONE_WORDS)
+        negated = not NEGATIONS.isdisjoint(words[max(0, place - 3) : place])
+        score += ((word in POSITIVE_WORDS) - (word in NEGATIVE_WORDS)) * (-0.5 if negated else 1)
+    return score / (abs(score) + 2)
 
 
 # what people write for what questions say
-SAME_WORDS: Final = {
+SYNONYMS: Final = {
     "btc": "bitcoin", "eth": "ethereum", "ether": "ethereum", "sol": "solana", "doge": "dogecoin",
     "jan": "january", "feb": "february", "mar": "march", "apr": "april", "jun": "june", "jul": "july",
     "aug": "august", "sept": "september", "sep": "september", "oct": "october", "nov": "november", "dec": "december",
@@ -4130,7 +4129,7 @@ SAME_WORDS: Final = {
     "nom": "nomination", "nominee": "nomination",
 }  # fmt: skip
 # what does not tell which market is meant: function words, and the words of betting itself
-EMPTY_WORDS: Final = _words(
+STOP_WORDS: Final = _words(
     "a about above after all am an and any are as at be been before below between but by can could did do does down et "
     "for from get go had has have he her him his how i if in into is it its just like me more most my no not now of "
     "off on one or our out over per pm she so some still than that the their them then there they this to today "
@@ -4139,7 +4138,7 @@ EMPTY_WORDS: Final = _words(
     "probability share trade trader trading www"
 )
 # they say when, which nearly all posts leave out; "may" is too often a verb
-TIMES: Final = _words(
+MONTHS_AND_YEARS: Final = _words(
     "january february march april june july august september october november december "
     "2024 2025 2026 2027 2028 2029 2030 2031 2032 2033 2034 2035"
 )
@@ -4151,7 +4150,6 @@ _TOKEN: Final = re.compile(r"(\d+(?:,\d{3})*(?:\.\d+)?)(?:(k|m|b|bn)(?![^\W\d_])
 _SCALES: Final = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9, "bn": 1e9}
 MIN_SHARED_WORDS: Final = 2  # that a post shares with a question
 MIN_COVERAGE: Final = 0.6  # of a question's weight, in words that the post has as well
-RARE_SHARE: Final = 0.05  # of the markets: words in more of them find no candidates, they only weigh
 
 
 def _normal_word(number: str, scale: str, word: str) -> str:
@@ -4159,7 +4157,7 @@ def _normal_word(number: str, scale: str, word: str) -> str:
         return f"{float(number.replace(',', '')) * _SCALES[scale]:.15g}"
     if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):  # noqa: PLR2004  not "gas"
         word = word[:-1]
-    return SAME_WORDS.get(word, word) if len(word) > 1 else "a"
+    return SYNONYMS.get(word, word) if len(word) > 1 else "a"
 
 
 def distinctive_words(text: str) -> set[str]:
@@ -4169,7 +4167,7 @@ def distinctive_words(text: str) -> set[str]:
     text = re.sub(r"['\N{RIGHT SINGLE QUOTATION MARK}]s?\b", "", text)
     plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).casefold()
     words = (_normal_word(*found.groups(default="")) for found in _TOKEN.finditer(plain))
-    return {word for word in words if word not in EMPTY_WORDS}
+    return {word for word in words if word not in STOP_WORDS}
 
 
 def _single_best(scores: Mapping[int, Any]) -> int | None:
@@ -4188,17 +4186,13 @@ class MarketIndex:
 
         index = MarketIndex([Question("1", "Will Bitcoin reach $150,000 in December?")])
         index.match("bitcoin to 150k by december")  # Match(market_id="1", keywords="150000, bitcoin, december")
-
-    Args:
-        markets: the open markets.
     """
 
     def __init__(self, markets: Iterable[Question]) -> None:
         self._ids: list[str] = []
-        self._by_slug: dict[str, int] = {}
+        self._by_slug: dict[str, int] = {}  # places in `_ids`
         self._by_event: dict[str, list[int]] = {}
-        self._with_word: dict[str, array[int]] = {}  # places in `_ids`, ascending
-        weights = array("d")
+        self._by_word: dict[str, array[int]] = {}  # ascending
         for place, market in enumerate(markets):
             self._ids.append(market.market_id)
             if market.slug:
@@ -4206,21 +4200,21 @@ class MarketIndex:
             if market.event_slug:
                 self._by_event.setdefault(market.event_slug.casefold(), []).append(place)
             for word in distinctive_words(market.question or ""):
-                self._with_word.setdefault(word, array("l")).append(place)
-            weights.append(0.0)
-        for word, places in self._with_word.items():
-            weight = self._weight(word)
+                self._by_word.setdefault(word, array("l")).append(place)
+        count = len(self._ids) + 1
+        self._word_weights: dict[str, float] = {}
+        self._weights = array("d", [0.0]) * count  # of whole questions
+        for word, places in self._by_word.items():
+            weight = self._word_weights[word] = 0.0 if word in MONTHS_AND_YEARS else math.log(count / len(places))
             for place in places:
-                weights[place] += weight
-        self._weights = weights  # of whole questions
-        self._rare_weight = math.log(len(self._ids) + 1)  # of words that by chance hardly one market has together
+                self._weights[place] += weight
+        rare = math.log(count)  # the weight of words that by chance hardly one market has together
+        self._needed = array("d", [max(rare, MIN_COVERAGE * weight) for weight in self._weights])
 
     def match(self, text: str, links: Iterable[str] = ()) -> Match | None:
-        """Return the market that a post is about, and why, or None if it is about none or cannot be told.
+        """Return the market that a post is about, or None if it is about none or fits several equally well.
 
-        Args:
-            text: of the post.
-            links: the addresses that it leads to, in full.
+        *text* is the post's, *links* are the full addresses behind its links.
         """
         words = distinctive_words(text)
         linked = list(_LINK.finditer(" ".join([*links, text])))
@@ -4231,53 +4225,44 @@ class MarketIndex:
                 return Match(self._ids[place], link[0])
         return None if linked else self._match_words(words)  # whoever links elsewhere means something else
 
-    def _weight(self, word: str) -> float:
-        return 0.0 if word in TIMES else math.log((len(self._ids) + 1) / len(self._with_word[word]))
-
     def _linked(self, event: str, slug: str, words: set[str]) -> int | None:
-        """Return the market that a link leads to; of an event's markets, the one that *words* single out."""
+        """Return the market that a link leads to; of an event's markets, the one that shares most *words*."""
         if slug:
             return self._by_slug.get(slug)
-        places = self._by_event.get(event, [])
-        if len(places) == 1:
-            return places[0]
-        known = [found for word in words if (found := self._with_word.get(word))]
-        return _single_best(Counter(place for found in known for place in places if is_in(found, place)))
+        found = [self._by_word[word] for word in words & self._by_word.keys()]
+        shared = {place: sum(is_in(places, place) for places in found) for place in self._by_event.get(event, [])}
+        return _single_best(shared)
 
     def _match_words(self, words: set[str]) -> Match | None:
-        known = {word: places for word in words if (places := self._with_word.get(word))}
-        common = max(20, int(len(self._ids) * RARE_SHARE))
-        weights: defaultdict[int, float] = defaultdict(float)  # of the rare words that a market shares
+        known = {word: self._by_word[word] for word in words & self._by_word.keys()}
+        common = max(20, len(self._ids) // 20)  # a word of more questions than that finds none, it only adds weight
+        # no question shares more than its rare words and all common ones weigh, which rules out most
+        common_weight = sum(self._word_weights[word] for word, places in known.items() if len(places) > common)
+        rare_weights: defaultdict[int, float] = defaultdict(float)
         for word, places in known.items():
             if len(places) <= common:
-                weight = self._weight(word)
+                weight = self._word_weights[word]
                 for place in places:
-                    weights[place] += weight
-        rest = sum(self._weight(word) for word, places in known.items() if len(places) > common)
-        candidates = [place for place, weight in weights.items() if self._singles_out(place, weight + rest)]
-        fits = {place: fit for place in candidates if (fit := self._fit(place, known, words & TIMES))}
+                    rare_weights[place] += weight
+        fits: dict[int, tuple[float, int]] = {}
+        for place, rare_weight in rare_weights.items():
+            if rare_weight + common_weight < self._needed[place]:
+                continue
+            shared = [word for word, places in known.items() if is_in(places, place)]
+            weight = sum(self._word_weights[word] for word in shared)
+            is_enough = len(shared) >= MIN_SHARED_WORDS and weight >= self._needed[place]
+            if is_enough and not self._is_of_another_time(place, words):
+                # rounded, for the order of adding up must not decide between equals
+                fits[place] = round(weight * weight / self._weights[place], 9), len(shared)
         best = _single_best(fits)
         if best is None:
             return None
         return Match(self._ids[best], ", ".join(sorted(word for word in known if is_in(known[word], best))))
 
-    def _singles_out(self, place: int, weight: float) -> bool:
-        """Return whether words of *weight* single out the market at *place*: rare ones, and most of its question."""
-        return weight >= self._rare_weight and weight >= MIN_COVERAGE * self._weights[place]
-
-    def _fit(self, place: int, known: Mapping[str, Sequence[int]], times: set[str]) -> tuple[float, int] | None:
-        """Return how well the market at *place* fits, by weight and by number of words, or None if it does not."""
-        shared = [word for word, places in known.items() if is_in(places, place)]
-        weight = sum(map(self._weight, shared))
-        if len(shared) < MIN_SHARED_WORDS or not self._singles_out(place, weight):
-            return None
-        if times and times.isdisjoint(shared) and any(is_in(self._with_word.get(time, ()), place) for time in TIMES):
-            return None  # both say when, and not the same
-        # rounded, for the order of adding up must not decide between equals
-        return round(weight * weight / self._weights[place], 9), len(shared)
-
-
-POSTS_PER_AUTHOR: Final = 3  # that count: one account repeating itself is not many
+    def _is_of_another_time(self, place: int, words: set[str]) -> bool:
+        """Return whether *words* and the question both say when, and not the same."""
+        times = {time for time in MONTHS_AND_YEARS & self._by_word.keys() if is_in(self._by_word[time], place)}
+        return bool(times and words & MONTHS_AND_YEARS) and times.isdisjoint(words)
 
 
 def velocity(posts: int, posts_before: int) -> float:
@@ -4309,7 +4294,7 @@ def hype_score(
         velocity: see `velocity`; at least -1.
     """
     breadth = _half_at(5, unique_users)
-    volume = _half_at(10, min(tweet_count, POSTS_PER_AUTHOR * unique_users))
+    volume = _half_at(10, min(tweet_count, 3 * unique_users))
     return (
         30 * volume
         + 20 * _half_at(100, total_engagement)
