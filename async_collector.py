@@ -3826,8 +3826,6 @@ class AsyncCollector:
 
 # --- Schedule ---------------------------------------------------------------------------------------------------------
 
-MAX_NAP_S: Final = 30.0  # so that a wake-up from suspension or a clock that was set is noticed
-
 
 class Tick(NamedTuple):
     """How a run of the schedule went, and what comes next."""
@@ -3847,23 +3845,19 @@ def tick_number(time_s: float, interval_s: float) -> int:
 
 
 async def _wait_for(tick: int, interval_s: float, clock: Clock, on_nap: Callable[[], None]) -> int:
-    """Wait until *tick* and return it; if the clock is set back, until the nearest tick instead.
+    """Wait until *tick* and return it; if the wall clock is set back, until the nearest tick instead.
 
-    The wall clock only says where the tick is; waiting goes by a clock that does not jump, in short naps.
+    The wall clock, which may be set or go on in suspension, is read after each 30 s of sleep.
     """
     while (now_s := clock.now().timestamp()) < tick * interval_s:
         tick = min(tick, tick_number(now_s, interval_s) + 1)
-        await clock.sleep(min(tick * interval_s - now_s, MAX_NAP_S))
+        await clock.sleep(min(tick * interval_s - now_s, 30))
         on_nap()
     return tick
 
 
 async def _run_once(collector: AsyncCollector) -> tuple[CollectionResult | None, Exception | None]:
-    """Return the result of one run, or the error that ended it: even a bug must not end months of collecting.
-
-    Raises:
-        StorageError: the file has never been opened and cannot be before somebody changes something.
-    """
+    """Return the result of one run, or the error that ended it: even a bug must not end months of collecting."""
     try:
         return await collector.collect_all(), None
     except Exception as error:
@@ -3922,14 +3916,13 @@ async def continuous_collection(  # noqa: PLR0913  a collector's settings and th
         missed, due = 0, tick_number(clock.now().timestamp(), interval_s)
         while not stop.is_set():
             number = tick_number(clock.now().timestamp(), interval_s)
-            missed += number - due
             result, error = await _run_once(collector)
-            due = max(number, math.floor(clock.now().timestamp() / interval_s)) + 1
-            missed += due - number - 1
+            coming = max(number, math.floor(clock.now().timestamp() / interval_s)) + 1
+            missed += coming - due - 1
             if on_tick:
-                on_tick(Tick(result, error, datetime.fromtimestamp(due * interval_s, UTC), missed))
+                on_tick(Tick(result, error, datetime.fromtimestamp(coming * interval_s, UTC), missed))
             if not stop.is_set():
-                due = await _wait_for(due, interval_s, clock, on_heartbeat)
+                due = await _wait_for(coming, interval_s, clock, on_heartbeat)
 
     async with stages() as tasks:
         collecting = tasks.create_task(collect(), name="collect")
@@ -3938,10 +3931,7 @@ async def continuous_collection(  # noqa: PLR0913  a collector's settings and th
 
 
 class DaemonThreads(ThreadPoolExecutor):
-    """Executor whose threads do not hold up the end of the program: a silent name server keeps one for minutes.
-
-    For the event loop of a program; the library itself leaves the loop alone.
-    """
+    """Executor for a program's event loop; a thread that a silent name server holds does not delay the end of it."""
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run *fn* in a daemon thread of its own."""
@@ -3973,18 +3963,11 @@ def objects(value: object) -> list[dict[str, Any]]:
 
 
 class XMetrics(msgspec.Struct, gc=False):
-    """How much a post has been reacted to when it was read."""
+    """Reactions to a post when it was read."""
 
     like_count: Count | None = None
     retweet_count: Count | None = None
     reply_count: Count | None = None
-
-    @property
-    def engagement(self) -> int | None:
-        """Likes, twice the reposts, and replies, or None where one of them is absent."""
-        if self.like_count is None or self.retweet_count is None or self.reply_count is None:
-            return None
-        return self.like_count + 2 * self.retweet_count + self.reply_count
 
 
 class XPost(msgspec.Struct, gc=False):
@@ -4000,13 +3983,8 @@ class XPost(msgspec.Struct, gc=False):
     lang: str | None = None
     public_metrics: XMetrics | None = None
     entities: Any = None
+    author_username: str | None = None  # as far as it was asked for: X sends it beside the posts
     left_out: LeftOut = ()
-
-    @property
-    def links(self) -> list[str]:
-        """The addresses that the post leads to."""
-        urls = objects(self.entities.get("urls")) if isinstance(self.entities, dict) else []
-        return [address for link in urls if isinstance(address := link.get("expanded_url"), str) and address]
 
 
 class XMeta(msgspec.Struct, gc=False):
@@ -4024,33 +4002,27 @@ class XPage(msgspec.Struct):
     includes: Any = None
     errors: Any = None
 
-    @property
-    def usernames(self) -> dict[str, str]:
-        """The names of the authors by id, as far as they were asked for."""
-        users = objects(self.includes.get("users")) if isinstance(self.includes, dict) else []
-        pairs = [(user.get("id"), user.get("username")) for user in users]
-        return {id_: name for id_, name in pairs if isinstance(id_, str) and isinstance(name, str)}
-
 
 _X_PAGE: Final = json_decoder(XPage)
 _X_POST: Final = json_decoder(XPost)
 
 
 def decode_posts(body: Body) -> tuple[XPage, list[XPost], list[str]]:
-    """Decode a page of X's search.
-
-    Returns:
-        The page, its posts that could be decoded, and what could not be decoded or was left out by X.
+    """Decode a page of X's search into the page, its posts, and what cannot be read or was left out by X.
 
     Raises:
         ValueError: it is no such page.
     """
     page = decode_answer(_X_PAGE, body)
     posts, rejected = decode_elements(page.data or [], _X_POST)
+    users = objects(page.includes.get("users")) if isinstance(page.includes, dict) else []
+    names = {user["id"]: user.get("username") for user in users if isinstance(user.get("id"), str)}
+    for post in posts:
+        name = names.get(post.author_id)
+        post.author_username = name if isinstance(name, str) else None
     problems = [bad.reason for bad in rejected]
     if page.errors:
-        first: dict[str, Any] = next(iter(objects(page.errors)), {})
-        texts = (first.get(key) for key in ("detail", "title", "message"))
+        texts = (error.get(key) for error in objects(page.errors) for key in ("detail", "title", "message"))
         what = next((text for text in texts if text and isinstance(text, str)), "something that is not understood")
         problems.append(f"X left something out: {printable(what)}")
     left_out = Counter(key for post in posts for key in set(post.left_out))
@@ -4310,13 +4282,13 @@ SEARCH_PATH: Final = "/2/tweets/search/recent"
 SEARCH_QUERY: Final = (
     '(url:"polymarket.com" OR "polymarket.com" OR #Polymarket OR "prediction market" OR kalshi) lang:en -is:retweet'
 )
-MAX_PAGE_POSTS: Final = 100
 X_ADVICE: Final[Mapping[int, str]] = {  # what to do about a status of X
     HTTPStatus.UNAUTHORIZED: "check TWITTER_BEARER_TOKEN; the markets are collected all the same",
     HTTPStatus.PAYMENT_REQUIRED: "the credits are used up: buy some at https://console.x.com",
     HTTPStatus.FORBIDDEN: "the account may not search: see its access and spending limit at https://console.x.com",
     HTTPStatus.TOO_MANY_REQUESTS: "X is asked again when its limit is reset; for a spending cap see https://console.x.com",
 }
+_log_once: Final = cache(log.info)  # per process
 
 
 class Post(NamedTuple):
@@ -4338,53 +4310,28 @@ class Post(NamedTuple):
     links: str | None
 
     @classmethod
-    def from_wire(cls, post: XPost, username: str | None, run_id: int, received_at: str) -> Self:
+    def from_wire(cls, post: XPost, run_id: int, received_at: str) -> Self:
         """Build the row of *post*."""
-        metrics = post.public_metrics or XMetrics()
+        likes, retweets, replies = msgspec.structs.astuple(post.public_metrics or XMetrics())
+        has_all = None not in (likes, retweets, replies)
+        urls = objects(post.entities.get("urls")) if isinstance(post.entities, dict) else []
+        links = [address for url in urls if isinstance(address := url.get("expanded_url"), str) and address]
         return cls(
             tweet_id=post.post_id,
             timestamp=sql_time_of(post.created_at),
             text=post.text,
-            author_username=username,
+            author_username=post.author_username,
             author_id=post.author_id,
-            likes=metrics.like_count,
-            retweets=metrics.retweet_count,
-            replies=metrics.reply_count,
-            engagement_score=metrics.engagement,
+            likes=likes,
+            retweets=retweets,
+            replies=replies,
+            engagement_score=likes + 2 * retweets + replies if has_all else None,
             sentiment_score=tone(post.text),
             created_at=received_at,
             run_id=run_id,
             lang=post.lang or None,
-            links=msgspec.json.encode(post.links).decode() if post.links else None,
+            links=msgspec.json.encode(links).decode() if links else None,
         )
-
-
-class HypeSignal(NamedTuple):
-    """How much attention a market has: one row of `hype_signals`."""
-
-    market_id: str
-    timestamp: str
-    tweet_count: int
-    total_engagement: int
-    avg_sentiment: float | None  # None: nobody has measured it
-    unique_users: int
-    velocity: float
-    hype_score: float
-    run_id: int
-
-    @classmethod
-    def from_row(cls, attention: Sequence[Any], timestamp: str, run_id: int) -> Self:
-        """Build the signal of one market from its row of `ATTENTION`."""
-        market_id, posts, posts_before, engagement, sentiment, users = attention
-        change = velocity(posts, posts_before)
-        score = hype_score(
-            tweet_count=posts,
-            total_engagement=engagement,
-            avg_sentiment=sentiment or 0.0,
-            unique_users=users,
-            velocity=change,
-        )
-        return cls(market_id, timestamp, posts, engagement, sentiment, users, change, score, run_id)
 
 
 SAVE_POST: Final = insert_into("tweets", Post._fields) + " ON CONFLICT (tweet_id) DO NOTHING"
@@ -4403,8 +4350,6 @@ QUESTIONS: Final = f"""
         SELECT market_id FROM snapshots WHERE run_id = ? ORDER BY id DESC LIMIT ?
     ) JOIN markets USING (market_id)
 """  # noqa: S608
-
-
 # parameters: an hour ago, two hours ago, now; other programs may have stored anything
 ATTENTION: Final = """
     WITH posts AS (
@@ -4423,23 +4368,41 @@ ATTENTION: Final = """
     SELECT
         market_id,
         sum(recent),
-        sum(NOT recent),
         sum(engagement) FILTER (WHERE recent),
         avg(sentiment) FILTER (WHERE recent),
-        count(DISTINCT author) FILTER (WHERE recent)
+        count(DISTINCT author) FILTER (WHERE recent),
+        sum(NOT recent)
     FROM posts GROUP BY market_id HAVING sum(recent) > 0
 """
-SAVE_HYPE: Final = insert_into("hype_signals", HypeSignal._fields) + " ON CONFLICT (market_id, timestamp) DO NOTHING"
+SAVE_HYPE: Final = """
+    INSERT INTO hype_signals (
+        market_id, tweet_count, total_engagement, avg_sentiment, unique_users, velocity, hype_score, timestamp, run_id
+    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (market_id, timestamp) DO NOTHING
+"""
 
 
-_log_once: Final = cache(log.info)  # in a process
+def _hype_signal(attention: Sequence[Any]) -> tuple[object, ...]:
+    """Return a row of `ATTENTION` with velocity and score in place of the posts of the hour before."""
+    market_id, posts, engagement, sentiment, users, posts_before = attention
+    change = velocity(posts, posts_before)
+    score = hype_score(
+        tweet_count=posts,
+        total_engagement=engagement,
+        avg_sentiment=sentiment or 0.0,
+        unique_users=users,
+        velocity=change,
+    )
+    return market_id, posts, engagement, sentiment, users, change, score
 
 
-def _match_all(
-    posts: Iterable[tuple[str, str, str | None]], markets: Iterable[Sequence[Any]]
-) -> list[tuple[str, str, str]]:
-    """Match *posts* (id, text, JSON array of links) to *markets*; return market id, keywords and id of each match."""
-    index = MarketIndex(Question(*market) for market in markets)
+def _match_all(posts: Iterable[Sequence[Any]], path: Path, run_id: int, newest: int) -> list[tuple[str, str, str]]:
+    """Match posts (id, text, JSON array of links) to the markets of a run, whose snapshots are the *newest* ones.
+
+    Returns:
+        The id of the market, the keywords and the id of the post, for each post that is about a market.
+    """
+    with reading(path) as connection:  # row by row, for all the questions of an exchange take much memory
+        index = MarketIndex(Question(*row) for row in connection.execute(QUESTIONS, (run_id, newest)))
     matches = ((post_id, index.match(text, json.loads(links or "[]"))) for post_id, text, links in posts)
     return [(*match, post_id) for post_id, match in matches if match]
 
@@ -4465,61 +4428,46 @@ class Posts:
             _log_once("posts on X are not read: TWITTER_BEARER_TOKEN is not set")
             return
         self.complete = False
-        since_id: str | None = await self._database.value(newest_run("newest_tweet_id"))
         try:
-            self.complete = await self._search(since_id)
+            await self._search(await self._database.value(newest_run("newest_tweet_id")))
         except ApiError as error:
             later = "older posts are left out" if self.received else "the next run goes on where the last one stopped"
             reason = f"{error}; {X_ADVICE.get(error.status or 0, later)}"
             log.warning("no posts: %s", reason)
             await self._save([], [reason], None)
 
-    async def _search(self, since_id: str | None) -> bool:
-        """Store the posts since *since_id*; if X finds that too old, all that it has.
-
-        Returns:
-            Whether no post since then is left out.
-        """
+    async def _search(self, since_id: str | None) -> None:
+        """Store the posts since *since_id*, or since a week ago if X refuses an older id."""
         try:
-            return await self._save_pages([("since_id", since_id)] if since_id else [])
+            self.complete = await self._save_pages(since_id)
         except RequestRejectedError as error:
             if since_id is None or self.received or "since_id" not in error.message:
                 raise
             log.warning("the last search was more than a week ago, posts since then are missing: %s", error)
-        await self._save_pages([])
-        return False
+            await self._save_pages(None)
 
-    async def _save_pages(self, since: Sequence[tuple[str, str]]) -> bool:
-        """Store pages of posts, the newest first, until the last one or until as many are read as a run may read.
-
-        Returns:
-            Whether all that X has was read and understood.
-
-        Source: https://docs.x.com/x-api/posts/search-recent-posts
-        """
-        always = [
-            ("query", SEARCH_QUERY),
-            ("tweet.fields", "author_id,created_at,entities,lang,public_metrics"),
-            *since,
-        ]
+    async def _save_pages(self, since_id: str | None) -> bool:
+        """Store the posts since *since_id*, the newest first; return whether all of them were read and understood."""
+        params = {"query": SEARCH_QUERY, "tweet.fields": "author_id,created_at,entities,lang,public_metrics"}
         if self._settings.with_usernames:
-            always += [("expansions", "author_id"), ("user.fields", "username")]
+            params |= {"expansions": "author_id", "user.fields": "username"}
+        if since_id:
+            params["since_id"] = since_id
         newest_id: str | None = None
-        start: list[tuple[str, str]] = []
         while (left := self._settings.max_posts - self.received) >= MIN_PAGE_POSTS:
-            size = min(left, MAX_PAGE_POSTS)
+            size = min(left, 100)  # X sends no larger page
             if 0 < left - size < MIN_PAGE_POSTS:  # else they could not be asked for
                 size = left - MIN_PAGE_POSTS
-            request = Request("GET", SEARCH_PATH, [*always, ("max_results", str(size)), *start])
-            page, posts, problems = await self._host.fetch(request, decode_posts)
-            received, usernames, now = len(page.data or ()), page.usernames, sql_time(self._clock.now())
-            self.received += received
+            params["max_results"] = str(size)
+            page, posts, problems = await self._host.fetch(Request("GET", SEARCH_PATH, [*params.items()]), decode_posts)
+            self.received += len(page.data or ())
             newest_id = newest_id or page.meta.newest_id or max((post.post_id for post in posts), key=int, default=None)
-            rows = [Post.from_wire(post, usernames.get(post.author_id or ""), self._run_id, now) for post in posts]
+            now = sql_time(self._clock.now())
+            rows = [Post.from_wire(post, self._run_id, received_at=now) for post in posts]
             await self._save(rows, problems, newest_id)
-            if not (received and page.meta.next_token):
+            if not (page.data and page.meta.next_token):
                 return not page.meta.next_token and self.reason is None
-            start = [("next_token", page.meta.next_token)]
+            params["next_token"] = page.meta.next_token
         return False
 
     @uninterrupted
@@ -4541,11 +4489,11 @@ class Posts:
         searched = sql_time(now - timedelta(days=8))  # X searches the last seven
         posts = await self._database.rows(UNMATCHED_POSTS, searched, self._run_id, an_hour_ago)
         if posts and snapshots:
-            markets = await self._database.rows(QUESTIONS, self._run_id, snapshots)
-            matches = await asyncio.to_thread(_match_all, posts, markets)
+            path = self._database.absolute_path
+            matches = await asyncio.to_thread(_match_all, posts, path, self._run_id, snapshots)
             await self._write("UPDATE tweets SET market_id = ?, keywords = ? WHERE tweet_id = ?", matches)
         attention = await self._database.rows(ATTENTION, an_hour_ago, two_hours_ago, sql_time(now))
-        await self._write(SAVE_HYPE, [HypeSignal.from_row(row, sql_time(now), self._run_id) for row in attention])
+        await self._write(SAVE_HYPE, [(*_hype_signal(row), sql_time(now), self._run_id) for row in attention])
 
     @uninterrupted
     async def _write(self, statement: str, rows: Sequence[Sequence[object]]) -> None:
