@@ -3880,7 +3880,7 @@ async def continuous_collection(  # noqa: PLR0913  a collector's settings and th
 ) -> None:
     """Collect at once, and then at every multiple of the interval (UTC): at :00, :15, :30 and :45 by default.
 
-    A tick that passes during a run, in suspension or when the clock is set forward is missed and counted, and never
+    A tick that passes during a run, in suspension or when the clock is set forward is counted as missed, and never
     caught up on. A run that fails is logged, and the next tick comes all the same. No run takes another file than the
     first: one that is moved, or whose disk is not mounted, is a `StorageError` at each tick until it is back. Signal
     handlers are the caller's business.
@@ -4077,9 +4077,9 @@ NEGATIONS: Final = _words("aint arent cant didnt doesnt dont hardly isnt never n
 def tone(text: str) -> float:
     """Return how a post about betting sounds, from -1 (scam, rigged, losing) to 1 (printing, free money, bullish).
 
-    0.0 is a post that says nothing of the kind; two words of one tone make half of the full tone. A word at most three
-    words after a negation counts the other way, by half. This is tone and not the direction of YES: "free money on NO"
-    sounds as good as "free money on YES".
+    0.0 is a post without such words, or with as many of either kind; two words of one kind make half of the full tone.
+    A word at most three words after a negation counts the other way, by half. This is tone and not the direction of
+    YES: "free money on NO" sounds as good as "free money on YES".
     """
     plain = text.casefold().replace("'", "").replace("\N{RIGHT SINGLE QUOTATION MARK}", "")
     score = float(sum(plain.count(sign) for sign in POSITIVE_EMOJI) - sum(plain.count(sign) for sign in NEGATIVE_EMOJI))
@@ -4091,7 +4091,7 @@ def tone(text: str) -> float:
     return score / (abs(score) + 2)
 
 
-# what people write for what questions say
+# words of posts, and the words that questions have for them
 SYNONYMS: Final = {
     "btc": "bitcoin", "eth": "ethereum", "ether": "ethereum", "sol": "solana", "doge": "dogecoin",
     "jan": "january", "feb": "february", "mar": "march", "apr": "april", "jun": "june", "jul": "july",
@@ -4100,7 +4100,7 @@ SYNONYMS: Final = {
     "bp": "bps", "fomc": "fed", "won": "win", "winning": "win",
     "nom": "nomination", "nominee": "nomination",
 }  # fmt: skip
-# what does not tell which market is meant: function words, and the words of betting itself
+# words that do not tell markets apart: function words and betting terms
 STOP_WORDS: Final = _words(
     "a about above after all am an and any are as at be been before below between but by can could did do does down et "
     "for from get go had has have he her him his how i if in into is it its just like me more most my no not now of "
@@ -4109,7 +4109,7 @@ STOP_WORDS: Final = _words(
     "bet bets betting chance com everyone http https kalshi market odds percent poly polymarket prediction price "
     "probability share trade trader trading www"
 )
-# they say when, which nearly all posts leave out; "may" is too often a verb
+# most posts leave them out, so they weigh nothing; "may" is too often a verb
 MONTHS_AND_YEARS: Final = _words(
     "january february march april june july august september october november december "
     "2024 2025 2026 2027 2028 2029 2030 2031 2032 2033 2034 2035"
@@ -4195,7 +4195,7 @@ class MarketIndex:
             place = self._linked(event.casefold(), (slug or alone).casefold(), words)
             if place is not None:
                 return Match(self._ids[place], link[0])
-        return None if linked else self._match_words(words)  # whoever links elsewhere means something else
+        return None if linked else self._match_words(words)  # words do not overrule a link elsewhere
 
     def _linked(self, event: str, slug: str, words: set[str]) -> int | None:
         """Return the market that a link leads to; of an event's markets, the one that shares most *words*."""
@@ -4207,8 +4207,8 @@ class MarketIndex:
 
     def _match_words(self, words: set[str]) -> Match | None:
         known = {word: self._by_word[word] for word in words & self._by_word.keys()}
-        common = max(20, len(self._ids) // 20)  # a word of more questions than that finds none, it only adds weight
-        # no question shares more than its rare words and all common ones weigh, which rules out most
+        common = max(20, len(self._ids) // 20)  # questions; a word that more of them have finds no candidates
+        # a question shares at most its rare words and all the common ones, which rules out most candidates
         common_weight = sum(self._word_weights[word] for word, places in known.items() if len(places) > common)
         rare_weights: defaultdict[int, float] = defaultdict(float)
         for word, places in known.items():
@@ -4224,7 +4224,7 @@ class MarketIndex:
             weight = sum(self._word_weights[word] for word in shared)
             is_enough = len(shared) >= MIN_SHARED_WORDS and weight >= self._needed[place]
             if is_enough and not self._is_of_another_time(place, words):
-                # rounded, for the order of adding up must not decide between equals
+                # rounded: float sums depend on the order of the words, which must not break a tie
                 fits[place] = round(weight * weight / self._weights[place], 9), len(shared)
         best = _single_best(fits)
         if best is None:
@@ -4245,11 +4245,6 @@ def velocity(posts: int, posts_before: int) -> float:
     return (posts - posts_before) / max(posts_before, 1)
 
 
-def _half_at(half: float, value: float) -> float:
-    """Return a share of 1 that is 0 at 0 and a half at *half*, and grows ever more slowly."""
-    return value / (value + half)
-
-
 def hype_score(
     *, tweet_count: int, total_engagement: int, avg_sentiment: float, unique_users: int, velocity: float
 ) -> float:
@@ -4265,12 +4260,13 @@ def hype_score(
         unique_users: authors of these posts.
         velocity: see `velocity`; at least -1.
     """
-    breadth = _half_at(5, unique_users)
-    volume = _half_at(10, min(tweet_count, 3 * unique_users))
+    counted = min(tweet_count, 3 * unique_users)
+    growth = velocity + 1
+    breadth = unique_users / (unique_users + 5)
     return (
-        30 * volume
-        + 20 * _half_at(100, total_engagement)
-        + 20 * _half_at(3, velocity + 1) * breadth
+        30 * (counted / (counted + 10))
+        + 20 * (total_engagement / (total_engagement + 100))
+        + 20 * (growth / (growth + 3)) * breadth
         + 20 * breadth
         + 10 * (avg_sentiment + 1) / 2 * breadth
     )
@@ -4350,7 +4346,7 @@ QUESTIONS: Final = f"""
         SELECT market_id FROM snapshots WHERE run_id = ? ORDER BY id DESC LIMIT ?
     ) JOIN markets USING (market_id)
 """  # noqa: S608
-# parameters: an hour ago, two hours ago, now; other programs may have stored anything
+# parameters: an hour ago, two hours ago, now; figures that other programs have stored are brought into range
 ATTENTION: Final = """
     WITH posts AS (
         SELECT
@@ -4396,12 +4392,11 @@ def _hype_signal(attention: Sequence[Any]) -> tuple[object, ...]:
 
 
 def _match_all(posts: Iterable[Sequence[Any]], path: Path, run_id: int, newest: int) -> list[tuple[str, str, str]]:
-    """Match posts (id, text, JSON array of links) to the markets of a run, whose snapshots are the *newest* ones.
+    """Return (market id, keywords, post id) of each post that is about one of the markets of a run.
 
-    Returns:
-        The id of the market, the keywords and the id of the post, for each post that is about a market.
+    A post is (id, text, JSON array of links). The run's snapshots are the *newest* ones in the file.
     """
-    with reading(path) as connection:  # row by row, for all the questions of an exchange take much memory
+    with reading(path) as connection:  # row by row: a list of all questions takes 20 MB for 60,000 markets
         index = MarketIndex(Question(*row) for row in connection.execute(QUESTIONS, (run_id, newest)))
     matches = ((post_id, index.match(text, json.loads(links or "[]"))) for post_id, text, links in posts)
     return [(*match, post_id) for post_id, match in matches if match]
@@ -4409,7 +4404,7 @@ def _match_all(posts: Iterable[Sequence[Any]], path: Path, run_id: int, newest: 
 
 @dataclass
 class Posts:
-    """The posts of a run: reads what was said on X since the last search, and scores the attention for each market."""
+    """The stage of a run that fetches posts from X, matches them to markets and stores the attention for each."""
 
     _run_id: int
     _database: Database
@@ -4423,7 +4418,7 @@ class Posts:
     reason: str | None = None  # of the first failure
 
     async def read(self) -> None:
-        """Store the posts since the last search; what X refuses costs the markets nothing."""
+        """Store the posts since the last search; an error of X becomes a failure of the run, which goes on."""
         if self._settings.twitter.token is None:
             _log_once("posts on X are not read: TWITTER_BEARER_TOKEN is not set")
             return
@@ -4456,7 +4451,7 @@ class Posts:
         newest_id: str | None = None
         while (left := self._settings.max_posts - self.received) >= MIN_PAGE_POSTS:
             size = min(left, 100)  # X sends no larger page
-            if 0 < left - size < MIN_PAGE_POSTS:  # else they could not be asked for
+            if 0 < left - size < MIN_PAGE_POSTS:  # the next page would be too small for X
                 size = left - MIN_PAGE_POSTS
             params["max_results"] = str(size)
             page, posts, problems = await self._host.fetch(Request("GET", SEARCH_PATH, [*params.items()]), decode_posts)
@@ -4489,8 +4484,7 @@ class Posts:
         searched = sql_time(now - timedelta(days=8))  # X searches the last seven
         posts = await self._database.rows(UNMATCHED_POSTS, searched, self._run_id, an_hour_ago)
         if posts and snapshots:
-            path = self._database.absolute_path
-            matches = await asyncio.to_thread(_match_all, posts, path, self._run_id, snapshots)
+            matches = await asyncio.to_thread(_match_all, posts, self._database.absolute_path, self._run_id, snapshots)
             await self._write("UPDATE tweets SET market_id = ?, keywords = ? WHERE tweet_id = ?", matches)
         attention = await self._database.rows(ATTENTION, an_hour_ago, two_hours_ago, sql_time(now))
         await self._write(SAVE_HYPE, [(*_hype_signal(row), sql_time(now), self._run_id) for row in attention])
