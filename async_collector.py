@@ -4336,6 +4336,7 @@ COUNT_POSTS: Final = """
     UPDATE runs SET tweets = tweets + ?, errors = errors + ?, newest_tweet_id = coalesce(?, newest_tweet_id)
     WHERE run_id = ?
 """
+# parameters: eight days ago, the run, an hour ago; a run matches what it has read, however late, and recent posts
 UNMATCHED_POSTS: Final = """
     SELECT tweet_id, text, links FROM tweets
     WHERE market_id IS NULL AND timestamp > ? AND (run_id = ? OR timestamp > ? AND run_id IS NOT NULL)
@@ -4363,11 +4364,11 @@ ATTENTION: Final = """
     )
     SELECT
         market_id,
-        sum(recent),
-        sum(engagement) FILTER (WHERE recent),
-        avg(sentiment) FILTER (WHERE recent),
-        count(DISTINCT author) FILTER (WHERE recent),
-        sum(NOT recent)
+        sum(recent) AS tweet_count,
+        sum(engagement) FILTER (WHERE recent) AS total_engagement,
+        avg(sentiment) FILTER (WHERE recent) AS avg_sentiment,
+        count(DISTINCT author) FILTER (WHERE recent) AS unique_users,
+        sum(NOT recent) AS posts_before
     FROM posts GROUP BY market_id HAVING sum(recent) > 0
 """
 SAVE_HYPE: Final = """
