@@ -1295,18 +1295,6 @@ class Book(NamedTuple):
         )
 
 
-def strangers(books: dict[str, OrderBook], markets: Iterable[GammaMarket]) -> list[Rejected]:
-    """Take those of *books* out that say of themselves that they belong to another market than one of *markets*."""
-    refused: list[Rejected] = []
-    for market in markets:
-        for token in market.tokens:
-            named = books[token].market if token in books else None
-            if isinstance(named, str) and named and market.condition_id and named != market.condition_id:
-                del books[token]
-                refused.append(Rejected(token, printable(f"the book is that of another market, {named}")))
-    return refused
-
-
 SPLIT: Final = "split"
 
 
@@ -1995,8 +1983,17 @@ EVENTS_PATH: Final = "/events/keyset"
 PAGE_SIZE: Final = 100  # Gamma cuts larger pages to this
 EVENTS_SIZE: Final = 20  # of a page of events, each with all its markets
 MAX_EVENTS_BYTES: Final = 64 * 2**20  # an event of 2,000 markets has 10 MB
-MAX_PAGES: Final = 20_000  # of a listing; a longer one goes round in circles
+MAX_PAGES: Final = 20_000  # of a listing; the whole exchange has 1,600
 MAX_EMPTY_PAGES: Final = 3  # in a row
+
+
+class Listing(NamedTuple):
+    """What is listed, and in which order: every market that is not closed, or those that pass the filters."""
+
+    order: str  # a field of Gamma's
+    ascending: bool
+    filters: Sequence[tuple[str, str]] = ()
+    path: str = MARKETS_PATH  # or that of events
 
 
 class PolymarketApi:
@@ -2015,122 +2012,121 @@ class PolymarketApi:
         """Return the error of a listing that cannot be relied on."""
         return MalformedResponseError(what, self._gamma.address(MARKETS_PATH))
 
-    async def iter_market_pages(
-        self, *, order: str, ascending: bool, path: str = MARKETS_PATH, filters: Sequence[tuple[str, str]] = ()
-    ) -> AsyncGenerator[MarketPage]:
-        """Yield the pages of every market that is not closed, ordered by the field *order*.
+    async def iter_market_pages(self, listing: Listing) -> AsyncGenerator[MarketPage]:
+        """Yield the pages of *listing*.
 
-        In an order that changes meanwhile, such as the volume, markets can come twice. *path* may be that of events.
-        Only with *filters* may a listing be empty.
+        In an order that changes meanwhile, such as the volume, markets can come twice. Only with filters may a listing
+        be empty.
 
-        How the end of a listing is recognised: the size of a page is what the first one shows. A page that names a
-        next one is full; where it is not, it has a `hole`, and the listing goes on. A page that names none is the last
-        one. Whoever reads on beyond it learns whether it is: it has to have the listing's other end.
+        How the end of a listing is recognised: the first page shows the size of a full one, and the next ones are asked
+        for with that size. A page that names a next one is full; where it is not, it has a `hole`, and the listing goes
+        on. A page that names no next one is the last. Whoever reads on beyond it learns whether it is: it must have the
+        first element of the same listing in the opposite order.
 
         Raises:
-            ApiError: a page cannot be had, or the listing is empty, goes round in circles, or breaks off.
+            ApiError: a page cannot be had, or the listing is empty, repeats a cursor, or breaks off.
         """
-        params = [*filters, ("order", order), ("ascending", str(ascending).lower())]
-        largest = EVENTS_SIZE if path == EVENTS_PATH else PAGE_SIZE
-        page = last = await self._fetch_page(params, size=largest, path=path)
+        largest = EVENTS_SIZE if listing.path == EVENTS_PATH else PAGE_SIZE
+        page = last = await self._fetch_listed(listing, limit=largest)
         size = min(page.size, largest)
-        if not size and not filters:
+        if not size and not listing.filters:
             raise self.bad_listing("the listing is empty")
         yield page
         used: set[str] = set()
         empty = 0  # pages in a row
         while (cursor := page.next_cursor) is not None:
-            if not cursor or cursor in used or len(used) >= MAX_PAGES:
+            if not cursor or cursor in used or len(used) >= MAX_PAGES or empty == MAX_EMPTY_PAGES:
                 raise self.bad_listing(f"the listing does not end: page {len(used) + 1} leads to cursor {cursor!r}")
             used.add(cursor)
-            page = await self._fetch_page([*params, ("after_cursor", cursor)], size=size or largest, path=path)
+            page = await self._fetch_listed(listing, limit=size or largest, after=cursor)
             if page.size < size and page.next_cursor is not None:
                 what = f"page {len(used) + 1} has {page.size} of {size} markets, and names a next one"
                 page = page._replace(hole=f"the listing has not been read to its end: {what}")
                 size = largest
-            empty = 0 if page.size else empty + 1
-            if empty == MAX_EMPTY_PAGES:
-                raise self.bad_listing(
-                    f"the listing does not end: {empty} empty pages lead to cursor {page.next_cursor!r}"
-                )
             yield page
+            empty = 0 if page.size else empty + 1
             last = page if page.size else last
-        backwards = [*filters, ("order", order), ("ascending", str(not ascending).lower())]
-        other_end = await self._fetch_page(backwards, size=1, path=path)
+        other_end = await self._fetch_listed(listing._replace(ascending=not listing.ascending), limit=1)
         if not other_end.names & last.names and (other_end.names or last.names):
             what = f"page {len(used) + 1} names no next one, but from its other end it begins with {other_end.names}"
             raise self.bad_listing(f"the listing has not been read to its end: {what}")
 
+    async def _fetch_listed(self, listing: Listing, *, limit: int, after: str | None = None) -> MarketPage:
+        params = [*listing.filters, ("order", listing.order), ("ascending", str(listing.ascending).lower())]
+        if after is not None:
+            params.append(("after_cursor", after))
+        return await self._fetch_page(listing.path, params, limit=limit)
+
+    async def _fetch_page(
+        self, path: str, params: Sequence[tuple[str, str]], *, limit: int = PAGE_SIZE, closed: bool = False
+    ) -> MarketPage:
+        request = self._page_request(params, limit=limit, closed=closed)
+        if path == EVENTS_PATH:
+            return await self._gamma.fetch(request._replace(path=path, max_bytes=MAX_EVENTS_BYTES), decode_events)
+        return await self._gamma.fetch(request, decode_page)
+
+    @staticmethod
+    def _page_request(params: Sequence[tuple[str, str]], *, limit: int = PAGE_SIZE, closed: bool) -> Request:
+        always = [("limit", str(limit)), ("closed", str(closed).lower()), ("include_tag", "true")]
+        return Request("GET", MARKETS_PATH, [*params, *always])
+
     async def fetch_markets(
         self, names: Sequence[K], *, by: str = "id", closed: bool = False
-    ) -> list[tuple[Sequence[K], MarketPage | ApiError]]:
-        """Fetch those markets of these *names* that are open, or those that are closed; each name is in one answer.
+    ) -> tuple[MarketPage, list[K], list[tuple[Sequence[K], ApiError]]]:
+        """Fetch those markets of these *names* that are open, or those that are closed.
 
         Args:
-            names: 1 to 100 of them.
+            names: any number; a request asks for at most 100 of them.
             by: what they are, "id" or "slug".
             closed: which of the two.
+
+        Returns:
+            The markets, the names that are not among them, and the names that could not be asked for.
         """
 
         def request_for(some: Sequence[K]) -> Request:
             return self._page_request([(by, str(name)) for name in some], closed=closed)
 
-        def on(page: MarketPage, name: K) -> bool:
-            return str(name) in (page.names if by == "id" else {market.slug for market in page.markets})
-
-        answers: list[tuple[Sequence[K], MarketPage | ApiError]] = []
+        found = MarketPage([], [], None)
+        absent: list[K] = []
+        failed: list[tuple[Sequence[K], ApiError]] = []
         rest = names
         while rest:
             asked, rest = rest, []
             for some, page in await self._gamma.fetch_divided(asked, request_for, decode_page):
-                named = some
-                if isinstance(page, MarketPage) and page.next_cursor is not None:  # what is on it can be asked for
-                    named = [name for name in some if on(page, name)]
-                    rest += [name for name in some if not on(page, name)]
-                answers.append((named, page))
+                if isinstance(page, ApiError):
+                    failed.append((some, page))
+                    continue
+                markets = {market.market_id if by == "id" else market.slug: market for market in page.markets}
+                found.markets.extend(markets[str(name)] for name in some if str(name) in markets)
+                found.rejected.extend(page.rejected)
+                others = [name for name in some if str(name) not in markets and str(name) not in page.names]
+                if page.next_cursor is None:
+                    absent += others
+                else:  # they can be asked for without those of this page
+                    rest = [*rest, *others]
             if len(rest) == len(asked):
-                answers.append((rest, self.bad_listing("the answer has none of the markets, and names a next page")))
+                failed.append((rest, self.bad_listing("the answer has none of the markets, and names a next page")))
                 break
-        return answers
+        return found, absent, failed
 
     async def fetch_event(self, slug: str) -> MarketPage | None:
         """Fetch all markets of an event, open and closed, in one request if one is open; None if there is no event."""
         for closed in (False, True):
-            page = await self._fetch_page([("slug", slug)], path=EVENTS_PATH, closed=closed)
+            page = await self._fetch_page(EVENTS_PATH, [("slug", slug)], closed=closed)
             if page.events == [slug]:
                 return page
             if page.events:
                 raise self.bad_listing(f"the event {slug!r} was asked for, and {page.events[0]!r} came")
         return None
 
-    async def fetch_series(self, slug: str) -> Named | None:
-        """Fetch a series, or None if there is none of that name."""
+    async def fetch_group(self, kind: str, slug: str) -> Named | None:
+        """Fetch a "series" or a "tag", or None if there is none of that name."""
+        if kind == "tag":
+            return await self._fetch_known(self._gamma, f"/tags/slug/{quote(slug, safe='')}", _TAG)
         request = Request("GET", "/series", [("slug", slug)], max_bytes=MAX_EVENTS_BYTES)
-        return next(
-            (series for series in await self._gamma.fetch(request, _SERIES.decode) if series.slug == slug), None
-        )
-
-    async def fetch_tag(self, slug: str) -> Named | None:
-        """Fetch a tag, or None if there is none of that name."""
-        return await self._fetch_known(self._gamma, f"/tags/slug/{quote(slug, safe='')}", _TAG)
-
-    async def _fetch_page(
-        self,
-        params: Sequence[tuple[str, str]],
-        *,
-        size: int = PAGE_SIZE,
-        path: str = MARKETS_PATH,
-        closed: bool = False,
-    ) -> MarketPage:
-        request = self._page_request(params, size=size, closed=closed)
-        if path == EVENTS_PATH:
-            return await self._gamma.fetch(request._replace(path=path, max_bytes=MAX_EVENTS_BYTES), decode_events)
-        return await self._gamma.fetch(request, decode_page)
-
-    @staticmethod
-    def _page_request(params: Sequence[tuple[str, str]], *, size: int = PAGE_SIZE, closed: bool = False) -> Request:
-        always = [("limit", str(size)), ("closed", str(closed).lower()), ("include_tag", "true")]
-        return Request("GET", MARKETS_PATH, [*params, *always])
+        found = await self._gamma.fetch(request, _SERIES.decode)
+        return next((series for series in found if series.slug == slug), None)
 
     @staticmethod
     async def _fetch_known(host: HttpHost, path: str, decoder: msgspec.json.Decoder[T]) -> T | None:
@@ -2898,11 +2894,11 @@ class Database:
 BATCH_MARKETS: Final = MAX_TOKENS // 2  # one request for books, one transaction
 MAX_SEARCH_WAIT_MINUTES: Final = 60  # the same for a market that is neither open nor closed: a fault of the listing?
 MIN_KNOWN_SHARE: Final = 0.5  # must still be there: a tenth or two close within a day
-MAX_LEAPS, MAX_RISES = 0.1, 0.75  # of the steps of a listing that falls
-MIN_STEPS: Final = 10  # that say something about an order
 FULL_WALK_EVERY: Final = timedelta(days=1)  # because a closed market can reopen
 HANDOVER_BATCHES: Final = 2  # that wait between two stages
-MISSED_KEYS: Final = frozenset({"volume24hr", "outcomes", "outcomePrices", "startDate", "endDate", "bids", "asks"})
+# parts of an element whose loss is a failure: a reader of the rows would take what is absent for what is not there
+REPORTED_KEYS: Final = frozenset({"volume24hr", "outcomes", "outcomePrices", "startDate", "endDate", "bids", "asks"})
+NEITHER: Final = "neither among the open markets nor among the closed ones"
 
 
 def is_in(numbers: Sequence[int], number: int) -> bool:
@@ -2911,15 +2907,15 @@ def is_in(numbers: Sequence[int], number: int) -> bool:
     return place < len(numbers) and numbers[place] == number
 
 
-def falls(volumes: Sequence[float]) -> bool:
-    """Return whether *volumes* fall on the whole.
+def is_descending(volumes: Sequence[float]) -> bool:
+    """Return whether *volumes* descend on the whole; fewer than 11 always do.
 
     The index that a listing is ordered by lags behind the figures that it shows, by a tenth or so.
     """
     steps = list(itertools.pairwise(volumes))
-    leaps = sum(after > 1.5 * before + 1 for before, after in steps)
     rises = sum(after > before for before, after in steps)
-    return len(steps) < MIN_STEPS or (leaps <= MAX_LEAPS * len(steps) and rises <= MAX_RISES * len(steps))
+    jumps = sum(after > 1.5 * before + 1 for before, after in steps)
+    return len(steps) < 10 or (rises <= 0.75 * len(steps) and jumps <= 0.1 * len(steps))  # noqa: PLR2004
 
 
 class Handover(Generic[T]):
@@ -2955,16 +2951,26 @@ class Run:
     rows: Handover[Batch] = field(default_factory=Handover)  # to `AsyncCollector._write`
     reason: str | None = None  # of the first failure
     drift: str | None = None  # what the exchange sends in a shape that is not known
-    books_missing: int = 0  # counted by `AsyncCollector._snapshot`
-    unmirrored: int = 0  # counted by `AsyncCollector._snapshot`
-    saved: Saved = field(default_factory=Saved)  # counted by `AsyncCollector._store`
+    books_missing: int = 0  # markets without both of their books
+    unmirrored: int = 0  # markets whose NO book is not the mirror of their YES book
     left_out: Counter[str] = field(default_factory=Counter)  # markets by what of them cannot be read
+    saved: Saved = field(default_factory=Saved)
 
-    def failure(self, market_id: str | None, stage: str, reason: str) -> Failure:
+    def failure(self, market_id: str | None, stage: str, reason: str, markets: int | None = 1) -> Failure:
         """Return a row for `failures`; the first one is the reason why the run is not complete."""
         reason = printable(reason)
         self.reason = self.reason or reason
-        return Failure(self.run_id, market_id, stage, reason)
+        return Failure(self.run_id, market_id, stage, reason, markets)
+
+    def shared_failure(self, market_ids: Sequence[object], stage: str, reason: str) -> Failure:
+        """Return the one row for what happened to all of *market_ids*; none stand for a listing."""
+        market_id = str(market_ids[0]) if len(market_ids) == 1 else None
+        return self.failure(market_id, stage, reason, len(market_ids) or None)
+
+    def request_failure(self, market_ids: Sequence[object], stage: str, error: ApiError) -> Failure:
+        """Return the one row for a failed request for all of *market_ids*; see whether the exchange has changed."""
+        self.check_drift(error)
+        return self.shared_failure(market_ids, stage, str(error))
 
     def check_drift(self, error: ApiError) -> None:
         """Remember *error* if it says that the exchange's answers have another shape now."""
@@ -2972,49 +2978,31 @@ class Run:
         if isinstance(error, MalformedResponseError) and not known_shape:
             self.drift = self.drift or str(error)
 
-    def note_left_out(self, markets: Iterable[GammaMarket], books: Mapping[str, OrderBook]) -> list[Failure]:
-        """Count what of *markets* and their books cannot be read; return failures for what a reader would miss."""
-        failures: defaultdict[tuple[str, str], list[str]] = defaultdict(list)  # market ids by stage and reason
-        for market in markets:
-            of_books = [key for token in market.tokens if token in books for key in books[token].left_out]
-            for stage, keys in (("list", market.left_out), ("book", of_books)):
-                self.left_out.update(set(keys))
-                if missed := {key: count for key, count in Counter(keys).items() if key in MISSED_KEYS}:
-                    parts = ", ".join(f"{key} ({count})" if stage == "book" else key for key, count in missed.items())
-                    failures[stage, f"left out, for it cannot be read: {parts}"].append(market.market_id)
-        return [
-            Failure(self.run_id, market_id, stage, reason, count)
-            for (stage, reason), ids in failures.items()
-            for market_id, count in ([(None, len(ids))] if len(ids) > MAX_BAD_ELEMENTS else [(id_, 1) for id_ in ids])
-        ]
+    def log_left_out(self) -> None:
+        """Log what could not be read; where most of the stored markets lack something, the exchange has changed."""
+        if not self.left_out:
+            return
+        parts = ", ".join(f"{key} of {count} markets" for key, count in self.left_out.most_common())
+        log.warning("left out, for it cannot be read: %s", parts)
+        markets = self.saved.snapshots
+        ((key, count),) = self.left_out.most_common(1)
+        if count > max(markets - count, MAX_BAD_ELEMENTS):
+            self.drift = self.drift or f"`{key}` of {count} of {markets} markets cannot be read"
 
-    def say_left_out(self, markets: int) -> None:
-        """Log what of the run's *markets* could not be read; where that is most of them, the answers have changed."""
-        if self.left_out:
-            parts = ", ".join(f"{key} of {count} markets" for key, count in self.left_out.most_common())
-            log.warning("left out, for it cannot be read: %s", parts)
-        for key, count in self.left_out.most_common(1):
-            if count > max(markets - count, MAX_BAD_ELEMENTS):
-                self.drift = self.drift or f"`{key}` of {count} of {markets} markets cannot be read"
-
-    def request_failure(self, market_ids: Sequence[object], stage: str, reason: str) -> Failure:
-        """Return the one row for a request for all of *market_ids*; none stand for a listing."""
-        market_id = str(market_ids[0]) if len(market_ids) == 1 else None
-        return self.failure(market_id, stage, reason)._replace(markets=len(market_ids) or None)
-
-    async def put_failure(self, market_ids: Sequence[object], stage: str, reason: str) -> None:
-        """Have the failure of a request for all of *market_ids* stored."""
-        await self.rows.put(Batch(self.run_id, failures=[self.request_failure(market_ids, stage, reason)]))
+    async def put(self, *failures: Failure) -> None:
+        """Have *failures* stored."""
+        if failures:
+            await self.rows.put(Batch(self.run_id, failures=list(failures)))
 
 
 class Discovery:
     """Finds the markets of a run and hands them on in `batches`.
 
     A run with a threshold lists the most traded markets down to it. A run with names asks for what they name, and for
-    nothing else. A run over the whole exchange walks every open
-    market by id, from both ends at once; within a day of that it walks only the newest, and asks for the known ones by
-    id. How the end of a listing is recognised is told at `PolymarketApi.iter_market_pages`; a walk stops before that
-    where it has come to the threshold (`_is_below_threshold`), to the other walk, or to known ground.
+    nothing else. A run over the whole exchange walks every open market by id, from both ends at once; within a day of
+    that it walks only the newest, and asks for the known ones by id. How the end of a listing is recognised is told at
+    `PolymarketApi.iter_market_pages`; a walk stops before that where it has come to the threshold
+    (`_is_below_threshold`), to the other walk, or to known ids.
 
     Then every market that earlier runs know, and this one has not listed, is asked for by id: those that are open are
     collected, of the others the outcome is stored, and what is neither is counted as missing. Nothing is concluded from
@@ -3042,17 +3030,17 @@ class Discovery:
         # what earlier runs know, ascending: unresolved markets that they have collected, and ids that they have listed
         self._followed: Sequence[int] = ()
         self._known: Sequence[int] = ()
-        self._place: Mapping[int, int] = {}  # of markets whose last book is not the oldest; see `_by_need`
-        self._due: dict[int, tuple[str, str | None]] = {}  # resolved, to be looked at again: outcome, time of closing
+        self._last_books: Mapping[int, int] = {}  # known markets, the one whose last book is the oldest having 1
+        self._resolved: dict[int, tuple[str, str | None]] = {}  # to be looked at again: outcome, time of closing
         self._full_walk_at: str | None = None
         self._kind = "named" if selection.names else "top"
         self._walked_all = False  # from both ends
-        self._walked_newest = False  # down to known ids: only then are the new ids known without a hole
-        self._wavers = False  # whether the order of the volumes is not strict
+        self._walked_newest = False  # down to known ids: only then does `listed_ids` get no hole
+        self._strict_order = True  # whether the volumes have descended strictly so far
         self._seen: set[int] = set()  # ids that this run has listed
         self._not_open: dict[int, str] = {}  # ids among the answers that are not open: what the exchange says of them
         self._lost: list[int] = []  # neither among the open markets nor among the closed ones
-        self._ended = 0  # markets that the exchange names as closed
+        self._closed = 0  # markets that the exchange names as closed
         self._rejected = 0  # of the listed ones: they could not be decoded
         self._next_batch: list[GammaMarket] = []
         within = selection.ends_within_min
@@ -3064,20 +3052,15 @@ class Discovery:
         if self._kind == "named":
             await self._list_named()
         elif not self._selection.whole_exchange:
-            await self._walk(order="volume24hr", ascending=False, is_last=self._is_below_threshold)
+            await self._walk(Listing("volume24hr", ascending=False), self._is_below_threshold)
         elif self._kind == "known":
             await self._list_known()
         else:
             await self._list_all()
         await self._find_unlisted()
-        if self._next_batch:
-            await self._hand_on(self._next_batch)
+        await self._hand_on(self._next_batch)
         self.all_listed = True
-        if self.listed and self.listed == self._rejected:
-            what = f"none of {self.listed} markets is understood, the first: {self._run.reason}"
-            self.error = self._run.api.bad_listing(what)
-            self._run.check_drift(self.error)
-        await self._check_fall()
+        await self._check_number()
         await self.batches.close()
 
     async def save(self) -> dict[str, object]:
@@ -3101,7 +3084,7 @@ class Discovery:
         if self._follow:
             self._followed = await database.ids(UNRESOLVED, run.started_at, self._selection.whole_exchange)
             looks = await database.rows(SECOND_LOOKS, run.started_at)
-            self._due = {market_id: (outcome, closed_at) for market_id, outcome, closed_at in looks}
+            self._resolved = {market_id: (outcome, closed_at) for market_id, outcome, closed_at in looks}
         if self._selection.whole_exchange:
             self._full_walk_at = await database.value(newest_run("full_walk_at"))
             self._known = await database.ids("SELECT market_id FROM listed_ids ORDER BY market_id")
@@ -3110,26 +3093,25 @@ class Discovery:
         if await database.value(LAST_STATUS, run.run_id) not in {None, "complete"}:  # else no market has waited
             last_rows = 2 * max(len(self._followed), len(self._known))
             ids = await database.ids(LAST_WITH_BOOK, last_rows)
-            self._place = {market_id: place for place, market_id in enumerate(ids, 1)}
+            self._last_books = {market_id: place for place, market_id in enumerate(ids, 1)}
 
-    def _by_need(self, market_ids: Sequence[int]) -> Sequence[int]:
-        """Return *market_ids* in the order in which a run spends its time: those longest without a book first."""
-        return sorted(market_ids, key=lambda id_: self._place.get(id_, 0)) if self._place else market_ids
+    def _longest_waiting_first(self, market_ids: Sequence[int]) -> Sequence[int]:
+        return sorted(market_ids, key=lambda id_: self._last_books.get(id_, 0)) if self._last_books else market_ids
 
     def _is_below_threshold(self, page: MarketPage) -> bool:
         """Return whether a listing by volume has come to markets that are traded too little, or not at all.
 
-        Its order may waver; then a whole page has to be below.
+        Where its order is not strict, a whole page has to be below.
         """
         volumes = [market.volume_24h for market in page.markets if market.volume_24h is not None]
         if not volumes:
             if page.markets and not (self._seen or self._selection.names):
                 raise self._run.api.bad_listing("the listing has no volume24hr")
             return bool(page.markets)
-        if not falls(volumes):
+        if not is_descending(volumes):
             raise self._run.api.bad_listing("the listing is not in the order of volume24hr")
-        self._wavers = self._wavers or volumes != sorted(volumes, reverse=True)
-        return not self._selection.takes(max(volumes) if self._wavers else volumes[-1])
+        self._strict_order = self._strict_order and volumes == sorted(volumes, reverse=True)
+        return not self._selection.takes(volumes[-1] if self._strict_order else max(volumes))
 
     async def _list_all(self) -> None:
         """List every open market from both ends at once, until the walks meet.
@@ -3151,7 +3133,7 @@ class Discovery:
                     reached[ascending] = furthest(ids, default=reached[ascending])
                 return reached[True] >= reached[False]
 
-            return await self._walk(order="id", ascending=ascending, is_last=meets)
+            return await self._walk(Listing("id", ascending=ascending), meets)
 
         async with asyncio.TaskGroup() as tasks:
             walks = [tasks.create_task(walk(ascending=ascending), name="walk") for ascending in (True, False)]
@@ -3167,9 +3149,8 @@ class Discovery:
             return bool(ids) and all(number < self._known[-1] and is_in(self._known, number) for number in ids)
 
         async with asyncio.TaskGroup() as tasks:
-            newest = self._walk(order="id", ascending=False, is_last=all_known)
-            walk = tasks.create_task(newest, name="walk")
-            tasks.create_task(self._in_parallel(self._take_known, self._by_need(self._known)), name="ask")
+            walk = tasks.create_task(self._walk(Listing("id", ascending=False), all_known), name="walk")
+            tasks.create_task(self._in_parallel(self._take_known, self._longest_waiting_first(self._known)), name="ask")
         self._walked_newest = walk.result()
 
     async def _list_named(self) -> None:
@@ -3177,47 +3158,38 @@ class Discovery:
         chosen = self._selection
         await self._in_parallel(self._take_markets, chosen.markets)
         for kind, slugs in (("event", chosen.events), ("series", chosen.series), ("tag", chosen.tags)):
-            await self._in_parallel(self._take_group, [(kind, slug) for slug in slugs], size=1)
+            await self._in_parallel(self._take_groups, [(kind, slug) for slug in slugs], size=1)
 
     async def _take_markets(self, names: Sequence[str]) -> None:
         """Take the markets with these ids and slugs."""
+        api = self._run.api
         for by in ("id", "slug"):
             rest = [name for name in names if name.isdecimal() == (by == "id")]
             for closed in (False, True):
-                answers, rest = await self._run.api.fetch_markets(rest, by=by, closed=closed), []
-                for some, page in answers:
-                    if isinstance(page, ApiError):
-                        await self._fail(page)
-                        continue
-                    found = {str(market.market_id if by == "id" else market.slug): market for market in page.markets}
-                    named = [found[name] for name in some if name in found]
-                    understood = by == "id" or not page.rejected  # else one of them may be what is missing
-                    rest += [name for name in some if understood and name not in found and name not in page.names]
-                    await self._take(page._replace(markets=named), whatever=True)
-                    for market in named:
-                        self._note_unless(market.is_open, f"the market {market.slug} is not open: {market.state}")
+                page, rest, failed = await api.fetch_markets(rest, by=by, closed=closed)
+                if by == "slug" and page.rejected:  # one of them may be what is missing
+                    rest = []
+                await self._take(page, named=True)
+                for market in page.markets:
+                    self._note_unless(market.is_open, f"the market {market.slug} is not open: {market.state}")
+                for _, error in failed:
+                    await self._fail(error)
             await self._put_unknown("market", rest)
 
-    async def _take_group(self, groups: Sequence[tuple[str, str]]) -> None:
-        """Take the markets of one event, series or tag."""
-        ((kind, slug),), api = groups, self._run.api
-        try:
-            if kind == "event":
-                known: MarketPage | Named | None = await api.fetch_event(slug)
+    async def _take_groups(self, groups: Sequence[tuple[str, str]]) -> None:
+        """Take the markets of events, series or tags, each given as its kind and its slug."""
+        api = self._run.api
+        for kind, slug in groups:
+            group = await (api.fetch_event(slug) if kind == "event" else api.fetch_group(kind, slug))
+            if group is None:
+                await self._put_unknown(kind, [slug])
+                continue
+            if isinstance(group, MarketPage):
+                await self._take(group, named=True)
+                taken = bool(group.rejected) or any(market.is_open for market in group.markets)
             else:
-                known = await (api.fetch_series if kind == "series" else api.fetch_tag)(slug)
-        except ApiError as error:
-            await self._fail(error)
-            return
-        if known is None:
-            await self._put_unknown(kind, [slug])
-            return
-        if isinstance(known, MarketPage):
-            await self._take(known, whatever=True)
-            taken = bool(known.rejected) or any(market.is_open for market in known.markets)
-        else:
-            taken = await self._walk_group(kind, known)
-        self._note_unless(taken, f"the {kind} {slug} has no open market to take")
+                taken = await self._walk_group(kind, group)
+            self._note_unless(taken, f"the {kind} {slug} has no open market to take")
 
     async def _walk_group(self, kind: str, group: Named) -> bool:
         """Take the markets that are listed under a series or a tag; return whether there are any, or may be.
@@ -3226,7 +3198,7 @@ class Discovery:
         """
         taken, ends = False, list[str]()
         by_volume = kind == "tag" and self._selection.min_volume_usd > 0
-        order = "volume24hr" if by_volume else "endDate" if kind == "series" and self._ends_by else "id"
+        by_end = kind == "series" and self._ends_by is not None
         filters = [(f"{kind}_id", group.id)]
         if kind == "tag" and self._ends_by:
             filters.append(("end_date_max", self._ends_by.replace(" ", "T") + "Z"))
@@ -3234,17 +3206,16 @@ class Discovery:
         def is_last(page: MarketPage) -> bool:
             nonlocal taken
             labels = {tag.label for market in page.markets for tag in market.tags or ()}
-            if (
-                kind == "tag" and group.label and labels and group.label not in labels
-            ):  # an unknown filter gives everything
+            if kind == "tag" and group.label and labels and group.label not in labels:  # an unknown filter is ignored
                 raise self._run.api.bad_listing(f"the tag {group.label!r} was asked for, and markets without it came")
             taken = taken or any(self._wants(market.market_id, market) for market in page.markets)
             ends.extend(end for market in page.markets if (end := sql_time_of(market.end_date)))
-            is_late = order == "endDate" and bool(ends) and ends[-1] > (self._ends_by or "") and ends == sorted(ends)
+            is_late = by_end and bool(ends) and ends[-1] > (self._ends_by or "") and ends == sorted(ends)
             return is_late or (by_volume and self._is_below_threshold(page))
 
+        order = "volume24hr" if by_volume else "endDate" if by_end else "id"
         path = EVENTS_PATH if kind == "series" else MARKETS_PATH
-        done = await self._walk(order=order, ascending=not by_volume, is_last=is_last, path=path, filters=filters)
+        done = await self._walk(Listing(order, not by_volume, filters, path), is_last)
         return taken or not done
 
     def _note_unless(self, is_fine: object, note: str) -> None:
@@ -3256,7 +3227,7 @@ class Discovery:
         """Have it stored that the exchange does not know what was named; each is listed and not stored."""
         self.listed += len(names)
         failures = [self._run.failure(None, "list", f"the exchange has no {kind} {name!r}") for name in names]
-        await self._run.rows.put(Batch(self._run.run_id, failures=failures))
+        await self._run.put(*failures)
 
     def _ordered_ids(self, page: MarketPage, *, ascending: bool) -> list[int]:
         """Return the ids of *page*; raise unless they are in order, for the position of a walk is its last id."""
@@ -3264,21 +3235,12 @@ class Discovery:
             raise self._run.api.bad_listing("the listing is not in the order of id")
         return page.ids
 
-    async def _walk(
-        self,
-        *,
-        order: str,
-        ascending: bool,
-        is_last: Callable[[MarketPage], bool],
-        path: str = MARKETS_PATH,
-        filters: Sequence[tuple[str, str]] = (),
-    ) -> bool:
-        """Take the pages of a listing to its end, or to the one that *is_last*; return whether nothing is missing."""
-        pages = self._run.api.iter_market_pages(order=order, ascending=ascending, path=path, filters=filters)
+    async def _walk(self, listing: Listing, is_last: Callable[[MarketPage], bool]) -> bool:
+        """Take the pages of *listing* to its end, or to the one that *is_last*; return whether nothing is missing."""
         before: set[int] = set()
         hole: str | None = None
         try:
-            async with aclosing(pages):
+            async with aclosing(self._run.api.iter_market_pages(listing)) as pages:
                 async for page in pages:
                     last = is_last(page)  # first of all, for it refuses a page that is not in order
                     ids = set(page.ids)
@@ -3289,19 +3251,18 @@ class Discovery:
                     hole = hole or page.hole
                     if last:
                         break
+            if hole:
+                raise self._run.api.bad_listing(hole)
         except ApiError as error:
             await self._fail(error)
             return False
-        if hole:
-            await self._fail(self._run.api.bad_listing(hole))
-        return not hole
+        return True
 
     async def _fail(self, error: ApiError) -> None:
         """Have it stored that the listing is not complete."""
         log.warning("a listing ended early: %s", error)
         self.error = error
-        self._run.check_drift(error)
-        await self._run.put_failure([], "list", str(error))
+        await self._run.put(self._run.request_failure([], "list", error))
 
     async def _find_unlisted(self) -> None:
         """Ask by id for the known markets that were not listed, first whether they are open, then how they have ended.
@@ -3311,10 +3272,10 @@ class Discovery:
         asked = self._known if self._kind == "known" else ()
         known = itertools.chain(self._followed, (id_ for id_ in self._known if not is_in(self._followed, id_)))
         unlisted = array("q", (id_ for id_ in known if id_ not in self._seen and not is_in(asked, id_)))
-        await self._in_parallel(self._take_known, self._by_need(unlisted))
-        gone = [id_ for id_ in itertools.chain(self._followed, self._due) if id_ not in self._seen]
+        await self._in_parallel(self._take_known, self._longest_waiting_first(unlisted))
+        gone = [id_ for id_ in itertools.chain(self._followed, self._resolved) if id_ not in self._seen]
         await self._in_parallel(self._settle, gone)
-        await self._in_parallel(self._take_known, [id_ for id_ in self._lost if id_ in self._due])
+        await self._in_parallel(self._take_known, [id_ for id_ in self._lost if id_ in self._resolved])
         await self._report_lost([id_ for id_ in self._lost if id_ not in self._seen])
 
     async def _in_parallel(
@@ -3325,7 +3286,10 @@ class Discovery:
 
         async def work() -> None:
             for chunk in chunks:
-                await ask(chunk)
+                try:
+                    await ask(chunk)
+                except ApiError as error:
+                    await self._fail(error)
 
         async with asyncio.TaskGroup() as tasks:
             for number in range(min(self._workers, math.ceil(len(keys) / size))):
@@ -3333,50 +3297,39 @@ class Discovery:
 
     async def _take_known(self, market_ids: Sequence[int]) -> None:
         """Take those of *market_ids* that are open."""
-        for ids, page in await self._run.api.fetch_markets(market_ids):
-            if isinstance(page, MarketPage):
-                await self._take(page)
-                continue
-            log.warning("%d known markets could not be listed: %s", len(ids), page)
-            self._run.check_drift(page)
+        page, _, failed = await self._run.api.fetch_markets(market_ids)
+        await self._take(page)
+        for ids, error in failed:
+            log.warning("%d known markets could not be listed: %s", len(ids), error)
             self.listed += len(ids)
             self._seen.update(ids)
-            await self._run.put_failure(ids, "list", str(page))
+            await self._run.put(self._run.request_failure(ids, "list", error))
 
-    async def _take(self, page: MarketPage, *, whatever: bool = False) -> None:
-        """Hand on the markets of *page* that are to be collected: *whatever* they trade, or as the selection says."""
-        rejected = [
-            bad
-            for bad in page.rejected
-            if self._is_new(bad.id) and ((whatever and bad.is_open) or self._wants(bad.id, bad))
-        ]
+    async def _take(self, page: MarketPage, *, named: bool = False) -> None:
+        """Hand on the markets of *page* that are to be collected: those that are *named* whatever they trade."""
+        run = self._run
+        rejected = [bad for bad in page.rejected if self._is_new(bad.id) and self._wants(bad.id, bad, named=named)]
         wanted: list[GammaMarket] = []
         for market in page.markets:
             if not market.is_open and self._follows(market.market_id):  # it is settled later
                 self._not_open[int(market.market_id)] = market.state
-            elif self._is_new(market.market_id) and (
-                (whatever and market.is_open) or self._wants(market.market_id, market)
-            ):
+            elif self._is_new(market.market_id) and self._wants(market.market_id, market, named=named):
                 wanted.append(market)
         self.listed += len(rejected) + len(wanted)
         self._rejected += len(rejected)
+        await run.put(*[run.failure(bad.id, "list", bad.reason) for bad in rejected])
         self._next_batch += wanted
-        if rejected:
-            failures = [self._run.failure(bad.id, "list", bad.reason) for bad in rejected]
-            await self._run.rows.put(Batch(self._run.run_id, failures=failures))
         while len(self._next_batch) >= BATCH_MARKETS:
             batch, self._next_batch = self._next_batch[:BATCH_MARKETS], self._next_batch[BATCH_MARKETS:]
             await self._hand_on(batch)
 
     async def _hand_on(self, markets: Sequence[GammaMarket]) -> None:
-        """Put those of *markets* into `batches` that are the markets that they were."""
         failures: list[Failure] = []
-        if same := await self._identified(markets, failures):
+        if same := await self._same_as_stored(markets, failures):
             await self.batches.put(same)
-        if failures:
-            await self._run.rows.put(Batch(self._run.run_id, failures=failures))
+        await self._run.put(*failures)
 
-    async def _identified(self, markets: Sequence[GammaMarket], failures: list[Failure]) -> list[GammaMarket]:
+    async def _same_as_stored(self, markets: Sequence[GammaMarket], failures: list[Failure]) -> list[GammaMarket]:
         """Return *markets* in the stored order of their outcomes, without those that are others under the same id."""
         ids = msgspec.json.encode([market.market_id for market in markets]).decode()
         stored = {row[0]: Identity._make(row[1:]) for row in await self._run.database.rows(IDENTITIES, ids)}
@@ -3398,41 +3351,37 @@ class Discovery:
 
     def _follows(self, market_id: str | None) -> bool:
         """Return whether *market_id* is a market that stays collected until it resolves, or that may have reopened."""
-        return market_id is not None and (is_in(self._followed, int(market_id)) or int(market_id) in self._due)
+        return market_id is not None and (is_in(self._followed, int(market_id)) or int(market_id) in self._resolved)
 
-    def _wants(self, market_id: str | None, market: GammaMarket | Rejected) -> bool:
+    def _wants(self, market_id: str | None, market: GammaMarket | Rejected, *, named: bool = False) -> bool:
+        if not market.is_open or named:
+            return market.is_open
         end = sql_time_of(market.end_date) if self._ends_by and isinstance(market, GammaMarket) else ""
         in_time = self._ends_by is None or (end is not None and end <= self._ends_by)
-        selected = in_time and self._selection.takes(market.max_volume_24h)
-        return market.is_open and (selected or self._follows(market_id))
+        return (in_time and self._selection.takes(market.max_volume_24h)) or self._follows(market_id)
 
     async def _settle(self, market_ids: Sequence[int]) -> None:
         """Find out how the markets *market_ids* have ended."""
         run = self._run
-        for ids, page in await run.api.fetch_markets(market_ids, closed=True):
-            if isinstance(page, ApiError):
-                run.check_drift(page)
-                await run.put_failure(ids, "outcome", str(page))
-                continue
-            batch = Batch(run.run_id, failures=[run.failure(bad.id, "outcome", bad.reason) for bad in page.rejected])
-            same = await self._identified(page.markets, batch.failures)
-            for market in same:
-                await self._end(market, batch)
-            ended = {market.market_id for market in same}
-            batch.undecided += [
-                (run.started_at, MAX_OUTCOME_WAIT_MINUTES, name)
-                for name in page.names - ended
-                if int(name) not in self._due
-            ]
-            self._ended += len(page.names)
-            self._lost += [market_id for market_id in ids if str(market_id) not in page.names]
-            await run.rows.put(batch)
+        page, absent, failed = await run.api.fetch_markets(market_ids, closed=True)
+        batch = Batch(run.run_id, failures=[run.request_failure(ids, "outcome", error) for ids, error in failed])
+        batch.failures += [run.failure(bad.id, "outcome", bad.reason) for bad in page.rejected]
+        undecided = page.names
+        for market in await self._same_as_stored(page.markets, batch.failures):
+            await self._end(market, batch)
+            undecided.discard(market.market_id)
+        batch.undecided += [
+            (run.started_at, MAX_OUTCOME_WAIT_MINUTES, name) for name in undecided if int(name) not in self._resolved
+        ]
+        self._closed += len(page.names)
+        self._lost += absent
+        await run.rows.put(batch)
 
     async def _end(self, market: GammaMarket, batch: Batch) -> None:
         """Store how *market*, which is not open, has ended, and what has changed since it was resolved."""
         market_id = market.market_id
         outcome = await self._outcome(market, batch)
-        before, _ = self._due.get(int(market_id), (None, None))
+        before, _ = self._resolved.get(int(market_id), (None, None))
         closed_at = sql_time_of(market.closed_time)
         if outcome or (before and not market.disputed):
             look_at = next_look(closed_at, self._clock.now())
@@ -3442,28 +3391,6 @@ class Discovery:
         if before and (outcome or market.disputed) and outcome != before:
             reason = f"its outcome was {before}, and now it is {outcome or 'disputed'}"
             batch.failures.append(self._run.failure(market_id, "outcome", reason))
-
-    async def _report_lost(self, market_ids: Sequence[int]) -> None:
-        """Have it stored that *market_ids* are neither open nor closed; where they are many, nothing is concluded."""
-        run, batch = self._run, Batch(self._run.run_id)
-        lost = [market_id for market_id in market_ids if market_id not in self._due]
-        self.listed += sum(market_id not in self._not_open for market_id in lost)
-        known = len(self._followed)
-        neither = "neither among the open markets nor among the closed ones"
-        if len(lost) > max(MAX_BAD_ELEMENTS, MIN_KNOWN_SHARE * known):
-            await run.put_failure(lost, "outcome", f"{len(lost)} of {known} that are known are {neither}")
-            return
-        for market_id in market_ids:
-            outcome, closed_at = self._due.get(market_id, ("", None))
-            if outcome:
-                look_at = next_look(closed_at, self._clock.now())
-                batch.resolutions.append(Resolution(outcome, closed_at, look_at, str(market_id)))
-            else:
-                batch.undecided.append((run.started_at, MAX_SEARCH_WAIT_MINUTES, str(market_id)))
-            reason = self._not_open.get(market_id, f"it is {neither}")
-            batch.failures.append(run.failure(str(market_id), "outcome", reason))
-        if batch.failures:
-            await run.rows.put(batch)
 
     async def _outcome(self, market: GammaMarket, batch: Batch) -> str | None:
         """Return how *market* has ended: Gamma names a winner, or the CLOB does, or it is a split, or nobody knows."""
@@ -3478,13 +3405,38 @@ class Discovery:
             batch.failures.append(self._run.failure(market.market_id, "outcome", str(error)))
             return None
 
-    async def _check_fall(self) -> None:
-        """Fail if more than half of the markets of the last complete run are gone without being named as closed."""
+    async def _report_lost(self, market_ids: Sequence[int]) -> None:
+        """Have it stored that *market_ids* are neither open nor closed; where they are many, nothing is concluded."""
+        run, batch = self._run, Batch(self._run.run_id)
+        lost = [market_id for market_id in market_ids if market_id not in self._resolved]
+        self.listed += sum(market_id not in self._not_open for market_id in lost)
+        known = len(self._followed)
+        if len(lost) > max(MAX_BAD_ELEMENTS, MIN_KNOWN_SHARE * known):
+            reason = f"{len(lost)} of {known} that are known are {NEITHER}"
+            await run.put(run.shared_failure(lost, "outcome", reason))
+            return
+        for market_id in market_ids:
+            outcome, closed_at = self._resolved.get(market_id, ("", None))
+            if outcome:
+                look_at = next_look(closed_at, self._clock.now())
+                batch.resolutions.append(Resolution(outcome, closed_at, look_at, str(market_id)))
+            else:
+                batch.undecided.append((run.started_at, MAX_SEARCH_WAIT_MINUTES, str(market_id)))
+            reason = self._not_open.get(market_id, f"it is {NEITHER}")
+            batch.failures.append(run.failure(str(market_id), "outcome", reason))
+        if batch.failures:
+            await run.rows.put(batch)
+
+    async def _check_number(self) -> None:
+        """Fail if no market is understood, or if more than half of the last complete run's are gone without an end."""
         run = self._run
+        if self.listed and self.listed == self._rejected:
+            what = f"none of {self.listed} markets is understood, the first: {run.reason}"
+            await self._fail(run.api.bad_listing(what))
         if self.error or self._selection.names:  # names are listed one by one, and what was followed is asked for by id
             return
         before = await run.database.value(LAST_LISTED, run.run_id, run.started_at) or 0
-        if self.listed + self._ended < MIN_KNOWN_SHARE * before:
+        if self.listed + self._closed < MIN_KNOWN_SHARE * before:
             what = f"{self.listed} markets are listed, after {before} in the last complete run"
             await self._fail(run.api.bad_listing(what))
 
@@ -3521,6 +3473,18 @@ async def stages() -> AsyncIterator[asyncio.TaskGroup]:
         raise error from group
 
 
+def refuse_books_of_others(books: dict[str, OrderBook], markets: Iterable[GammaMarket]) -> list[Rejected]:
+    """Remove from *books* those that name another market than that of *markets* whose token they belong to."""
+    refused: list[Rejected] = []
+    for market in markets:
+        for token in market.tokens:
+            named = books[token].market if token in books else None
+            if named and market.condition_id and named != market.condition_id:
+                del books[token]
+                refused.append(Rejected(token, printable(f"the book is that of another market, {named}")))
+    return refused
+
+
 def missing_books(
     run: Run, markets: Iterable[GammaMarket], books: Collection[str], rejected: Iterable[Rejected]
 ) -> list[Failure]:
@@ -3530,26 +3494,46 @@ def missing_books(
     """
     reasons = {bad.id: bad.reason for bad in rejected}
     errors = {bad.id: bad.error for bad in rejected if bad.error}
-    for drifting in set(errors.values()):
-        run.check_drift(drifting)
+    for error in set(errors.values()):
+        run.check_drift(error)
     failures: list[Failure] = []
-    refused: defaultdict[tuple[str, ApiError], list[str]] = defaultdict(list)  # markets by what failed for both sides
+    of_requests: defaultdict[tuple[str, ApiError], list[str]] = defaultdict(list)  # markets by what failed for both
     for market in markets:
         missing: defaultdict[str, list[str]] = defaultdict(list)  # sides by reason
         for side, token in zip(("YES", "NO"), market.tokens, strict=True):
             if token not in books:
                 missing[reasons.get(token, reasons.get(None, "the exchange has no book"))].append(side)
-        is_named = None in errors or not reasons.keys().isdisjoint(market.tokens)
-        if not missing or not (is_named or market.has_book):
+        if not missing or (not market.has_book and reasons.keys().isdisjoint(market.tokens)):
             continue
         run.books_missing += 1
         reason = "; ".join(f"{' and '.join(sides)}: {why}" for why, sides in missing.items())
-        error = next((errors[name] for name in (None, *market.tokens) if name in errors), None)
-        if error and len(missing) == 1:
-            refused[reason, error].append(market.market_id)
+        failed = [errors[token] for token in market.tokens if token in errors]
+        if failed and len(missing) == 1:
+            of_requests[reason, failed[0]].append(market.market_id)
         else:
             failures.append(run.failure(market.market_id, "book", reason))
-    return failures + [run.request_failure(ids, "book", reason) for (reason, _), ids in refused.items()]
+    return failures + [run.shared_failure(ids, "book", reason) for (reason, _), ids in of_requests.items()]
+
+
+def left_out_parts(run: Run, markets: Iterable[GammaMarket], books: Mapping[str, OrderBook]) -> list[Failure]:
+    """Count what of *markets* and their books cannot be read; return failures for what a reader would miss.
+
+    What more than ten markets lack is one failure.
+    """
+    lacking: defaultdict[tuple[str, str], list[str]] = defaultdict(list)  # markets by stage and by what they lack
+    for market in markets:
+        of_books = [key for token in market.tokens if token in books for key in books[token].left_out]
+        run.left_out.update({*market.left_out, *of_books})
+        if keys := [key for key in market.left_out if key in REPORTED_KEYS]:
+            lacking["list", ", ".join(keys)].append(market.market_id)
+        if sides := [f"{key} ({of_books.count(key)})" for key in ("bids", "asks") if key in of_books]:
+            lacking["book", ", ".join(sides)].append(market.market_id)
+    failures: list[Failure] = []
+    for (stage, keys_text), ids in lacking.items():
+        shared = len(ids) > MAX_BAD_ELEMENTS
+        of_each = Failure(run.run_id, None, stage, f"left out, for it cannot be read: {keys_text}")
+        failures += [of_each._replace(markets=len(ids))] if shared else [of_each._replace(market_id=id_) for id_ in ids]
+    return failures
 
 
 class AsyncCollector:
@@ -3740,13 +3724,14 @@ class AsyncCollector:
 
     async def _snapshot(self, markets: list[GammaMarket], run: Run) -> Batch:
         """Fetch the books of *markets* and build their rows; without a book a row has NULL in its place."""
+        tokens = [token for market in markets for token in market.tokens]
         books: dict[str, OrderBook] = {}
         try:
-            books, rejected = await run.api.fetch_books([token for market in markets for token in market.tokens])
-            rejected += strangers(books, markets)
+            books, rejected = await run.api.fetch_books(tokens)
+            rejected += refuse_books_of_others(books, markets)
         except ApiError as error:
             log.warning("no books for %d markets: %s", len(markets), error)
-            rejected = [Rejected(None, str(error), error=error)]
+            rejected = [Rejected(token, str(error), error=error) for token in tokens]
         now = sql_time(self._clock.now())
         batch = Batch(run.run_id, follow=not self.settings.selection.whole_exchange)
         for market in markets:
@@ -3758,7 +3743,7 @@ class AsyncCollector:
                 batch.books[market.market_id] = book
                 run.unmirrored += book.mirrored is False
         batch.failures += missing_books(run, markets, books, rejected)
-        batch.failures += run.note_left_out(markets, books)
+        batch.failures += left_out_parts(run, markets, books)
         return batch
 
     async def _write(self, run: Run, discovery: Discovery) -> None:
@@ -3780,7 +3765,7 @@ class AsyncCollector:
     async def _finish(self, run: Run, discovery: Discovery, posts: Posts, started: float) -> CollectionResult:
         """Complete the row of the run, of which its snapshots and errors were counted as they were stored."""
         columns = await discovery.save()
-        run.say_left_out(run.saved.snapshots)
+        run.log_left_out()
         result = self._result(run, discovery, posts, self._clock.monotonic() - started)
         figures = dict(result) | dict(result["stats"])
         columns |= {name: figures[name] for name in FIGURES_OF_RUN}

@@ -25,7 +25,7 @@ async def api(collector: ac.AsyncCollector) -> AsyncIterator[ac.PolymarketApi]:
 
 
 async def listed(api: ac.PolymarketApi, *, order: str = "id", ascending: bool = True) -> list[str]:
-    pages = api.iter_market_pages(order=order, ascending=ascending)
+    pages = api.iter_market_pages(ac.Listing(order, ascending=ascending))
     return [market.market_id async for page in pages for market in page.markets]
 
 
