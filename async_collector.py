@@ -72,7 +72,6 @@ from typing import (
     Annotated,
     Any,
     Final,
-    Generic,
     NamedTuple,
     ParamSpec,
     Self,
@@ -2895,7 +2894,7 @@ BATCH_MARKETS: Final = MAX_TOKENS // 2  # one request for books, one transaction
 MAX_SEARCH_WAIT_MINUTES: Final = 60  # the same for a market that is neither open nor closed: a fault of the listing?
 MIN_KNOWN_SHARE: Final = 0.5  # must still be there: a tenth or two close within a day
 FULL_WALK_EVERY: Final = timedelta(days=1)  # because a closed market can reopen
-HANDOVER_BATCHES: Final = 2  # that wait between two stages
+MAX_WAITING_BATCHES: Final = 2  # between two stages; a full queue makes the faster one wait
 # parts of an element whose loss is a failure: a reader of the rows would take what is absent for what is not there
 REPORTED_KEYS: Final = frozenset({"volume24hr", "outcomes", "outcomePrices", "startDate", "endDate", "bids", "asks"})
 NEITHER: Final = "neither among the open markets nor among the closed ones"
@@ -2918,27 +2917,6 @@ def is_descending(volumes: Sequence[float]) -> bool:
     return len(steps) < 10 or (rises <= 0.75 * len(steps) and jumps <= 0.1 * len(steps))  # noqa: PLR2004
 
 
-class Handover(Generic[T]):
-    """A bounded queue between two stages: `put` waits while it is full, iterating ends after `close`."""
-
-    def __init__(self, size: int = HANDOVER_BATCHES) -> None:
-        self._queue: asyncio.Queue[T | None] = asyncio.Queue(size)
-
-    async def put(self, item: T) -> None:
-        """Hand over *item*, as soon as there is room."""
-        await self._queue.put(item)
-
-    async def close(self) -> None:
-        """Say that nothing more will come."""
-        await self._queue.put(None)
-
-    async def __aiter__(self) -> AsyncIterator[T]:
-        """Yield items until the end; several takers may share them."""
-        while (item := await self._queue.get()) is not None:
-            yield item
-        self._queue.put_nowait(None)  # for the other takers
-
-
 @dataclass(slots=True)
 class Run:
     """What the stages of one run share: its row in `runs`, the way to the tables, and why it is not complete."""
@@ -2947,8 +2925,9 @@ class Run:
     started_at: str  # the database's form
     database: Database
     api: PolymarketApi
-    traffic: Wire
-    rows: Handover[Batch] = field(default_factory=Handover)  # to `AsyncCollector._write`
+    wire: Wire
+    # to `AsyncCollector._write`; None is the end
+    rows: asyncio.Queue[Batch | None] = field(default_factory=lambda: asyncio.Queue(MAX_WAITING_BATCHES))
     reason: str | None = None  # of the first failure
     drift: str | None = None  # what the exchange sends in a shape that is not known
     books_missing: int = 0  # markets without both of their books
@@ -3009,7 +2988,7 @@ class Discovery:
     absence alone.
 
     Attributes:
-        batches: of 250 markets to collect at most.
+        batches: of 250 markets to collect at most; None is the end.
         notes: which names have no market to collect, because it is over or there is none just now.
         listed: markets that the run should store.
         all_listed: whether `listed` is final.
@@ -3017,7 +2996,7 @@ class Discovery:
     """
 
     def __init__(self, run: Run, selection: Selection, *, workers: int, follow: bool, clock: Clock) -> None:
-        self.batches: Handover[list[GammaMarket]] = Handover()
+        self.batches: asyncio.Queue[list[GammaMarket] | None] = asyncio.Queue(MAX_WAITING_BATCHES)
         self.notes: list[str] = []
         self.listed = 0
         self.all_listed = False
@@ -3047,7 +3026,7 @@ class Discovery:
         self._ends_by = None if within is None else sql_time(clock.now() + timedelta(minutes=within))
 
     async def run(self) -> None:
-        """List the markets, hand them on in batches, and close `batches`."""
+        """List the markets, and hand them on in batches."""
         await self._recall()
         if self._kind == "named":
             await self._list_named()
@@ -3061,7 +3040,7 @@ class Discovery:
         await self._hand_on(self._next_batch)
         self.all_listed = True
         await self._check_number()
-        await self.batches.close()
+        await self.batches.put(None)
 
     async def save(self) -> dict[str, object]:
         """Store the listed ids where they are known without a hole, and return the columns of `runs`."""
@@ -3714,13 +3693,14 @@ class AsyncCollector:
         """Turn batches of markets into rows, `workers` of them at a time."""
 
         async def work() -> None:
-            async for markets in discovery.batches:
+            while markets := await discovery.batches.get():
                 await run.rows.put(await self._snapshot(markets, run))
+            discovery.batches.put_nowait(None)  # for the others
 
         async with stages() as tasks:
             for number in range(self.settings.workers):
                 tasks.create_task(work(), name=f"fetch {number}")
-        await run.rows.close()
+        await run.rows.put(None)
 
     async def _snapshot(self, markets: list[GammaMarket], run: Run) -> Batch:
         """Fetch the books of *markets* and build their rows; without a book a row has NULL in its place."""
@@ -3748,7 +3728,7 @@ class AsyncCollector:
 
     async def _write(self, run: Run, discovery: Discovery) -> None:
         """Store the rows, a transaction per batch."""
-        async for batch in run.rows:
+        while batch := await run.rows.get():
             await self._store(batch, run)
             self._progress(Progress(discovery.listed, run.saved.snapshots, run.saved.errors, discovery.all_listed))
 
@@ -3791,8 +3771,8 @@ class AsyncCollector:
                 snapshots_saved=run.saved.snapshots,
                 tweets_fetched=posts.received,
                 errors=run.saved.errors + posts.errors,
-                retries=run.traffic.retries,
-                rate_limit_hits=run.traffic.rate_limit_hits,
+                retries=run.wire.retries,
+                rate_limit_hits=run.wire.rate_limit_hits,
             ),
             run_id=run.run_id,
             status=status,
@@ -3804,7 +3784,7 @@ class AsyncCollector:
             drift=run.drift,
             tweets_reason=posts.reason,
             notes=discovery.notes,
-            requests=run.traffic.requests,
+            requests=run.wire.requests,
             database=str(self.settings.db_path),
         )
 

@@ -278,24 +278,25 @@ async def test_both_kinds_of_run_store_the_same_rows(
     assert [listing for listing, _ in walks(database)] == ["full"] + ["known"] * 4
 
 
-async def test_a_hand_over_that_is_full_makes_the_giver_wait() -> None:
-    hand_over: ac.Handover[int] = ac.Handover(2)
-    given: list[int] = []
-
-    async def give() -> None:
-        for number in range(5):
-            await hand_over.put(number)
-            given.append(number)
-        await hand_over.close()
-
-    giving = asyncio.ensure_future(give())
-    for _ in range(20):
-        await asyncio.sleep(0)
-    assert given == [0, 1]
-    takers = [asyncio.ensure_future(drained(hand_over)) for _ in range(3)]
-    await giving
-    assert sorted(sum(await asyncio.gather(*takers), [])) == [0, 1, 2, 3, 4]  # noqa: RUF017
-
-
-async def drained(hand_over: ac.Handover[int]) -> list[int]:
-    return [number async for number in hand_over]
+@pytest.mark.slow
+async def test_a_listing_runs_no_further_ahead_than_a_few_batches(
+    exchange: FakePolymarket, make_collector: Callable[..., ac.AsyncCollector], write: Callable[[str], None]
+) -> None:
+    """Memory does not grow with the exchange: where the file is slow, the listing waits."""
+    await make_collector().collect_all()
+    write("""
+        CREATE TRIGGER slow AFTER INSERT ON snapshots BEGIN
+            SELECT count(*) FROM (
+                WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 4000)
+                SELECT n FROM numbers
+            );
+        END;
+    """)
+    for _ in range(4_000):
+        exchange.add_market(volume_24h=1e6)
+    ahead: list[int] = []
+    collector = in_no_hurry(
+        make_collector(workers=1, progress=lambda progress: ahead.append(progress.listed - progress.stored))
+    )
+    assert (await collector.collect_all())["status"] == "complete"
+    assert max(ahead) <= 8 * 250, "of 4,060: filling, waiting, asked for, handed over, waiting, being stored"
