@@ -78,7 +78,6 @@ from typing import (
     TypedDict,
     TypeVar,
     get_args,
-    get_origin,
 )
 from urllib.parse import quote
 from urllib.request import getproxies, proxy_bypass
@@ -522,14 +521,13 @@ class Settings:
 
 
 # --- Wire types: Gamma and the CLOB -----------------------------------------------------------------------------------
-# Unknown keys are skipped and absent keys are None. Numbers may come as JSON numbers or as decimal strings
-# (strict=False); NaN and Infinity fail the bounds. An element that does not fit its type is read again field by field:
-# what is optional and cannot be read is left out, and noted in `left_out`.
+# Unknown keys are skipped, absent keys are None. A number may come as a text (strict=False); NaN and Infinity fail the
+# bounds. An element that does not fit its type is read field by field, as `_read_parts` says.
 
 Text = Annotated[str, msgspec.Meta(max_length=100_000)]
 ConditionId = Annotated[str, msgspec.Meta(max_length=100)]
-MarketId = Annotated[str, msgspec.Meta(title="id", pattern=r"^[0-9]{1,18}\Z")]  # grows with time
-TokenId = Annotated[str, msgspec.Meta(title="id", min_length=1, max_length=100)]  # a uint256 in decimal: 78 digits
+MarketId = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,18}\Z")]  # grows with time
+TokenId = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]  # a uint256 in decimal: 78 digits
 Price = Annotated[float, msgspec.Meta(ge=0, le=1)]  # USD per share, which pays 0 or 1
 Size = Annotated[float, msgspec.Meta(ge=0, le=1e18)]  # shares
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e18)]  # USD
@@ -554,6 +552,14 @@ class GammaTag(msgspec.Struct, gc=False):
     """A topic of a market."""
 
     label: Text
+
+
+class Named(msgspec.Struct):
+    """A series or a tag whose markets can be listed."""
+
+    id: MarketId
+    slug: Text
+    label: Text | None = None  # of a tag
 
 
 class GammaMarket(msgspec.Struct, rename="camel", gc=False):
@@ -588,6 +594,16 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
     tags: list[GammaTag] | None = None
     left_out: LeftOut = ()
 
+    def __post_init__(self) -> None:
+        """Refuse an open market that names tokens, but not two different ones."""
+        tokens = self.clob_token_ids or ()
+        if not self.active or self.closed:
+            return
+        if "clobTokenIds" in self.left_out:
+            raise ValueError("Expected 2 clobTokenIds, got something else - at `$.clobTokenIds`")
+        if tokens and (len(tokens) != 2 or tokens[0] == tokens[1]):  # noqa: PLR2004  YES and NO
+            raise ValueError(f"Expected 2 different clobTokenIds, got {tokens!r}")
+
     @property
     def is_open(self) -> bool:
         """Whether this is a market to collect, and not a settled one or a placeholder that never opened."""
@@ -621,23 +637,6 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
     def max_volume_24h(self) -> float | None:
         """The most that it can have traded in USD: without limit where the figure cannot be read."""
         return math.inf if "volume24hr" in self.left_out else self.volume_24h
-
-    def __post_init__(self) -> None:
-        """Refuse an open market that has no two tokens, and leave out what does not say one thing of each."""
-        if not self.active or self.closed:
-            return
-        if "clobTokenIds" in self.left_out:
-            raise ValueError("Expected 2 clobTokenIds, got something else - at `$.clobTokenIds`")
-        if not self.clob_token_ids:
-            return
-        if len(self.clob_token_ids) != 2 or len(set(self.clob_token_ids)) != 2:  # noqa: PLR2004  YES and NO
-            raise ValueError(f"Expected 2 different clobTokenIds, got {self.clob_token_ids!r}")
-        if self.outcomes and len(self.outcomes) != 2:  # noqa: PLR2004
-            self.outcomes = None
-            self.left_out += ("outcomes",)
-        if self.outcome_prices and len(self.outcome_prices) != 2:  # noqa: PLR2004
-            self.outcome_prices = None
-            self.left_out += ("outcomePrices",)
 
 
 class ClobToken(msgspec.Struct, gc=False):
@@ -719,79 +718,25 @@ class MarketPage(NamedTuple):
         return [int(market.market_id) for market in self.markets]
 
 
-class _Page(msgspec.Struct):
-    """The answer of Gamma's keyset listing; `next_cursor` is there on a full page only."""
-
-    markets: list[msgspec.Raw]
-    next_cursor: str | None = None
-    error: None = None  # an answer with an error object is none
-
-
-class _EventsPage(msgspec.Struct):
-    """The answer of Gamma's keyset listing of events."""
-
-    events: list[msgspec.Raw]
-    next_cursor: str | None = None
-    error: None = None
-
-
 class _Event(msgspec.Struct):
     """An event with its markets, open and closed, which have neither events nor tags of their own there."""
 
     slug: Text
     markets: list[msgspec.Raw]
-    tags: Any = None
+    tags: msgspec.Raw = msgspec.Raw(b"[]")
 
 
-class Named(msgspec.Struct):
-    """A series, or a tag."""
+class _Page(msgspec.Struct):
+    """The answer of Gamma's keyset listing, of markets or of events; `next_cursor` is there on a full page only."""
 
-    id: MarketId
-    slug: Text
-    label: Text | None = None  # of a tag
-
-
-_NUL: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
+    markets: list[msgspec.Raw] | None = None
+    events: list[_Event] | None = None
+    next_cursor: str | None = None
+    error: None = None  # an answer with an error object is none
 
 
-def _without_nul(body: Body) -> Body:
-    """Return JSON with U+FFFD for NUL, which ends a text for many a reader of the database."""
-    return _NUL.sub(rb"\1\\ufffd", body) if b"\\u0000" in body else body
-
-
-_IN_TEXT: Final[Mapping[Any, msgspec.json.Decoder[Any]]] = {  # by the type of the list's elements
-    str: msgspec.json.Decoder(tuple[str, ...] | None),
-    TokenId: msgspec.json.Decoder(tuple[TokenId, ...] | None),
-    Price: msgspec.json.Decoder(tuple[Price, ...] | None, strict=False),
-}
-
-
-def _decode_in_text(kind: type, value: object) -> object:
-    """Decode `InText`, which msgspec does not know (its `dec_hook`)."""
-    if value in (None, "", []):
-        return InText()
-    body = value.encode() if isinstance(value, str) else msgspec.json.encode(value)
-    try:
-        return InText(_IN_TEXT[get_args(kind)[0]].decode(_without_nul(body)) or ())
-    except msgspec.DecodeError as error:
-        raise ValueError(f"{error} of the JSON in the string") from error
-
-
-def json_decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
-    """Return a decoder that also takes numbers written as strings."""
-    return msgspec.json.Decoder(kind, strict=False, dec_hook=_decode_in_text)
-
-
-_MARKET: Final = json_decoder(GammaMarket)
-_PAGE: Final = json_decoder(_Page)
-_EVENTS_PAGE: Final = json_decoder(_EventsPage)
-_EVENT: Final = json_decoder(_Event)
-_SERIES: Final = json_decoder(list[Named])
-_TAG: Final = json_decoder(Named)
-_BOOK: Final = json_decoder(OrderBook)
-_BOOKS: Final = json_decoder(list[msgspec.Raw])
-_CLOB_MARKET: Final = json_decoder(ClobMarket)
-_ERROR_OBJECT: Final = json_decoder(dict[str, Any])
+# What decodes raises ValueError for what is no JSON, msgspec.ValidationError (a ValueError as well) for JSON of another
+# shape, and OverflowError for an answer with more parts than any true one.
 
 MAX_PAGE_BYTES: Final = 8 * 2**20  # decoded; a page of markets has 0.6 MB, one of posts 0.2 MB
 MAX_PARTS: Final = 2_000_000  # objects of an answer, each of which takes memory; 500 books have 50,000 levels or so
@@ -799,18 +744,29 @@ MAX_MENDED_PARTS: Final = 400_000  # of an element that is mended, which is slow
 MAX_ELEMENTS: Final = 10_000  # of an answer: no request asks for more than 500, but an event has had 2,000 markets
 MAX_BAD_ELEMENTS: Final = 10  # that say nothing about the shape of the others
 MAX_ONLY_BAD_ELEMENTS: Final = 3  # the same where there is no good one
-MAX_LEFT_OUT: Final = 1_000  # parts of an element
-_NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+MAX_LEFT_OUT: Final = 1_000  # elements of a list
+
+_NUL: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
+# other forms of what the exchange sends, and the usual one; its documentation writes prices without the zero
+_NUMBER_KEY: Final = rb'"(?:price|size|lastTradePrice|volume24hr|liquidity|liquidityNum)"'
+_OTHER_FORMS: Final = (
+    (re.compile(rb"(" + _NUMBER_KEY + rb'\s*:\s*")\+?(?=\.[0-9])'), rb"\g<1>0"),
+    (re.compile(rb"(" + _NUMBER_KEY + rb'\s*:\s*")\+(?=[0-9])'), rb"\1"),
+    (re.compile(rb'("(?:id|asset_id)"\s*:\s*)([0-9]+)(?=\s*[,}])'), rb'\1"\2"'),
+    (re.compile(rb'("clobTokenIds"\s*:\s*)"?\[\s*([0-9]+)\s*,\s*([0-9]+)\s*\]"?'), rb'\1["\2","\3"]'),
+    (re.compile(rb'("(?:bids|asks)"\s*:\s*)null'), rb"\1[]"),
+)
+
+
+def _without_nul(body: Body) -> Body:
+    """Return JSON with U+FFFD for NUL, which ends a text for many a reader of the database."""
+    return _NUL.sub(rb"\1\\ufffd", body) if b"\\u0000" in body else body
 
 
 def _mended(body: Body) -> bytes:
     """Return JSON with U+FFFD for lone surrogates and broken UTF-8, and an object for each NaN, 1e400 and the like.
 
     No field that could be such a number takes an object.
-
-    Raises:
-        ValueError: it is no JSON.
-        OverflowError: mending would take too much time and memory.
     """
     parts = body.count(b"{") + body.count(b"[")
     if parts > MAX_MENDED_PARTS or len(body) > MAX_PAGE_BYTES:
@@ -831,143 +787,135 @@ def _mended(body: Body) -> bytes:
 
 
 def decode_answer(decoder: msgspec.json.Decoder[T], body: Body) -> T:
-    """Decode the outer shape of an answer; its elements stay `msgspec.Raw`, for `decode_elements`.
-
-    Raises:
-        ValueError: it is no JSON, or (msgspec.ValidationError) of another shape.
-        OverflowError: it has more parts than any true answer.
-    """
+    """Decode the outer shape of an answer; its elements stay `msgspec.Raw`, for `decode_elements`."""
     if (parts := body.count(b"{")) > MAX_PARTS:
         raise OverflowError(f"the answer has {parts} objects")
     body = _without_nul(body)
     try:
         return decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except ValueError:
         return decoder.decode(_mended(body))
 
 
-def _read(kind: Any, value: object, key: str, left_out: list[str]) -> Any:  # noqa: ANN401  whatever *kind* says
-    """Return *value* as *kind*; for each part that cannot be read and is not needed, *key* is added to *left_out*.
+_PAIR: Final = msgspec.Meta(min_length=2, max_length=2)  # of YES and NO
+_IN_TEXT: Final[Mapping[Any, msgspec.json.Decoder[Any]]] = {  # by the type of the list's elements
+    str: msgspec.json.Decoder(Annotated[tuple[str, ...], _PAIR]),
+    Price: msgspec.json.Decoder(Annotated[tuple[Price, ...], _PAIR], strict=False),
+    TokenId: msgspec.json.Decoder(tuple[TokenId, ...]),
+}
 
-    Raises:
-        ValueError: it cannot be read.
-    """
-    if get_origin(kind) is list:
-        return _read_list(get_args(kind)[0], value, key, left_out)
-    if get_origin(kind) is InText:
-        values = msgspec.json.decode(_mended(_without_nul(value.encode()))) if isinstance(value, str) else value
-        return InText(_read_list(get_args(kind)[0], values, key, None))
+
+def _decode_in_text(kind: type, value: object) -> object:
+    """Decode `InText`, which msgspec does not know (its `dec_hook`)."""
+    if value in (None, "", "null", "[]", []):
+        return InText()
+    body = _without_nul(value.encode() if isinstance(value, str) else msgspec.json.encode(value))
+    of = get_args(kind)[0]
     try:
-        return msgspec.convert(value, kind, strict=False)
-    except msgspec.ValidationError:
-        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            return _read_object(kind, value, left_out)
-        other: object = None
-        if isinstance(value, str) and _NUMBER.fullmatch(value):
-            other = float(value)
-        elif type(value) is int and any(meta.title == "id" for meta in getattr(kind, "__metadata__", ())):
-            other = str(value)
-        with suppress(msgspec.ValidationError):
-            return msgspec.convert(other, kind)
-        raise
+        return InText(_IN_TEXT[of].decode(body))
+    except ValueError:
+        return InText(decode_answer(_IN_TEXT[of], body.replace(b'".', b'"0.') if of is Price else body))
 
 
-def _read_list(kind: Any, values: object, key: str, left_out: list[str] | None) -> list[Any]:  # noqa: ANN401
-    """Return the elements of a list that can be read; without *left_out*, all of them have to be."""
-    if values is None:
-        return []
-    if not isinstance(values, list):
-        raise msgspec.ValidationError(f"Expected `array`, got `{type(values).__name__}`")
-    read = []
-    for value in values:
-        try:
-            read.append(_read(kind, value, key, [] if left_out is None else left_out))
-        except ValueError as error:
-            if left_out is None:
-                raise
+def json_decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
+    """Return a decoder that also takes numbers written as strings."""
+    return msgspec.json.Decoder(kind, strict=False, dec_hook=_decode_in_text)
+
+
+_MARKET: Final = json_decoder(GammaMarket)
+_PAGE: Final = json_decoder(_Page)
+_MARKET_TAG: Final = json_decoder(GammaTag)
+_SERIES: Final = json_decoder(list[Named])
+_TAG: Final = json_decoder(Named)
+_BOOK: Final = json_decoder(OrderBook)
+_ELEMENTS: Final = json_decoder(list[msgspec.Raw])
+_CLOB_MARKET: Final = json_decoder(ClobMarket)
+_ERROR_OBJECT: Final = json_decoder(dict[str, Any])
+
+
+_fields = cache(msgspec.structs.fields)
+
+
+def _fits(value: object, kind: Any) -> bool:  # noqa: ANN401  a type, of a field
+    try:
+        msgspec.convert(value, kind, strict=False, dec_hook=_decode_in_text)
+    except ValueError:
+        return False
+    return True
+
+
+def _fitting(elements: list[Any], kind: Any) -> list[Any]:  # noqa: ANN401
+    """Return those of *elements* that fit *kind*, which is the type of the list."""
+    if _fits(elements, kind):
+        return elements
+    good: list[Any] = []
+    for count, element in enumerate(elements):
+        if _fits([element], kind):
+            good.append(element)
+        elif count - len(good) == MAX_LEFT_OUT:
+            raise msgspec.ValidationError(f"more than {MAX_LEFT_OUT} elements of a list cannot be read")
+    return good
+
+
+def _decode_parts(kind: type[S], sent: dict[str, Any]) -> S:
+    """Decode what of *sent* fits, and put the keys of the rest into `left_out`, if *kind* has that field.
+
+    Left out are elements of lists, items of objects, and fields that are optional. No text is the same as no value.
+    """
+    fitting: dict[str, object] = {}
+    left_out: list[str] = []
+    for field_ in _fields(kind):
+        key, value = field_.encode_name, sent.get(field_.encode_name)
+        lost: list[str] = []
+        if field_.type is LeftOut:
+            continue
+        if isinstance(value, list):
+            value, count = _fitting(value, field_.type), len(value)
+            lost = [key] * (count - len(value))
+        elif isinstance(value, dict) and _fits({}, field_.type):
+            lost = [name for name, item in value.items() if not _fits({name: item}, field_.type)]
+            value = {name: value[name] for name in value.keys() - set(lost)}
+        if (key in sent and field_.required) or _fits(value, field_.type):
+            fitting[key] = value
+            left_out += lost
+        elif value not in ("", None):
             left_out.append(key)
-            if len(left_out) > MAX_LEFT_OUT:
-                raise msgspec.ValidationError(f"{error}, and {MAX_LEFT_OUT} others are as bad") from error
+    read = msgspec.convert(fitting, kind, strict=False, dec_hook=_decode_in_text)
+    if left_out and "left_out" in kind.__struct_fields__:
+        return msgspec.structs.replace(read, left_out=tuple(left_out))
     return read
 
 
-@cache
-def _fields(kind: type[msgspec.Struct]) -> Sequence[tuple[str, str, Any, bool]]:
-    """Return of each field of *kind*: name, key in JSON, type of a value that is not None, whether it is required."""
-    return [
-        (
-            info.name,
-            info.encode_name,
-            types[0] if type(None) in (types := get_args(info.type)) else info.type,
-            info.required,
-        )
-        for info in msgspec.structs.fields(kind)
-        if info.type is not LeftOut
-    ]
-
-
-def _read_object(kind: type[S], sent: object, left_out: list[str]) -> S:
-    """Read *sent* field by field; no text is the same as no value."""
-    if not isinstance(sent, dict):
-        raise msgspec.ValidationError(f"Expected `object`, got `{type(sent).__name__}`")
-    values: dict[str, Any] = {}
-    for name, key, known, required in _fields(kind):
-        value = sent.get(key)
-        if required and key not in sent:
-            raise msgspec.ValidationError(f"Object missing required field `{key}`")
-        if not required and (value is None or value == ""):
-            continue
-        try:
-            values[name] = _read(known, value, key, left_out)
-        except ValueError as error:
-            if required:
-                raise msgspec.ValidationError(f"{error} - at `$.{key}`") from error
-            left_out.append(key)
-    if left_out and "left_out" in kind.__struct_fields__:
-        values["left_out"] = tuple(left_out)
-    return kind(**values)
-
-
-# the exchange's documentation writes prices so, and whole books of them would take long field by field
-_DOTTED_LEVEL: Final = re.compile(rb'("(?:price|size)"\s*:\s*")(?=\.[0-9])')
-
-
-def _read_element(decoder: msgspec.json.Decoder[S], element: msgspec.Raw) -> S | Rejected:
-    """Read what *decoder* does not take as it is."""
-    body = _DOTTED_LEVEL.sub(rb"\g<1>0", bytes(element))
-    with suppress(msgspec.DecodeError, UnicodeDecodeError):
-        return decoder.decode(body)
+def _decode_odd(decoder: msgspec.json.Decoder[S], element: msgspec.Raw) -> S | Rejected:
+    """Decode what *decoder* does not take as it is."""
+    body = bytes(element)
+    for other_form, usual_form in _OTHER_FORMS:
+        body = other_form.sub(usual_form, body)
+        with suppress(ValueError):
+            return decoder.decode(body)
     sent: Any = None
     try:
         sent = msgspec.json.decode(_mended(body))
-        return _read_object(decoder.type, sent, [])
+        return _decode_parts(decoder.type, sent if isinstance(sent, dict) else {})
     except ValueError as error:
         if not isinstance(sent, dict):
             return Rejected(None, printable(str(error)))
-        ids = ((str(sent.get(key)), digits) for key, digits in (("id", 18), ("asset_id", 78)))
-        volume: object = sent.get("volume24hr")
+        ids = (re.fullmatch("[0-9]{1,18}", str(sent.get("id"))), re.fullmatch("[0-9]{1,78}", str(sent.get("asset_id"))))
+        volume: Any = sent.get("volume24hr")
         return Rejected(
-            id=next((id_ for id_, digits in ids if re.fullmatch(f"[0-9]{{1,{digits}}}", id_)), None),
+            id=next((found[0] for found in ids if found), None),
             reason=printable(str(error)),
             is_open=sent.get("active") is not False and sent.get("closed") is not True,
-            max_volume_24h=float(volume) if isinstance(volume, int | float) and volume is not True else math.inf,
+            max_volume_24h=volume if type(volume) in {int, float} else math.inf,
         )
 
 
 def decode_elements(
-    elements: Sequence[msgspec.Raw], decoder: msgspec.json.Decoder[S], *, few_bad: bool = False
+    elements: list[msgspec.Raw], decoder: msgspec.json.Decoder[S], *, few_bad: bool = False
 ) -> tuple[list[S], list[Rejected]]:
-    """Decode *elements* one by one, so that a bad one costs only itself, and a bad part of one only that part.
+    """Decode the elements of an answer one by one: a bad one costs only itself, a bad part of one only that part.
 
-    Args:
-        elements: of one answer.
-        decoder: for each of them.
-        few_bad: whether most of them must be good.
-
-    Raises:
-        msgspec.ValidationError: there are far more than any request asks for, or most are bad where they must not be:
-            the shape of the answer has changed.
-        OverflowError: one that does not fit has more parts than any true one.
+    With *few_bad* most of them must be good; otherwise the shape of the answer has changed, which is an error.
     """
     if len(elements) > MAX_ELEMENTS:
         raise msgspec.ValidationError(f"{len(elements)} elements, which no request asked for")
@@ -976,8 +924,8 @@ def decode_elements(
     for element in elements:
         try:
             good.append(decoder.decode(element))
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            read = _read_element(decoder, element)
+        except ValueError:
+            read = _decode_odd(decoder, element)
             if isinstance(read, Rejected):
                 bad.append(read)
             else:
@@ -989,63 +937,50 @@ def decode_elements(
     return good, bad
 
 
-# nearly every open market has them: where most do not, they have another name now
-EXPECTED: Final = ("question", "slug", "condition_id", "outcomes", "clob_token_ids")
-_GAMMA_NAMES: Final = dict(zip(GammaMarket.__struct_fields__, GammaMarket.__struct_encode_fields__, strict=True))
+# keys of nearly every open market: where most lack one, it has another name now
+_EXPECTED: Final = {"question", "slug", "conditionId", "outcomes", "clobTokenIds"}
 
 
-def _decode_markets(elements: Sequence[msgspec.Raw]) -> tuple[list[GammaMarket], list[Rejected]]:
-    """Decode markets; raise as `decode_page`."""
+def _decode_markets(elements: list[msgspec.Raw] | None) -> tuple[list[GammaMarket], list[Rejected]]:
+    """Decode markets, most of which must be good and have the fields that they should have."""
+    if elements is None:
+        raise msgspec.ValidationError("Object missing required field `markets`")
     markets, bad = decode_elements(elements, _MARKET, few_bad=True)
     opened = [market for market in markets if market.active and not market.closed]
-    for name in EXPECTED:
-        lacking = sum(not getattr(market, name) for market in opened)
+    for expected in (field_ for field_ in _fields(GammaMarket) if field_.encode_name in _EXPECTED):
+        lacking = sum(not getattr(market, expected.name) for market in opened)
         if lacking > max(len(opened) - lacking, MAX_BAD_ELEMENTS):
-            raise msgspec.ValidationError(f"{lacking} of {len(opened)} open markets have no `{_GAMMA_NAMES[name]}`")
+            raise msgspec.ValidationError(f"{lacking} of {len(opened)} open markets have no `{expected.encode_name}`")
     return markets, bad
 
 
 def decode_page(body: Body) -> MarketPage:
-    """Decode a page of Gamma's listing.
-
-    Raises:
-        ValueError: most of its markets cannot be decoded, or lack a field that they should have.
-    """
+    """Decode a page of Gamma's listing."""
     page = decode_answer(_PAGE, body)
     return MarketPage(*_decode_markets(page.markets), page.next_cursor)
 
 
 def decode_events(body: Body) -> MarketPage:
-    """Decode a page of Gamma's listing of events into their markets, each with the slug and the tags of its event.
-
-    Raises:
-        ValueError: an event cannot be decoded, or most of its markets, as in `decode_page`.
-    """
-    page = decode_answer(_EVENTS_PAGE, body)
-    slugs: list[str] = []
-    found = MarketPage([], [], page.next_cursor, events=slugs)
-    for element in page.events:
-        event = decode_answer(_EVENT, bytes(element))
+    """Decode a page of Gamma's listing of events into their markets, each with the slug and the tags of its event."""
+    page = decode_answer(_PAGE, body)
+    if page.events is None:
+        raise msgspec.ValidationError("Object missing required field `events`")
+    found = MarketPage([], [], page.next_cursor, events=[event.slug for event in page.events])
+    for event in page.events:
         markets, bad = _decode_markets(event.markets)
         tags: list[GammaTag] = []
         with suppress(ValueError):
-            tags = _read_list(GammaTag, event.tags, "tags", [])
+            tags, _ = decode_elements(decode_answer(_ELEMENTS, bytes(event.tags)), _MARKET_TAG)
         for market in markets:
             market.events, market.tags = [GammaEvent(event.slug)], tags or None
         found.markets.extend(markets)
         found.rejected.extend(bad)
-        slugs.append(event.slug)
     return found
 
 
 def decode_books(body: Body) -> tuple[list[OrderBook], list[Rejected]]:
-    """Decode the CLOB's answer to a request for books.
-
-    Raises:
-        ValueError: most of them, or of their levels, cannot be decoded.
-    """
-    elements: list[msgspec.Raw] = decode_answer(_BOOKS, body)
-    books, bad = decode_elements(elements, _BOOK, few_bad=True)
+    """Decode the CLOB's answer to a request for books; most of the books, and of their levels, must be good."""
+    books, bad = decode_elements(decode_answer(_ELEMENTS, body), _BOOK, few_bad=True)
     lost = sum(len(book.left_out) - book.left_out.count("timestamp") for book in books)
     if lost > MAX_BAD_ELEMENTS and lost > sum(len(book.bids) + len(book.asks) for book in books):
         raise msgspec.ValidationError(f"{lost} levels of {len(books)} books are not understood")
@@ -1056,13 +991,13 @@ def decode_books(body: Body) -> tuple[list[OrderBook], list[Rejected]]:
 # A record is a row: its fields are the table's columns, by name. Absent values are None, never a plausible number.
 
 # narrow before broad: a market on a party and the world is about politics
-MAIN_TOPICS: Final = (
-    "Esports", "Sports", "Crypto", "Elections", "Geopolitics", "Politics", "Economy", "Finance", "Business", "Tech",
-    "Weather", "Science", "Culture", "World", "Mentions",
+_MAIN_TOPICS: Final = (
+    "esports", "sports", "crypto", "elections", "geopolitics", "politics", "economy", "finance", "business", "tech",
+    "weather", "science", "culture", "world", "mentions",
 )  # fmt: skip
-_TOPIC_RANK: Final = {topic.casefold(): rank for rank, topic in enumerate(MAIN_TOPICS)}
+_TOPIC_RANK: Final = {topic: rank for rank, topic in enumerate(_MAIN_TOPICS)}
 # labels by which the exchange sorts its pages, and that say nothing about a market
-_HOUSEKEEPING: Final = re.compile(
+_NO_TOPIC: Final = re.compile(
     r"""\s* (?: all | hide\ from\ new | recurring | featured | games | other | parent\ for\ derivative
     | hourly | daily | weekly | monthly | yearly | [0-9]+ \s? (?: m | h | min | minutes | hours )
     | trending .* | breaking\ news | rewards .* | earn\ [0-9.,]+ \s? % | pre[-\ ]?market | parlays
@@ -1071,20 +1006,15 @@ _HOUSEKEEPING: Final = re.compile(
 )
 
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
-
 def sql_time(moment: datetime, timespec: str = "seconds") -> str:
     """Return *moment* in the database's form, UTC to the second (``2026-11-22 14:15:00``) or to *timespec*."""
     return moment.astimezone(UTC).isoformat(" ", timespec).removesuffix("+00:00")
 
 
 def sql_time_of(value: object) -> str | None:
-    """Return a time of whatever source in the database's form, to the second, or None where it is none.
+    """Return a time in the database's form, to the second, or None where *value* is no time.
 
-    Args:
-        value: ISO 8601 since 1900, with a zone or in UTC, or Unix time in seconds or milliseconds since 2001; as a
-            number, a text or bytes.
+    Times are ISO 8601 since 1900, with a zone or in UTC, and Unix time in seconds or milliseconds since 2001.
     """
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
@@ -1105,13 +1035,8 @@ def sql_time_of(value: object) -> str | None:
 
 def main_topic(labels: Sequence[str]) -> str | None:
     """Return the label that says best what a market is about: a main topic, else the first topic, else None."""
-    topics = (label for label in labels if not _HOUSEKEEPING.fullmatch(label))
+    topics = [label for label in labels if not _NO_TOPIC.fullmatch(label)]
     return min(topics, key=lambda label: _TOPIC_RANK.get(label.casefold(), len(_TOPIC_RANK)), default=None)
-
-
-def _clean(price: float) -> float:
-    """Drop the noise of binary arithmetic (0.09150000000000003), which is far below the finest tick of 0.0001."""
-    return round(price, 9)
 
 
 class Market(NamedTuple):
@@ -1162,6 +1087,11 @@ def _best(levels: Sequence[Level]) -> tuple[float | None, float | None]:
     return (levels[0].price, levels[0].size) if levels else (None, None)
 
 
+def _rounded(price: float) -> float:
+    """Return *price* without the noise of binary arithmetic (0.09150000000000003); the finest tick is 0.0001."""
+    return round(price, 9)
+
+
 class Snapshot(NamedTuple):
     """What a market was worth at one moment: one row of `snapshots`. Prices in USD per share."""
 
@@ -1200,24 +1130,24 @@ class Snapshot(NamedTuple):
         ask_no, ask_size_no = _best(no.asks if no else ())
         price = market.outcome_prices[0] if market.outcome_prices else None
         if yes:
-            price = _clean(((bid_yes or 0) + (1 if ask_yes is None else ask_yes)) / 2)
+            price = _rounded(((bid_yes or 0) + (1 if ask_yes is None else ask_yes)) / 2)
         book = yes or no
         changed_ms = book and book.changed_ms
         return cls(
             market_id=market.market_id,
             timestamp=received_at,
             price_yes=price,
-            price_no=None if price is None else _clean(1 - price),
+            price_no=None if price is None else _rounded(1 - price),
             volume_24h=market.volume_24h,
             liquidity=market.liquidity if market.liquidity_num is None else market.liquidity_num,
             best_bid_yes=bid_yes,
             best_ask_yes=ask_yes,
             best_bid_no=bid_no,
             best_ask_no=ask_no,
-            spread=None if bid_yes is None or ask_yes is None else _clean(ask_yes - bid_yes),
+            spread=None if bid_yes is None or ask_yes is None else _rounded(ask_yes - bid_yes),
             run_id=run_id,
             last_trade_price=market.last_trade_price or None,  # a book's own may be in terms of the other token
-            book_time=sql_time(_EPOCH + timedelta(milliseconds=changed_ms), "milliseconds") if changed_ms else None,
+            book_time=sql_time(datetime.fromtimestamp(changed_ms / 1_000, UTC), "milliseconds") if changed_ms else None,
             bid_size_yes=bid_size_yes,
             ask_size_yes=ask_size_yes,
             bid_size_no=bid_size_no,
@@ -1268,14 +1198,9 @@ class Book(NamedTuple):
     def from_wire(
         cls, market_id: str, yes: OrderBook | None, no: OrderBook | None, *, depth: int | None, received_at: str
     ) -> Self | None:
-        """Build the row of a market's books, or None where there are none to store.
+        """Build the row of a market's books with the best *depth* levels of each side, or None where there are none.
 
-        Args:
-            market_id: of the market.
-            yes: the book of its first token.
-            no: the book of its second token.
-            depth: levels to keep of each side, the best ones; None keeps all.
-            received_at: in the database's form.
+        A *depth* of None keeps all levels, 0 none.
         """
         if depth == 0 or not (yes or no):
             return None
@@ -1369,7 +1294,7 @@ def identified(market: GammaMarket, known: Identity) -> str | None:
         market.clob_token_ids = InText(stored)
         market.outcomes = market.outcomes and InText(market.outcomes[::-1])
         market.outcome_prices = market.outcome_prices and InText(market.outcome_prices[::-1])
-        market.last_trade_price = market.last_trade_price and _clean(1 - market.last_trade_price)
+        market.last_trade_price = market.last_trade_price and _rounded(1 - market.last_trade_price)
     words = (known.outcome_yes, known.outcome_no)
     if all(words) and market.outcomes == words[::-1] != words:
         return f"the outcomes of its tokens were {' and '.join(map(str, words))}, and now they are the other way round"
