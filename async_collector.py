@@ -751,7 +751,8 @@ _NUL: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
 _NUMBER_KEY: Final = rb'"(?:price|size|lastTradePrice|volume24hr|liquidity|liquidityNum)"'
 _OTHER_FORMS: Final = (
     (re.compile(rb"(" + _NUMBER_KEY + rb'\s*:\s*")\+?(?=\.[0-9])'), rb"\g<1>0"),
-    (re.compile(rb"(" + _NUMBER_KEY + rb'\s*:\s*")\+(?=[0-9])'), rb"\1"),
+    (re.compile(rb"(" + _NUMBER_KEY + rb'\s*:\s*")(?:\+0*|0+)(?=[0-9])'), rb"\1"),
+    (re.compile(rb"(" + _NUMBER_KEY + rb'\s*:\s*"[0-9]+)\.(?=["eE])'), rb"\1"),
     (re.compile(rb'("(?:id|asset_id)"\s*:\s*)([0-9]+)(?=\s*[,}])'), rb'\1"\2"'),
     (re.compile(rb'("clobTokenIds"\s*:\s*)"?\[\s*([0-9]+)\s*,\s*([0-9]+)\s*\]"?'), rb'\1["\2","\3"]'),
     (re.compile(rb'("(?:bids|asks)"\s*:\s*)null'), rb"\1[]"),
@@ -886,20 +887,21 @@ def _decode_parts(kind: type[S], sent: dict[str, Any]) -> S:
     return read
 
 
-def _decode_odd(decoder: msgspec.json.Decoder[S], element: msgspec.Raw) -> S | Rejected:
-    """Decode what *decoder* does not take as it is."""
-    body = bytes(element)
+def _decode_element(decoder: msgspec.json.Decoder[S], element: msgspec.Raw) -> S | Rejected:
+    """Decode an element as it is, else with values in their usual form, else in parts."""
+    try:
+        return decoder.decode(element)
+    except ValueError:
+        body = bytes(element)
     for other_form, usual_form in _OTHER_FORMS:
         body = other_form.sub(usual_form, body)
         with suppress(ValueError):
             return decoder.decode(body)
-    sent: Any = None
+    sent: dict[str, Any] = {}
     try:
-        sent = msgspec.json.decode(_mended(body))
-        return _decode_parts(decoder.type, sent if isinstance(sent, dict) else {})
+        sent = _ERROR_OBJECT.decode(_mended(body))
+        return _decode_parts(decoder.type, sent)
     except ValueError as error:
-        if not isinstance(sent, dict):
-            return Rejected(None, printable(str(error)))
         ids = (re.fullmatch("[0-9]{1,18}", str(sent.get("id"))), re.fullmatch("[0-9]{1,78}", str(sent.get("asset_id"))))
         volume: Any = sent.get("volume24hr")
         return Rejected(
@@ -919,17 +921,9 @@ def decode_elements(
     """
     if len(elements) > MAX_ELEMENTS:
         raise msgspec.ValidationError(f"{len(elements)} elements, which no request asked for")
-    good: list[S] = []
-    bad: list[Rejected] = []
-    for element in elements:
-        try:
-            good.append(decoder.decode(element))
-        except ValueError:
-            read = _decode_odd(decoder, element)
-            if isinstance(read, Rejected):
-                bad.append(read)
-            else:
-                good.append(read)
+    decoded = [_decode_element(decoder, element) for element in elements]
+    good = [element for element in decoded if not isinstance(element, Rejected)]
+    bad = [element for element in decoded if isinstance(element, Rejected)]
     if few_bad and len(bad) > (max(len(good), MAX_BAD_ELEMENTS) if good else MAX_ONLY_BAD_ELEMENTS):
         raise msgspec.ValidationError(
             f"{len(bad)} of {len(elements)} elements are not understood, the first: {bad[0].reason}"
@@ -1230,8 +1224,7 @@ def outcome_of(market: GammaMarket) -> str | None:
     "disputed", the outcome is open.
     """
     outcomes, prices = market.outcomes or (), market.outcome_prices or ()
-    undecided = not market.closed or market.disputed
-    if undecided or len(outcomes) != 2 or len(prices) != 2:  # noqa: PLR2004  an outcome and its opposite
+    if not market.closed or market.disputed or not outcomes or not prices:
         return None
     if sorted(prices) == [0, 1]:
         return outcomes[prices.index(1)]
@@ -1271,7 +1264,7 @@ def next_look(closed_at: str | None, now: datetime) -> str | None:
 
 
 class Identity(NamedTuple):
-    """What a market is known by. Condition and tokens never change; their order is the one first stored."""
+    """What is stored of a market and never changes: its condition, its tokens and their order."""
 
     condition_id: str | None
     token_id_yes: str | None
@@ -1281,9 +1274,9 @@ class Identity(NamedTuple):
 
 
 def identified(market: GammaMarket, known: Identity) -> str | None:
-    """Put what *market* names in the order of *known*, or return why it is another market.
+    """Bring the outcomes of *market* into the stored order, or return why it is another market than *known*.
 
-    What is not known yet is no difference.
+    A value that is not stored yet is no difference.
     """
     tokens, stored = market.tokens, (known.token_id_yes, known.token_id_no)
     if known.condition_id and market.condition_id and known.condition_id != market.condition_id:
