@@ -522,7 +522,7 @@ class Settings:
 
 # --- Wire types: Gamma and the CLOB -----------------------------------------------------------------------------------
 # Unknown keys are skipped, absent keys are None. A number may come as a text (strict=False); NaN and Infinity fail the
-# bounds. An element that does not fit its type is read field by field, as `_read_parts` says.
+# bounds. An element that does not fit its type is read field by field, as `_decode_parts` says.
 
 Text = Annotated[str, msgspec.Meta(max_length=100_000)]
 ConditionId = Annotated[str, msgspec.Meta(max_length=100)]
@@ -531,7 +531,7 @@ TokenId = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]  # a uint25
 Price = Annotated[float, msgspec.Meta(ge=0, le=1)]  # USD per share, which pays 0 or 1
 Size = Annotated[float, msgspec.Meta(ge=0, le=1e18)]  # shares
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e18)]  # USD
-EpochMs = Annotated[int, msgspec.Meta(ge=10**12, le=253_402_300_799_999)]  # from 2001 to the end of the year 9999
+EpochMs = Annotated[int, msgspec.Meta(ge=10**12, le=8 * 10**12)]  # from 2001 to 2223, where a float holds it exactly
 # keys as they were sent, a list's once for each element of it that cannot be read; never taken from the wire itself
 LeftOut = Annotated[tuple[str, ...], msgspec.Meta(max_length=0)]
 
@@ -611,7 +611,7 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
 
     @property
     def state(self) -> str:
-        """What the exchange says of a market that is not open."""
+        """Why it is not open, in words for a person."""
         tokens = "" if self.clob_token_ids else ", without tokens"
         return f"the exchange names it as active: {self.active}, closed: {self.closed}{tokens}"
 
@@ -635,7 +635,7 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
 
     @property
     def max_volume_24h(self) -> float | None:
-        """The most that it can have traded in USD: without limit where the figure cannot be read."""
+        """The USD that it has traded at most: infinity where the figure cannot be read."""
         return math.inf if "volume24hr" in self.left_out else self.volume_24h
 
 
@@ -661,9 +661,9 @@ class Level(msgspec.Struct, gc=False):
 
 
 class OrderBook(msgspec.Struct, gc=False):
-    """The book of one token, the best level of each side first. Shares of nothing are no level.
+    """The book of one token, the best level of each side first, without levels of size 0.
 
-    The exchange sends the best level last; that is not relied on. A price that it names twice stays twice.
+    The exchange sends the best level last; that is not relied on. A price that it sends twice stays twice.
 
     Source: https://docs.polymarket.com/market-data/prices-order-books
     """
@@ -676,7 +676,7 @@ class OrderBook(msgspec.Struct, gc=False):
     left_out: LeftOut = ()
 
     def __post_init__(self) -> None:
-        """Sort the levels."""
+        """Sort the levels, and drop those of size 0."""
         self.bids = sorted([level for level in self.bids if level.size], key=attrgetter("price"), reverse=True)
         self.asks = sorted([level for level in self.asks if level.size], key=attrgetter("price"))
 
@@ -702,19 +702,19 @@ class MarketPage(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many elements it has, understood or not."""
+        """The number of its elements, decoded or rejected."""
         return len(self.markets) + len(self.rejected) if self.events is None else len(self.events)
 
     @property
     def names(self) -> set[str]:
-        """The ids of its elements, understood or not; the slugs of events."""
+        """The slugs of its events, else the ids of its markets, decoded or rejected."""
         if self.events is not None:
             return set(self.events)
         return {market.market_id for market in self.markets} | {bad.id for bad in self.rejected if bad.id is not None}
 
     @property
     def ids(self) -> list[int]:
-        """The ids on the page, whether they belong to markets to collect or not."""
+        """The ids of its decoded markets, in their order."""
         return [int(market.market_id) for market in self.markets]
 
 
@@ -982,15 +982,15 @@ def decode_books(body: Body) -> tuple[list[OrderBook], list[Rejected]]:
 
 
 # --- Records ----------------------------------------------------------------------------------------------------------
-# A record is a row: its fields are the table's columns, by name. Absent values are None, never a plausible number.
+# A record is a row of a table, and its fields are columns of the same name. An absent value is None.
 
-# narrow before broad: a market on a party and the world is about politics
+# narrow before broad: of a market's topics the first of these is the main one
 _MAIN_TOPICS: Final = (
     "esports", "sports", "crypto", "elections", "geopolitics", "politics", "economy", "finance", "business", "tech",
     "weather", "science", "culture", "world", "mentions",
 )  # fmt: skip
 _TOPIC_RANK: Final = {topic: rank for rank, topic in enumerate(_MAIN_TOPICS)}
-# labels by which the exchange sorts its pages, and that say nothing about a market
+# labels that group the exchange's pages and name no topic
 _NO_TOPIC: Final = re.compile(
     r"""\s* (?: all | hide\ from\ new | recurring | featured | games | other | parent\ for\ derivative
     | hourly | daily | weekly | monthly | yearly | [0-9]+ \s? (?: m | h | min | minutes | hours )
@@ -1028,7 +1028,7 @@ def sql_time_of(value: object) -> str | None:
 
 
 def main_topic(labels: Sequence[str]) -> str | None:
-    """Return the label that says best what a market is about: a main topic, else the first topic, else None."""
+    """Return the main topic among the labels of a market's tags, else the first topic, else None."""
     topics = [label for label in labels if not _NO_TOPIC.fullmatch(label)]
     return min(topics, key=lambda label: _TOPIC_RANK.get(label.casefold(), len(_TOPIC_RANK)), default=None)
 
@@ -1164,10 +1164,8 @@ def _mirrors(side: Sequence[Level], other: Sequence[Level]) -> bool:
 
 
 def levels_text(levels: Sequence[Level]) -> str:
-    """Return *levels* as JSON: [[price, size], ...], in the digits that the exchange sent less trailing zeros.
-
-    A decimal of up to 15 digits survives being a float.
-    """
+    """Return *levels* as JSON: [[price, size], ...], in the digits that the exchange sent less trailing zeros."""
+    # a decimal of up to 15 digits survives being a float
     text = msgspec.json.encode([(level.price, level.size) for level in levels]).decode()
     return text.replace(".0]", "]").replace(".0,", ",")
 
@@ -1185,17 +1183,14 @@ class Book(NamedTuple):
 
     @property
     def content(self) -> tuple[str | bool | None, ...]:
-        """What makes two books equal."""
+        """All that is compared: two books with this in common are equal."""
         return self[2:]
 
     @classmethod
     def from_wire(
         cls, market_id: str, yes: OrderBook | None, no: OrderBook | None, *, depth: int | None, received_at: str
     ) -> Self | None:
-        """Build the row of a market's books with the best *depth* levels of each side, or None where there are none.
-
-        A *depth* of None keeps all levels, 0 none.
-        """
+        """Build the row of a market's books with the best *depth* levels of each side (None: all), if there are any."""
         if depth == 0 or not (yes or no):
             return None
         mirrored = None
@@ -1254,13 +1249,11 @@ class Resolution(NamedTuple):
     market_id: str
 
 
-LOOKS: Final = (timedelta(days=1), timedelta(days=7))  # after the close, at the outcome of a resolved market
-
-
 def next_look(closed_at: str | None, now: datetime) -> str | None:
-    """Return when the outcome of a market that closed at *closed_at* is looked at again, or None for never."""
+    """Return when the outcome of a market is asked for again, 1 and 7 days after it closed, or None for never."""
     closed = datetime.fromisoformat(closed_at).replace(tzinfo=UTC) if closed_at else now
-    return next((sql_time(closed + later) for later in LOOKS if closed + later > now), None)
+    looks = (closed + timedelta(days=days) for days in (1, 7))
+    return next((sql_time(look) for look in looks if look > now), None)
 
 
 class Identity(NamedTuple):
