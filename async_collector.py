@@ -894,9 +894,10 @@ def _decode_element(decoder: msgspec.json.Decoder[S], element: msgspec.Raw) -> S
     except ValueError:
         body = bytes(element)
     for other_form, usual_form in _OTHER_FORMS:
-        body = other_form.sub(usual_form, body)
-        with suppress(ValueError):
-            return decoder.decode(body)
+        body, found = other_form.subn(usual_form, body)
+        if found:
+            with suppress(ValueError):
+                return decoder.decode(body)
     sent: dict[str, Any] = {}
     try:
         sent = _ERROR_OBJECT.decode(_mended(body))
