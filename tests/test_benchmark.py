@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import pickle
 import re
-import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from conftest import PROJECT
+from forked import run_script
 
 import async_collector as ac
 
@@ -35,14 +36,10 @@ def _no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def benchmark(*args: str, cwd: Path | None = None) -> Done:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(PROJECT / "async-collector.py"), "--benchmark", *args),
-        cwd=cwd,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+    code, out, err = await run_script(
+        str(PROJECT / "async-collector.py"), "--benchmark", *args, folder=cwd, variables=os.environ
     )
-    out, err = await asyncio.wait_for(process.communicate(), 60)
-    return Done(process.returncode or 0, out.decode(), err.decode())
+    return Done(code, out.decode(), err.decode())
 
 
 async def measured(*args: str) -> dict[str, Any]:

@@ -14,10 +14,11 @@ import signal
 import sqlite3
 import sys
 import termios
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import PROJECT, rows
+from truth import COLLECTOR, Done, command
 
 import async_collector as ac
 
@@ -30,14 +31,6 @@ if TYPE_CHECKING:
 SCRIPT = str(PROJECT / "async-collector.py")
 
 
-class Done(NamedTuple):
-    """What a finished command left."""
-
-    code: int
-    out: str
-    err: str
-
-
 async def start(exchange: FakePolymarket, database: Path, *args: str, **env: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         *(sys.executable, SCRIPT, "--db", str(database), *args),
@@ -47,14 +40,8 @@ async def start(exchange: FakePolymarket, database: Path, *args: str, **env: str
     )
 
 
-async def run(exchange: FakePolymarket, database: Path, *args: str, **env: str) -> Done:
-    process = await start(exchange, database, *args, **env)
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), 60)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-    return Done(process.returncode or 0, out.decode(), err.decode())
+async def run(exchange: FakePolymarket, database: Path, *args: str, **env: Any) -> Done:  # noqa: ANN401
+    return await command(exchange, COLLECTOR, "--db", str(database), *args, **env)
 
 
 async def test_in_a_pipe_there_are_plain_lines(exchange: FakePolymarket, database: Path) -> None:

@@ -12,10 +12,11 @@ import socket
 import sqlite3
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import PROJECT, rows
+from truth import command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,6 +40,12 @@ async def start(exchange: FakePolymarket, database: Path, *command: str, **env: 
 async def ended(process: asyncio.subprocess.Process, within_s: float = 10) -> tuple[int | None, str]:
     out, err = await asyncio.wait_for(process.communicate(), within_s)
     return process.returncode, (out + err).decode()
+
+
+async def run(exchange: FakePolymarket, database: Path, script: str, *args: str, **env: Any) -> tuple[int, str]:  # noqa: ANN401
+    """Run *script* to its end."""
+    done = await command(exchange, script, *args, POLYMARKET_DB=str(database), **env)
+    return done.code, done.out + done.err
 
 
 async def until_stored(database: Path, count: int) -> None:
@@ -202,7 +209,7 @@ async def test_settings_of_the_service_come_from_the_environment(exchange: FakeP
 async def test_a_bad_setting_of_the_service_is_78(
     exchange: FakePolymarket, database: Path, name: str, value: str
 ) -> None:
-    code, output = await ended(await start(exchange, database, *SERVICE, **{name: value}))
+    code, output = await run(exchange, database, *SERVICE, **{name: value})
     assert code == 78
     assert f"{name}={value!r}: must be" in output
     assert "Traceback" not in output
@@ -228,7 +235,7 @@ async def killed(exchange: FakePolymarket, database: Path, times: int) -> None:
     for _ in range(times):
         await kill_and_look(exchange, database, chance.uniform(0.1, 0.9))
     env = {"GAMMA_RATE_LIMIT": "1000", "CLOB_RATE_LIMIT": "1000"}
-    code, output = await ended(await start(exchange, database, *ONCE, "--min-volume", "0", **env))
+    code, output = await run(exchange, database, *ONCE, "--min-volume", "0", **env)
     assert (code, output) == (0, "")
     assert_sound(database)
     runs = rows(database, "SELECT run_id, status, snapshots_saved FROM runs ORDER BY run_id")
@@ -269,7 +276,7 @@ async def test_a_reader_that_comes_and_goes_never_fails_and_never_waits(
     for _ in range(3_000):
         exchange.add_market()
     env = {"GAMMA_RATE_LIMIT": "1000", "CLOB_RATE_LIMIT": "1000"}
-    await ended(await start(exchange, database, *ONCE, "--min-volume", "0", **env))
+    await run(exchange, database, *ONCE, "--min-volume", "0", **env)
     process = await start(exchange, database, *ONCE, "--min-volume", "0", **env)
     ending = asyncio.ensure_future(ended(process, 30))
     waits, counts = [], []
@@ -287,11 +294,11 @@ async def test_a_reader_that_comes_and_goes_never_fails_and_never_waits(
 
 @pytest.mark.slow
 async def test_a_reader_that_stays_for_the_whole_run_does_not_stop_it(exchange: FakePolymarket, database: Path) -> None:
-    await ended(await start(exchange, database, *ONCE))
+    await run(exchange, database, *ONCE)
     with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as reader:
         reader.execute("BEGIN")
         before = reader.execute("SELECT count(*) FROM snapshots").fetchone()
-        assert await ended(await start(exchange, database, *ONCE)) == (0, "")
+        assert await run(exchange, database, *ONCE) == (0, "")
         assert reader.execute("SELECT count(*) FROM snapshots").fetchone() == before == (60,)
         reader.execute("COMMIT")
         assert reader.execute("SELECT count(*) FROM snapshots").fetchone() == (120,)
@@ -313,12 +320,12 @@ async def test_the_continuous_command_says_a_line_per_run(exchange: FakePolymark
 async def test_the_status_is_a_health_check(
     exchange: FakePolymarket, database: Path, args: tuple[str, ...], code: int
 ) -> None:
-    await ended(await start(exchange, database, *ONCE))
+    await run(exchange, database, *ONCE)
     status = (str(PROJECT / "async-collector.py"), "--status", *args)
-    done = await ended(await start(exchange, database, *status))
+    done = await run(exchange, database, *status)
     assert done[0] == code
     assert re.search(r"  run 1 +20\S+ \S+ complete, 60 markets of 60, 0 without books, 0 errors\n", done[1])
-    as_json = await ended(await start(exchange, database, *status, "--json"))
+    as_json = await run(exchange, database, *status, "--json")
     assert (as_json[0], as_json[1].count("\n"), '"runs": [{"run_id": 1,' in as_json[1]) == (code, 1, True)
 
 

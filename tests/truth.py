@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import sys
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from conftest import PROJECT, rows
+from forked import run_script
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from pathlib import Path
 
     from fake_polymarket import FakeMarket, FakePolymarket, Levels
@@ -113,15 +113,19 @@ class Done(NamedTuple):
     err: str
 
 
+def variables(exchange: FakePolymarket, env: dict[str, str]) -> dict[str, str]:
+    """Return the environment of a script that talks to *exchange*."""
+    return {name: value for name, value in (os.environ | exchange.environment | env).items() if value}
+
+
 async def start(
     exchange: FakePolymarket, script: str, *args: str, cwd: Path | None = None, **env: str
 ) -> asyncio.subprocess.Process:
     """Start a script against *exchange*; an empty variable is one that is not set."""
-    variables: Mapping[str, str] = os.environ | exchange.environment | env
     return await asyncio.create_subprocess_exec(
         *(sys.executable, str(PROJECT / script), *args),
         cwd=cwd,
-        env={name: value for name, value in variables.items() if value},
+        env=variables(exchange, env),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -131,12 +135,7 @@ async def command(
     exchange: FakePolymarket, script: str, *args: str, cwd: Path | None = None, within_s: float = 60, **env: str
 ) -> Done:
     """Run a script against *exchange* to its end."""
-    process = await start(exchange, script, *args, cwd=cwd, **env)
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), within_s)
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.communicate()
-    return Done(process.returncode or 0, out.decode(errors="backslashreplace"), err.decode(errors="backslashreplace"))
+    code, out, err = await run_script(
+        str(PROJECT / script), *args, folder=cwd, variables=variables(exchange, env), within_s=within_s
+    )
+    return Done(code, out.decode(errors="backslashreplace"), err.decode(errors="backslashreplace"))
