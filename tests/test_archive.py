@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 import os
 import random
@@ -21,6 +22,7 @@ import time
 import urllib.request
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -29,9 +31,9 @@ from sample_database import fill
 
 import async_collector as ac
 
-polars = pytest.importorskip("polars")
-pq = pytest.importorskip("pyarrow.parquet")
-pytest.importorskip("obstore")
+NEEDED = ("obstore", "polars", "pyarrow")  # loaded where they are used: half a second for each process of the tests
+if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+    pytest.skip(f"without {', '.join(missing)}", allow_module_level=True)
 
 if TYPE_CHECKING:
     import argparse
@@ -40,8 +42,8 @@ if TYPE_CHECKING:
 
     from fake_polymarket import FakePolymarket
 
+pytestmark = pytest.mark.xdist_group("archive")  # one process loads the libraries and has the server
 COMMAND = str(PROJECT / "collector-archive.py")
-SCRIPT: dict[str, Any] = runpy.run_path(COMMAND, run_name="script")
 DOCUMENT = (PROJECT / "docs" / "lake.md").read_text()
 TABLES = ("snapshots", "books", "runs", "failures", "tweets", "hype_signals")
 KEYS = {
@@ -52,15 +54,19 @@ KEYS = {
 DAY = "2026-11-01"
 
 
+@cache
+def script() -> dict[str, Any]:
+    """Return what the command defines."""
+    return runpy.run_path(COMMAND, run_name="script")
+
+
+@cache
 def documented() -> dict[str, Any]:
     """Return what the Python examples of the document define."""
     names: dict[str, Any] = {"__name__": "examples"}
     for block in re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL):
         exec(block, names)  # noqa: S102  it is what a reader would do
     return names
-
-
-EXAMPLES = documented()
 
 
 @pytest.fixture
@@ -131,20 +137,22 @@ def bucket(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def archive(*args: str | Path) -> int:
     """Run the command in this process."""
-    code: int = SCRIPT["main"]([str(arg) for arg in args])
+    code: int = script()["main"]([str(arg) for arg in args])
     return code
 
 
 def view(lake: Path, database: Path) -> dict[str, tuple[int, int]]:
     """Return by table how many rows the documented rule finds, and a digest that does not depend on their order."""
+    import polars as pl  # noqa: PLC0415
+
     found = {}
     for table in TABLES:
         with contextlib.closing(sqlite3.connect(database)) as connection:
             columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
         columns = [name for name in columns if name not in {"bids", "asks", "bids_no", "asks_no"}]
-        frame = EXAMPLES["every_row"](str(lake), str(database), table, columns)
-        frame = frame.select(polars.col(name).cast(polars.String).fill_null("-") for name in columns)
-        found[table] = (len(frame), int(frame.hash_rows().cast(polars.UInt64).sum() or 0))
+        frame = documented()["every_row"](str(lake), str(database), table, columns)
+        frame = frame.select(pl.col(name).cast(pl.String).fill_null("-") for name in columns)
+        found[table] = (len(frame), int(frame.hash_rows().cast(pl.UInt64).sum() or 0))
     return found
 
 
@@ -154,7 +162,7 @@ def download(bucket: str, endpoint: str, folder: Path) -> Path:
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    store = EXAMPLES["open_store"](endpoint)
+    store = documented()["open_store"](endpoint)
     with contextlib.suppress(FileNotFoundError):
         pyarrow.fs.copy_files(f"{bucket}/lake", str(folder), source_filesystem=store)
     return folder
@@ -210,6 +218,8 @@ def test_a_restored_day_opens_as_any_other_file(sample: Path, tmp_path: Path) ->
 
 def test_values_that_no_column_can_hold_come_back_unchanged(sample: Path, tmp_path: Path) -> None:
     """What other programs and strange books leave in a file costs neither the day nor the value."""
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
     change(
         sample,
         """UPDATE books SET bids = '[[0.12345,10]]', asks = '[[0.5,1000000000000]]' WHERE book_id = 1""",
@@ -255,6 +265,8 @@ def everything_of(path: Path) -> dict[str, list[Any]]:
 
 
 def test_a_lake_has_lists_of_decimals_times_in_utc_and_the_shard(sample: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
     archive(tmp_path / "lake", "--db", sample, "--shard", "north")
     schema = pq.read_schema(tmp_path / "lake/books/date=2026-11-01/north.parquet")
     assert str(schema.field("bid_prices").type) == "list<element: decimal128(9, 4) not null>"
@@ -547,7 +559,7 @@ def test_one_archive_at_a_time_and_none_while_the_file_is_held(
 ) -> None:
     with ac.locked(sample.with_name(f"{sample.name}.archiving")):
         assert archive(tmp_path / "lake", "--db", sample) == 75
-    monkeypatch.setitem(SCRIPT["main"].__globals__, "PATIENCE_S", 0.1)
+    monkeypatch.setitem(script()["main"].__globals__, "PATIENCE_S", 0.1)
     with ac.locked(sample):
         assert archive(tmp_path / "lake", "--db", sample) == 75
     assert archive(tmp_path / "lake", "--db", sample) == 0
@@ -609,7 +621,9 @@ def test_a_bucket_that_is_not_there_or_does_not_answer_is_said(
     assert archive(f"s3://{bucket}-none/lake", "--db", sample) == 74
     assert "NoSuchBucket" in capsys.readouterr().err
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setitem(SCRIPT["main"].__globals__, "RETRY", {"max_retries": 1, "retry_timeout": timedelta(seconds=2)})
+    monkeypatch.setitem(
+        script()["main"].__globals__, "RETRY", {"max_retries": 1, "retry_timeout": timedelta(seconds=2)}
+    )
     assert archive(f"s3://{bucket}/lake", "--db", sample) == 74
     error = capsys.readouterr().err
     assert "cannot" in error
@@ -673,15 +687,15 @@ def test_the_examples_for_one_machine(two_shards: list[Path], tmp_path: Path) ->
     )
     for database in two_shards:
         assert archive(lake, "--db", database, "--shard", database.stem) == 0
-    by_duckdb = {(category, str(day)): depth for category, day, depth in EXAMPLES["depth_by_duckdb"](lake)}
+    by_duckdb = {(category, str(day)): depth for category, day, depth in documented()["depth_by_duckdb"](lake)}
     assert by_duckdb == pytest.approx(expected)
     by_polars = {
-        (row["category"], str(row["date"])): row["depth"] for row in EXAMPLES["depth_by_polars"](lake).to_dicts()
+        (row["category"], str(row["date"])): row["depth"] for row in documented()["depth_by_polars"](lake).to_dicts()
     }
     assert by_polars == pytest.approx(expected)
-    of_north = EXAMPLES["prices_of"](lake, "900003", DAY)
+    of_north = documented()["prices_of"](lake, "900003", DAY)
     assert list(of_north[of_north.shard == "north"].price_yes) == [row["price_yes"] for row in prices]
-    files = EXAMPLES["finished_files"](lake, "books")
+    files = documented()["finished_files"](lake, "books")
     assert len(files) == 4
     assert all(os.path.exists(path) for path in files)  # noqa: PTH110
 
@@ -757,7 +771,7 @@ async def test_a_service_beside_it_misses_no_tick_and_no_reader_waits(exchange: 
 
 
 def test_the_document_has_every_option() -> None:
-    parser: argparse.ArgumentParser = SCRIPT["build_parser"]()
+    parser: argparse.ArgumentParser = script()["build_parser"]()
     options = [action for action in parser._actions if action.dest != "help"]
     named = [f"{(action.option_strings or [''])[0]} {action.metavar or ''}".strip() for action in options]
     table = DOCUMENT.partition("| option |")[2].partition("\n\n")[0]

@@ -18,6 +18,7 @@ import urllib.parse
 import urllib.request
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,15 +34,23 @@ if TYPE_CHECKING:
 
     from selenium.webdriver import Chrome
 
+pytestmark = pytest.mark.xdist_group("dashboard")  # one process has the sample, its dashboard and the browser
 SCRIPT_PATH = PROJECT / "collector-dashboard.py"
-SCRIPT: dict[str, Any] = runpy.run_path(str(SCRIPT_PATH), run_name="script")
-PAGES: dict[str, dict[str, Any]] = {
-    "market": SCRIPT["MARKET_PAGE"],
-    "exchange": SCRIPT["EXCHANGE"],
-    "collection": SCRIPT["COLLECTION"],
-}
+PAGES = {"market": "MARKET_PAGE", "exchange": "EXCHANGE", "collection": "COLLECTION"}  # and what the script calls them
 MARKET = "will-event-3-end-in-1"
 needs_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="there is no chromium with its driver here")
+
+
+@cache
+def script() -> dict[str, Any]:
+    """Return what the command defines."""
+    return runpy.run_path(str(SCRIPT_PATH), run_name="script")
+
+
+def charts(page: str) -> dict[str, dict[str, Any]]:
+    """Return the cards of a page that show the answer to a query."""
+    found: dict[str, dict[str, Any]] = script()[PAGES[page]]["charts"]
+    return found
 
 
 @dataclass
@@ -160,7 +169,7 @@ def test_a_file_that_cannot_be_shown_is_said(
     database: Path, make: Callable[[Path], object], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make(database)
-    assert SCRIPT["main"](["--db", str(database)]) == 74
+    assert script()["main"](["--db", str(database)]) == 74
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith(f"collector-dashboard: {database}: {message}")
@@ -169,7 +178,7 @@ def test_a_file_that_cannot_be_shown_is_said(
 def test_a_taken_port_is_said(empty_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        assert SCRIPT["main"](["--db", str(empty_file), "--port", str(port)]) == 78
+        assert script()["main"](["--db", str(empty_file), "--port", str(port)]) == 78
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith(f"collector-dashboard: cannot listen on 127.0.0.1 port {port}: ")
@@ -178,7 +187,7 @@ def test_a_taken_port_is_said(empty_file: Path, capsys: pytest.CaptureFixture[st
 
 def test_a_port_that_is_none_is_a_bad_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        SCRIPT["main"](["--port", "70000"])
+        script()["main"](["--port", "70000"])
     assert ended.value.code == 2
     assert "70000 is no port" in capsys.readouterr().err
 
@@ -200,7 +209,7 @@ def test_nothing_can_write_the_file(sample: Path, dashboard: Served) -> None:
     for statement in ("DELETE FROM snapshots", "PRAGMA user_version = 9", "ATTACH 'x.db' AS x"):
         status, text = dashboard.get("/polymarket.json", sql=statement)
         assert (status, "Statement" in text) == (400, True)
-    opened = SCRIPT["CollectorFile"](SCRIPT["Datasette"](), sample, SCRIPT["opening_mode"](sample))
+    opened = script()["CollectorFile"](script()["Datasette"](), sample, script()["opening_mode"](sample))
     with closing(opened.connect()) as connection, pytest.raises(sqlite3.OperationalError, match="readonly"):
         connection.execute("DELETE FROM snapshots")
     assert hashlib.sha256(sample.read_bytes()).digest() == before
@@ -294,12 +303,12 @@ def everything(served: Served) -> dict[str, tuple[int, str]]:
     """Return the answer of each page, table with its facets, query and chart."""
     asked: dict[str, dict[str, str]] = {"/": {}, "/polymarket": {}, "/-/dashboards": {}}
     asked |= {f"/-/dashboards/{name}": {"market": MARKET} for name in PAGES}
-    asked |= {f"/polymarket/{name}": {"market": MARKET} for name in SCRIPT["QUERIES"]}
+    asked |= {f"/polymarket/{name}": {"market": MARKET} for name in script()["QUERIES"]}
     answers = {path: served.get(path, **query) for path, query in asked.items()}
     for name, columns in FACETS.items():
         answers[name] = served.get(f"/polymarket/{name}", _facet=columns.split())
-    for name, page in PAGES.items():
-        for key, card in page["charts"].items():
+    for name in PAGES:
+        for key, card in charts(name).items():
             query = {"sql": card["query"], "market": MARKET, "_shape": "objects"}
             answers[f"{name}, {key}"] = served.get("/polymarket.json", **query)
     return answers
@@ -377,7 +386,7 @@ def test_columns_are_described_with_their_units(dashboard: Served) -> None:
 
 def test_described_tables_and_columns_exist(empty_file: Path) -> None:
     with closing(sqlite3.connect(empty_file)) as connection:
-        for table, (_, label, newest, columns) in SCRIPT["SCHEMA"].items():
+        for table, (_, label, newest, columns) in script()["SCHEMA"].items():
             there = {column[1] for column in connection.execute(f"PRAGMA table_info({table})")}
             assert there >= columns.keys() | ({label, newest} - {None}), table
 
@@ -398,10 +407,10 @@ def test_a_file_that_is_being_written_keeps_answering(empty_file: Path) -> None:
 
 def test_the_documentation_has_every_option_query_and_picture() -> None:
     text = (PROJECT / "docs/dashboard.md").read_text()
-    options = [action for action in SCRIPT["build_parser"]()._actions if action.dest not in {"help", "version"}]
+    options = [action for action in script()["build_parser"]()._actions if action.dest not in {"help", "version"}]
     written = [f"{action.option_strings[0]} {action.metavar or ''}".strip() for action in options]
     assert re.findall(r"^\| `(--[^`]+)` \|", text, re.MULTILINE) == written
-    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(SCRIPT["QUERIES"])
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(script()["QUERIES"])
     pictures = [PROJECT / "docs" / name for name in re.findall(r"\]\((\S+\.png)\)", text)]
     assert [picture.stat().st_size < 200_000 for picture in pictures] == [True, True]
 
@@ -463,6 +472,7 @@ def marks(browser: Chrome, page: str) -> dict[str, int]:
     }
 
 
+@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize("width", [400, 1_600])
 @pytest.mark.parametrize("page", PAGES)
@@ -477,6 +487,7 @@ def test_each_page_draws_its_charts(browser: Chrome, dashboard: Served, page: st
     assert [address for address in asked if not address.startswith(f"{dashboard.address}/")] == []
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_market_is_chosen_by_its_slug(browser: Chrome, dashboard: Served) -> None:
     look(browser, dashboard.address, "market")
@@ -490,6 +501,7 @@ def test_a_market_is_chosen_by_its_slug(browser: Chrome, dashboard: Served) -> N
     assert question.get_attribute("href") == f"https://polymarket.com/event/event-3/{MARKET}"
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_market_is_reached_from_the_exchange(browser: Chrome, dashboard: Served) -> None:
     look(browser, dashboard.address, "exchange")
@@ -501,6 +513,7 @@ def test_a_market_is_reached_from_the_exchange(browser: Chrome, dashboard: Serve
     assert question in browser.find_element(By.ID, "chart-wide_about").text
 
 
+@pytest.mark.slow
 @needs_browser
 def test_words_of_the_exchange_are_never_markup(browser: Chrome, dashboard: Served) -> None:
     for page in PAGES:
@@ -514,6 +527,7 @@ def test_words_of_the_exchange_are_never_markup(browser: Chrome, dashboard: Serv
     assert '<img src=x onerror="window.hacked = 1">' in browser.find_element(By.ID, "chart-wide_newest").text
 
 
+@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize("kind", ["empty_file", "file_of_nulls"])
 def test_where_there_is_nothing_a_page_says_what_to_do(
@@ -534,6 +548,7 @@ def test_where_there_is_nothing_a_page_says_what_to_do(
                 assert text.count("No runs in these days") == 3
 
 
+@pytest.mark.slow
 @needs_browser
 def test_time_is_utc_wherever_the_browser_is(browser: Chrome, dashboard: Served) -> None:
     ticks = []
@@ -546,6 +561,7 @@ def test_time_is_utc_wherever_the_browser_is(browser: Chrome, dashboard: Served)
     assert {"02 Nov", "06:00"} <= set(ticks[0])
 
 
+@pytest.mark.slow
 @needs_browser
 def test_pages_are_dark_where_the_browser_asks_for_it(browser: Chrome, dashboard: Served) -> None:
     shades = []
@@ -578,10 +594,10 @@ def test_each_page_costs_at_most_a_second_on_a_large_file(tmp_path: Path) -> Non
         writer.execute("BEGIN IMMEDIATE")
         writer.execute("UPDATE snapshots SET liquidity = 1 WHERE run_id = 288")
         used: dict[str, float] = {}
-        for name, page in PAGES.items():
+        for name in PAGES:
             before = cpu_s(served.process.pid)
             assert served.get(f"/-/dashboards/{name}", market=MARKET)[0] == 200
-            for card in page["charts"].values():
+            for card in charts(name).values():
                 assert served.rows("/polymarket", sql=card["query"], market=MARKET)
             used[name] = cpu_s(served.process.pid) - before
         answers = everything(served)
