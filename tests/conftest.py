@@ -108,6 +108,7 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(SETTINGS) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("SSL_CERT_FILE", os.devnull)  # no test meets a public host, and each process would read them all
 
 
 @pytest.fixture

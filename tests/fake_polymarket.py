@@ -77,6 +77,18 @@ Levels = tuple[tuple[str, str], ...]  # (price, size), both as they are sent
 SortKey = tuple[float, int]  # the value of the field that a listing is ordered by, and the market's id
 
 
+@cache
+def highest(levels: Levels) -> tuple[str, str] | None:
+    """Return the level of the highest price."""
+    return max(levels, key=lambda level: float(level[0]), default=None)
+
+
+@cache
+def lowest(levels: Levels) -> tuple[str, str] | None:
+    """Return the level of the lowest price."""
+    return min(levels, key=lambda level: float(level[0]), default=None)
+
+
 @dataclass(slots=True)
 class FakeMarket:
     """The truth on one market."""
@@ -124,12 +136,12 @@ class FakeMarket:
     @property
     def best_bid(self) -> tuple[str, str] | None:
         """Price and size of the highest bid for YES."""
-        return max(self.bids, key=lambda level: float(level[0]), default=None)
+        return highest(self.bids)
 
     @property
     def best_ask(self) -> tuple[str, str] | None:
         """Price and size of the lowest ask for YES."""
-        return min(self.asks, key=lambda level: float(level[0]), default=None)
+        return lowest(self.asks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +237,14 @@ DIGITS: dict[str, Callable[[str, str], tuple[str, str]]] = {
     "padded": lambda price, size: (padded(price, 4), padded(size, 2)),
     "dotted": lambda price, size: (dotted(price), dotted(size)),
 }
+
+
+@cache
+def rendered(levels: Levels, digits: str, *, mirror: bool) -> msgspec.Raw:
+    """Return one side of a book as bytes, which many markets share, also of other exchanges in this process."""
+    shown = mirrored(levels) if mirror else levels
+    rows = [dict(zip(("price", "size"), DIGITS[digits](*level), strict=True)) for level in shown]
+    return msgspec.Raw(msgspec.json.encode(rows))
 
 
 @cache
@@ -398,7 +418,6 @@ class FakePolymarket:
         self._windows: dict[str, deque[float]] = {}
         self._sorted: dict[tuple[str, str, str], tuple[list[SortKey], list[FakeMarket]]] = {}
         self._pages: dict[str, bytes] = {}
-        self._levels: dict[tuple[Levels, bool, str], msgspec.Raw] = {}
         self._names: dict[str, dict[str, list[FakeMarket]]] = {}  # attribute, its value, the markets that have it
         self._tag_ids = dict(TAG_IDS)
         self._closing: list[tuple[float, int]] = []  # a heap: when a window closes, and its id
@@ -1122,8 +1141,8 @@ class FakePolymarket:
             "asset_id": token,
             "timestamp": str(market.book_ms),
             "hash": "",
-            "bids": self._rendered(bids, market.digits, mirror=mirror[0]),
-            "asks": self._rendered(asks, market.digits, mirror=mirror[1]),
+            "bids": rendered(bids, market.digits, mirror=mirror[0]),
+            "asks": rendered(asks, market.digits, mirror=mirror[1]),
             "min_order_size": "5",
             "tick_size": "0.001",
             "neg_risk": False,
@@ -1131,15 +1150,6 @@ class FakePolymarket:
         }
         book["hash"] = hashlib.sha1(msgspec.json.encode(book), usedforsecurity=False).hexdigest()
         return msgspec.json.encode(book | market.book_changes[side])
-
-    def _rendered(self, levels: Levels, digits: str, *, mirror: bool) -> msgspec.Raw:
-        """Return one side of a book as bytes, which many markets share."""
-        key = (levels, mirror, digits)
-        if key not in self._levels:
-            shown = mirrored(levels) if mirror else levels
-            rows = [dict(zip(("price", "size"), DIGITS[digits](*level), strict=True)) for level in shown]
-            self._levels[key] = msgspec.Raw(msgspec.json.encode(rows))
-        return self._levels[key]
 
     # --- X
 
