@@ -263,8 +263,15 @@ def change_something(exchange: FakePolymarket, chance: random.Random) -> None:
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 async def test_both_kinds_of_run_store_the_same_rows(
-    exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path, tmp_path: Path, seed: int
+    exchange: FakePolymarket,
+    make_collector: Callable[..., ac.AsyncCollector],
+    database: Path,
+    tmp_path: Path,
+    seed: int,
 ) -> None:
+    for _ in range(340):
+        exchange.add_market()
+    everything = in_no_hurry(make_collector(min_volume=0))
     chance = random.Random(seed)
     shown = ", ".join(field for field in ac.Snapshot._fields if field not in {"run_id", "timestamp"})
     for number in range(1, 6):
