@@ -154,9 +154,11 @@ class ApiError(CollectorError):
         status: the HTTP status, or None where there was no answer.
         retry_after: seconds that the server asked to wait, or None.
         retryable: whether the same request may succeed later. The class has the default.
+        may_be_charged: whether a host that charges for its answers may charge for this one.
     """
 
     retryable: bool = False
+    may_be_charged: bool = True
 
     def __init__(
         self,
@@ -185,14 +187,9 @@ class ApiError(CollectorError):
 
 
 class NetworkError(ApiError):
-    """No complete answer: name not resolved, not connected, connection lost, or too slow.
-
-    Attributes:
-        sent: whether the request may have reached the host.
-    """
+    """No complete answer: name not resolved, not connected, connection lost, or too slow."""
 
     retryable = True
-    sent = True
 
 
 class RateLimitedError(ApiError):
@@ -205,6 +202,7 @@ class ServerError(ApiError):
     """The server failed or is overloaded: 5xx, 408, 425, or a 200 whose body is an error object."""
 
     retryable = True
+    may_be_charged = False
 
 
 class RequestRejectedError(ApiError):
@@ -325,12 +323,10 @@ def _http_url(name: str, value: str, *, may_have_login: bool = False) -> URL:
 
 def _is_in_network(host: str, networks: str) -> bool:
     """Return whether *host* is an IP address that is one of *networks*, or in one such as 10.0.0.0/8."""
-    with suppress(ValueError):
-        address = ipaddress.ip_address(host)
-        for network in re.split(r"[\s,]+", networks):
-            with suppress(ValueError):
-                if address in ipaddress.ip_network(network.strip("[]"), strict=False):
-                    return True
+    for network in re.split(r"[\s,]+", networks):
+        with suppress(ValueError):  # one of the two is a name
+            if ipaddress.ip_address(host) in ipaddress.ip_network(network.strip("[]"), strict=False):
+                return True
     return False
 
 
@@ -363,7 +359,7 @@ class Endpoint:
 
     url: str
     proxy: URL | None  # without user and password
-    proxy_login: Secret | None  # user:password
+    proxy_login: Secret  # user:password, or empty
     rate_limit: int  # requests per second
     token: Secret | None  # a host with a token charges for its answers
 
@@ -385,7 +381,7 @@ class Endpoint:
         return cls(
             url=str(url).rstrip("/"),
             proxy=proxy and proxy.with_user(None),
-            proxy_login=None if login == ":" else Secret(login),
+            proxy_login=Secret("" if login == ":" else login),
             rate_limit=whole_number(rate_limit, environment[rate_limit]),
             token=Secret(token) if token else None,
         )
@@ -408,7 +404,7 @@ class Endpoint:
         With *token_only* the login stays, because its words may be data.
         """
         parts = [self.token or ""]
-        if self.proxy_login and not token_only:
+        if not token_only:
             parts += [b64encode(self.proxy_login.encode()).decode(), *self.proxy_login.split(":", 1)]
         secrets = {
             form for part in parts for form in (part, quote(part), quote(part, safe=""), part.replace("/", r"\/"))
@@ -450,7 +446,7 @@ def exchange_name(option: str, value: object, kind: str) -> str:
 
 def exchange_names(option: str, values: str | Iterable[object], kind: str) -> tuple[str, ...]:
     """Return each of *values*, a list or a text with commas, as `exchange_name` does, without repetitions."""
-    given = list(filter(None, re.split(r"\s*,\s*", values.strip())) if isinstance(values, str) else values)
+    given = [name for name in values.split(",") if name.strip()] if isinstance(values, str) else list(values)
     if isinstance(values, str) and values.strip() and not given:
         raise ConfigError(f"{option}={values!r}: names nothing")
     if len(given) > MAX_NAMES:
@@ -1542,25 +1538,6 @@ class Wire:
     retries: int = 0
     rate_limit_hits: int = 0  # answers with status 429
 
-    async def retry(self, attempt: Callable[[], Awaitable[T]], may_repeat: Callable[[ApiError], bool]) -> T:
-        """Return what *attempt* returns. A failed one is repeated after a wait, if *may_repeat* says so of its error.
-
-        Retries of a request are bounded by `max_retries`, those of a run by a share of its requests.
-        """
-        number = 0
-        while True:
-            try:
-                return await attempt()
-            except ApiError as error:
-                asked_s = error.retry_after or 0.0
-                used_up = self.retries >= FREE_RETRIES + RETRY_SHARE * self.requests
-                if number >= self.settings.max_retries or used_up or not may_repeat(error) or asked_s > MAX_WAIT_S:
-                    raise
-                log.debug("attempt %d failed, trying again: %s", number + 1, error)
-                self.retries += 1
-                await self.clock.sleep(max(backoff_delay(number, self.rng), asked_s))
-                number += 1
-
 
 # --- Hosts, APIs ------------------------------------------------------------------------------------------------------
 
@@ -1600,8 +1577,8 @@ async def on_connection(_session: aiohttp.ClientSession, context: Any, _params: 
 class HttpHost:
     """HTTP client for one host: rate-limited, retried, with limits on the size and time of every answer.
 
-    `fetch` sends a request up to `max_retries` + 1 times. Each attempt waits for a slot and for the limiter (`_ask`),
-    is sent (`_send`), and ends in an `ApiError` (`_error_in`, `_decoded`) or in the decoded answer.
+    `fetch` makes up to `max_retries` + 1 attempts. Each waits for a slot and for the limiter, is sent (`_send`), and
+    ends in an `ApiError` (`_error_in`, `_decoded`) or in the decoded answer.
 
     A host with a token charges for its answers: what may have been paid for is not asked for again.
     """
@@ -1614,9 +1591,6 @@ class HttpHost:
         self._failed_at: list[float] = []  # the failures since the last success
         self._final_error: ApiError | None = None  # after which the host is not asked any more in this run
         self._max_keys = MAX_TOKENS  # that the host takes in one request, as far as is known
-
-    def __repr__(self) -> str:
-        return f"<HttpHost {self._endpoint.url}>"
 
     def address(self, path: str) -> str:
         """Return the whole address of *path*."""
@@ -1647,17 +1621,15 @@ class HttpHost:
             except ApiError as caught:
                 error = caught.with_traceback(None)  # it would keep whole answers
             failures += 1
-            if len(piece) == 1 or failures >= MAX_FAILED_PIECES or not self._may_be_halved(error):
+            divide = len(piece) > 1 and failures < MAX_FAILED_PIECES and self._may_be_halved(error)
+            if divide and not (error.too_large or searching):
+                searching = divide = await self._one_key_succeeds(piece, request_for, decode)
+            if not divide:
                 answers.append((piece, error))
-            elif error.too_large:
-                if isinstance(error, RequestRejectedError):
-                    self._max_keys = min(self._max_keys, len(piece) // 2)
-                pieces += halves(piece)
-            elif searching or await self._one_key_succeeds(piece, request_for, decode):
-                searching = True
-                pieces += halves(piece)
-            else:
-                answers.append((piece, error))
+                continue
+            if error.too_large and isinstance(error, RequestRejectedError):
+                self._max_keys = min(self._max_keys, len(piece) // 2)
+            pieces += halves(piece)
         if len(answers) > 1 and not any(isinstance(answer, ApiError) for _, answer in answers):  # it was too much
             self._max_keys = min(self._max_keys, max(len(piece) for piece, _ in answers))
         return answers
@@ -1684,31 +1656,38 @@ class HttpHost:
         Raises:
             ApiError: retries are used up, or a retry would not help, or the run has no time left.
         """
-        url = self.address(request.path)
-
-        async def attempt() -> T:
-            try:
-                result = await self._ask(request, url, decode)
-            except ApiError as error:
-                error.message = self._endpoint.redacted(error.message)
-                error.args = (error.message, *error.args[1:])
-                error.__cause__ = error.__context__ = None  # they hold whole answers, and nobody checks their texts
-                self._count(error)
-                raise
-            self._count(None)
-            return result
-
-        def may_repeat(error: ApiError) -> bool:
-            failing = isinstance(error, ServerError)
-            unpaid = failing or (isinstance(error, NetworkError) and not error.sent)
-            if self._endpoint.token and (not unpaid or (error.retry_after or 0) > MAX_PAID_WAIT_S):
-                return False
-            return error.retryable and not (is_half and failing)
-
+        wire, url = self._wire, self.address(request.path)
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, self._wire.deadline - self._wire.clock.monotonic())):
-                return await self._wire.retry(attempt, may_repeat)
+            async with asyncio.timeout(max(0.0, wire.deadline - wire.clock.monotonic())):
+                for retries in itertools.count():
+                    try:
+                        answer = await self._attempt(request, url, decode)
+                    except ApiError as error:
+                        error.message = self._endpoint.redacted(error.message)
+                        error.args = (error.message, *error.args[1:])
+                        error.__cause__ = error.__context__ = None  # not redacted, and they keep whole answers
+                        self._count(error)
+                        if not self._may_retry(error, retries, is_half=is_half):
+                            raise
+                        log.debug("attempt %d failed, trying again: %s", retries + 1, error)
+                        wire.retries += 1
+                        await wire.clock.sleep(max(backoff_delay(retries, wire.rng), error.retry_after or 0.0))
+                    else:
+                        self._count(None)
+                        return answer
         raise self._too_late(url)
+
+    def _may_retry(self, error: ApiError, retries: int, *, is_half: bool) -> bool:
+        """Return whether a request that failed with *error* is sent again, after so many *retries* of it.
+
+        Retries of a request are bounded by `max_retries`, those of a run by a share of its requests.
+        """
+        wire, wait_s = self._wire, error.retry_after or 0.0
+        if retries >= wire.settings.max_retries or wire.retries >= FREE_RETRIES + RETRY_SHARE * wire.requests:
+            return False
+        if self._endpoint.token and (error.may_be_charged or wait_s > MAX_PAID_WAIT_S):
+            return False
+        return error.retryable and wait_s <= MAX_WAIT_S and not (is_half and isinstance(error, ServerError))
 
     def _count(self, error: ApiError | None) -> None:
         """Count failures in a row. After too many, or a denial of access, the host is not asked any more.
@@ -1728,7 +1707,7 @@ class HttpHost:
             if len(self._failed_at) >= most and lasting:
                 self._final_error = error
 
-    async def _ask(self, request: Request, url: str, decode: Callable[[Body], T]) -> T:
+    async def _attempt(self, request: Request, url: str, decode: Callable[[Body], T]) -> T:
         """Send *request* once, when the limiter lets it, and return its decoded answer."""
         self._check(url)
         async with AsyncExitStack() as stack:
@@ -1832,7 +1811,7 @@ class HttpHost:
             text += f" (through the proxy {proxy.host}:{proxy.port})"
         permanent = isinstance(error, (aiohttp.ClientConnectorCertificateError, aiohttp.InvalidURL))
         failure = NetworkError(text, url, retryable=not permanent)
-        failure.sent = not isinstance(error, aiohttp.ClientConnectorError)
+        failure.may_be_charged = not isinstance(error, aiohttp.ClientConnectorError)
         return failure
 
     def _read_quota(self, response: aiohttp.ClientResponse, now: datetime) -> None:

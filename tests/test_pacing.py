@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import JumpingClock, VirtualClock
@@ -24,9 +24,9 @@ from async_collector import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from fake_polymarket import FakePolymarket
 
-    from async_collector import AsyncCollector, Wire
+    from async_collector import AsyncCollector
 
 NOW = datetime(2026, 11, 22, 14, 15, tzinfo=UTC)
 instants = st.integers(0, 400).map(lambda hundredths: hundredths / 100)
@@ -253,44 +253,49 @@ def test_retry_after_is_seconds_or_a_date(value: str | None, seconds: float | No
     assert parse_retry_after(value, NOW) == seconds
 
 
-@pytest.fixture
-async def wire(make_collector: Callable[..., AsyncCollector]) -> AsyncIterator[Wire]:
-    """What the hosts of a run share; its waits take no time."""
-    async with make_collector(max_retries=3).connect() as (wire, _):
-        yield wire
+async def attempts_until(error: type[ApiError], exchange: FakePolymarket, collector: AsyncCollector) -> int:
+    """Return how many attempts are made at a request that never works, and fails with *error*."""
+    async with collector.connect() as (wire, api):
+        with pytest.raises(error):
+            await api.fetch_books(["1"])
+        attempts = len(exchange.asked("/books"))
+        assert (wire.requests, wire.retries) == (attempts, attempts - 1)
+    return attempts
 
 
-async def attempts_until(make_error: Callable[[], ApiError], wire: Wire) -> int:
-    """Return how many attempts are made at something that never works."""
-    made = 0
-
-    async def attempt() -> None:
-        nonlocal made
-        made += 1
-        raise make_error()
-
-    with pytest.raises(ApiError):
-        await wire.retry(attempt, lambda error: error.retryable)
-    return made
-
-
-@pytest.mark.parametrize("kind", [NetworkError, ServerError, RateLimitedError])
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [({"disconnect": True}, NetworkError), ({"status": 503}, ServerError), ({"status": 429}, RateLimitedError)],
+)
 async def test_three_retries_are_four_attempts_after_1_2_and_4_s(
-    kind: type[ApiError], clock: JumpingClock, wire: Wire
+    exchange: FakePolymarket,
+    collector: AsyncCollector,
+    clock: JumpingClock,
+    fault: dict[str, Any],
+    error: type[ApiError],
 ) -> None:
-    assert await attempts_until(lambda: kind("down", url="u"), wire) == 4
+    exchange.fail_next("/books", times=9, **fault)
+    assert await attempts_until(error, exchange, collector) == 4
     assert clock.slept == [1.0, 2.0, 4.0]
-    assert wire.retries == 3
 
 
-async def test_what_asking_again_will_not_help_is_asked_once(wire: Wire) -> None:
-    assert await attempts_until(lambda: RequestRejectedError("no", url="u"), wire) == 1
+async def test_what_asking_again_will_not_help_is_asked_once(
+    exchange: FakePolymarket, collector: AsyncCollector
+) -> None:
+    exchange.fail_next("/books", status=400, times=9)
+    assert await attempts_until(RequestRejectedError, exchange, collector) == 1
 
 
-async def test_a_longer_retry_after_wins_over_the_backoff(clock: JumpingClock, wire: Wire) -> None:
-    await attempts_until(lambda: ServerError("down", url="u", retry_after=3), wire)
+async def test_a_longer_retry_after_wins_over_the_backoff(
+    exchange: FakePolymarket, collector: AsyncCollector, clock: JumpingClock
+) -> None:
+    exchange.fail_next("/books", status=503, retry_after=3, times=9)
+    await attempts_until(ServerError, exchange, collector)
     assert clock.slept == [3, 3, 4.0]
 
 
-async def test_a_server_that_wants_more_than_a_minute_is_given_up(wire: Wire) -> None:
-    assert await attempts_until(lambda: ServerError("down", url="u", retry_after=86_400), wire) == 1
+async def test_a_server_that_wants_more_than_a_minute_is_given_up(
+    exchange: FakePolymarket, collector: AsyncCollector
+) -> None:
+    exchange.fail_next("/books", status=503, retry_after=86_400, times=9)
+    assert await attempts_until(ServerError, exchange, collector) == 1
