@@ -370,9 +370,7 @@ class Endpoint:
         url = _http_url(api, environment[api])
         is_local = url.host == "localhost" or _is_in_network(url.host or "", "127.0.0.0/8 ::1")
         if bearer in environment and url.scheme == "http" and not is_local:
-            raise ConfigError(
-                f"{api}={str(url)!r}: must be an https address, for the token travels in the open otherwise"
-            )
+            raise ConfigError(f"{api}={str(url)!r}: must be an https address, for others would see the token")
         token = environment.get(bearer, "")
         if token and not re.fullmatch("[!-~]+", token):
             raise ConfigError(f"{bearer}: must be a token of visible ASCII characters (it is not shown here)")
@@ -432,11 +430,10 @@ def exchange_name(option: str, value: object, kind: str) -> str:
     form, examples = NAMES[kind]
     text = str(value).strip()
     if "/" in text:
-        with suppress(ValueError):
-            url = URL(text if "://" in text else f"https://{text}")
-            ours = url.scheme in {"http", "https"} and url.host in {"polymarket.com", "www.polymarket.com"}
-            found = re.fullmatch(f"/(?:[a-z]{{2}}(?:-[A-Za-z]+)?/)?{form}/?", url.path) if ours else None
-            text = found[1] if found else ""
+        site = "(?i:(?:https?://)?(?:www[.])?polymarket[.]com)"
+        language = "(?:/[a-z]{2}(?:-[A-Za-z]+)?)?"
+        found = re.fullmatch(f"{site}{language}/{form}/?", re.split("[?#]", text)[0])
+        text = found[1] if found else ""
     elif kind == "tags":
         text = "-".join(re.sub(r"[^\w\s-]", "", text.lower()).split())  # "S&P 500" is sp-500
     if not re.fullmatch(r"\w[\w.~-]{0,299}", text):
@@ -1557,16 +1554,10 @@ MAX_FAILED_PIECES: Final = 40  # in a row, until a request is not halved any mor
 class Request(NamedTuple):
     """A request to a host. It changes nothing there, so it may be repeated."""
 
-    method: str
     path: str
     params: Sequence[tuple[str, str]] = ()
-    body: bytes | None = None  # JSON
+    body: bytes | None = None  # JSON; without it the request is a GET, else a POST
     max_bytes: int = MAX_PAGE_BYTES  # of the decoded answer
-
-
-def halves(keys: Sequence[K]) -> tuple[Sequence[K], Sequence[K]]:
-    """Return the first half of *keys* and the second."""
-    return keys[: len(keys) // 2], keys[len(keys) // 2 :]
 
 
 async def on_connection(_session: aiohttp.ClientSession, context: Any, _params: object) -> None:  # noqa: ANN401
@@ -1584,6 +1575,7 @@ class HttpHost:
     """
 
     def __init__(self, endpoint: Endpoint, limiter: RateLimiter, wire: Wire) -> None:
+        self.url: Final = endpoint.url
         self._endpoint = endpoint
         self._limiter = limiter
         self._wire = wire
@@ -1591,10 +1583,6 @@ class HttpHost:
         self._failed_at: list[float] = []  # the failures since the last success
         self._final_error: ApiError | None = None  # after which the host is not asked any more in this run
         self._max_keys = MAX_TOKENS  # that the host takes in one request, as far as is known
-
-    def address(self, path: str) -> str:
-        """Return the whole address of *path*."""
-        return self._endpoint.url + path
 
     async def fetch_divided(
         self, keys: Sequence[K], request_for: Callable[[Sequence[K]], Request], decode: Callable[[Body], T]
@@ -1611,8 +1599,10 @@ class HttpHost:
         failures = 0  # in a row
         while pieces:
             piece = pieces.popleft()
+            middle = len(piece) // 2
+            halves = (piece[:middle], piece[middle:])
             if len(piece) > self._max_keys:
-                pieces += halves(piece)
+                pieces += halves
                 continue
             try:
                 answers.append((piece, await self.fetch(request_for(piece), decode, is_half=searching)))
@@ -1628,8 +1618,8 @@ class HttpHost:
                 answers.append((piece, error))
                 continue
             if error.too_large and isinstance(error, RequestRejectedError):
-                self._max_keys = min(self._max_keys, len(piece) // 2)
-            pieces += halves(piece)
+                self._max_keys = min(self._max_keys, middle)
+            pieces += halves
         if len(answers) > 1 and not any(isinstance(answer, ApiError) for _, answer in answers):  # it was too much
             self._max_keys = min(self._max_keys, max(len(piece) for piece, _ in answers))
         return answers
@@ -1656,7 +1646,7 @@ class HttpHost:
         Raises:
             ApiError: retries are used up, or a retry would not help, or the run has no time left.
         """
-        wire, url = self._wire, self.address(request.path)
+        wire, url = self._wire, self.url + request.path
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, wire.deadline - wire.clock.monotonic())):
                 for retries in itertools.count():
@@ -1717,7 +1707,7 @@ class HttpHost:
             self._check(url)
             self._wire.requests += 1
             response, body, started = await self._send(request, url, started)
-        log.debug("%s %s: %d, %d bytes", request.method, url, response.status, len(body))
+        log.debug("%s %s: %d, %d bytes", response.method, url, response.status, len(body))
         now = _http_date(response.headers.get("Date", "")) or self._wire.clock.now()  # by the server's clock
         self._read_quota(response, now)
         error = self._error_in(response, body, url, now)
@@ -1761,7 +1751,7 @@ class HttpHost:
             timeout.reschedule(loop.time() + left_s)
 
         exchange = self._wire.session.request(
-            request.method,
+            "POST" if request.body else "GET",
             url,
             params=request.params,
             data=request.body,
@@ -1900,7 +1890,7 @@ class PolymarketApi:
 
     def bad_listing(self, what: str) -> MalformedResponseError:
         """Return the error of a listing that cannot be relied on."""
-        return MalformedResponseError(what, self._gamma.address(MARKETS_PATH))
+        return MalformedResponseError(what, self._gamma.url + MARKETS_PATH)
 
     async def iter_market_pages(self, listing: Listing) -> AsyncGenerator[MarketPage]:
         """Yield the pages of *listing*.
@@ -1958,7 +1948,7 @@ class PolymarketApi:
     @staticmethod
     def _page_request(params: Sequence[tuple[str, str]], *, limit: int = PAGE_SIZE, closed: bool) -> Request:
         always = [("limit", str(limit)), ("closed", str(closed).lower()), ("include_tag", "true")]
-        return Request("GET", MARKETS_PATH, [*params, *always])
+        return Request(MARKETS_PATH, [*params, *always])
 
     async def fetch_markets(
         self, names: Sequence[K], *, by: str = "id", closed: bool = False
@@ -2014,7 +2004,7 @@ class PolymarketApi:
         """Fetch a "series" or a "tag", or None if there is none of that name."""
         if kind == "tag":
             return await self._fetch_known(self._gamma, f"/tags/slug/{quote(slug, safe='')}", _TAG)
-        request = Request("GET", "/series", [("slug", slug)], max_bytes=MAX_EVENTS_BYTES)
+        request = Request("/series", [("slug", slug)], max_bytes=MAX_EVENTS_BYTES)
         found = await self._gamma.fetch(request, _SERIES.decode)
         return next((series for series in found if series.slug == slug), None)
 
@@ -2022,7 +2012,7 @@ class PolymarketApi:
     async def _fetch_known(host: HttpHost, path: str, decoder: msgspec.json.Decoder[T]) -> T | None:
         """Fetch the one thing at *path*, or None if the host does not know it."""
         try:
-            return await host.fetch(Request("GET", path), decoder.decode)
+            return await host.fetch(Request(path), decoder.decode)
         except RequestRejectedError as error:
             if error.status == HTTPStatus.NOT_FOUND:
                 return None
@@ -2048,7 +2038,7 @@ class PolymarketApi:
 
         def request_for(tokens: Sequence[str]) -> Request:
             wanted = msgspec.json.encode([{"token_id": token_id} for token_id in tokens])
-            return Request("POST", "/books", body=wanted, max_bytes=MAX_BOOKS_BYTES)
+            return Request("/books", body=wanted, max_bytes=MAX_BOOKS_BYTES)
 
         books: dict[str, OrderBook] = {}
         rejected: list[Rejected] = []
@@ -4311,7 +4301,7 @@ class Posts:
             if 0 < left - size < MIN_PAGE_POSTS:  # the next page would be too small for X
                 size = left - MIN_PAGE_POSTS
             params["max_results"] = str(size)
-            page, posts, problems = await self._host.fetch(Request("GET", SEARCH_PATH, [*params.items()]), decode_posts)
+            page, posts, problems = await self._host.fetch(Request(SEARCH_PATH, [*params.items()]), decode_posts)
             self.received += len(page.data or ())
             newest_id = newest_id or page.meta.newest_id or max((post.post_id for post in posts), key=int, default=None)
             now = sql_time(self._clock.now())

@@ -396,7 +396,7 @@ async def test_without_a_token_nothing_is_asked_and_one_line_says_so(
 
 async def first_page(collector: ac.AsyncCollector, wire: ac.Wire) -> object:
     host = ac.HttpHost(collector.settings.twitter, collector.twitter_limiter, wire)
-    return await host.fetch(ac.Request("GET", ac.SEARCH_PATH), ac.decode_posts)
+    return await host.fetch(ac.Request(ac.SEARCH_PATH), ac.decode_posts)
 
 
 @pytest.mark.usefixtures("_token")
