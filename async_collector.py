@@ -312,10 +312,9 @@ def _http_url(name: str, value: str, *, may_have_login: bool = False) -> URL:
     """Return *value* as an http or https address without a query. The error does not show a login."""
     with suppress(ValueError):
         url = URL(value)
-        (url.host or "").encode("idna")
-        has_host = url.scheme in {"http", "https"} and url.host and not any(map(str.isspace, url.host))
-        # a password with a slash in it looks like a path
-        if has_host and not (url.query_string or url.fragment or "@" in (url.path if may_have_login else value)):
+        has_host = url.scheme in {"http", "https"} and re.fullmatch(rb"\S+", (url.host or "").encode("idna"))
+        has_login = "@" in (url.path if may_have_login else value)  # a password with a slash in it looks like a path
+        if has_host and not (has_login or url.query_string or url.fragment):
             return url
     shown = re.sub(r"^([^/@]*//)?.*@", r"\1***@", value, flags=re.DOTALL)
     raise ConfigError(f"{name}={shown!r}: must be an address such as https://example.com")
@@ -361,7 +360,7 @@ class Endpoint:
     proxy: URL | None  # without user and password
     proxy_login: Secret  # user:password, or empty
     rate_limit: int  # requests per second
-    token: Secret | None  # a host with a token charges for its answers
+    token: Secret  # or empty; a host with a token charges for its answers
 
     @classmethod
     def resolve(cls, name: str, environment: Mapping[str, str]) -> Self:
@@ -381,7 +380,7 @@ class Endpoint:
             proxy=proxy and proxy.with_user(None),
             proxy_login=Secret("" if login == ":" else login),
             rate_limit=whole_number(rate_limit, environment[rate_limit]),
-            token=Secret(token) if token else None,
+            token=Secret(token),
         )
 
     @property
@@ -401,7 +400,7 @@ class Endpoint:
 
         With *token_only* the login stays, because its words may be data.
         """
-        parts = [self.token or ""]
+        parts: list[str] = [self.token]
         if not token_only:
             parts += [b64encode(self.proxy_login.encode()).decode(), *self.proxy_login.split(":", 1)]
         secrets = {
@@ -1580,63 +1579,9 @@ class HttpHost:
         self._limiter = limiter
         self._wire = wire
         self._turn = asyncio.Lock()
-        self._failed_at: list[float] = []  # the failures since the last success
+        self._failed_at: list[float] = []  # when, since the last success
         self._final_error: ApiError | None = None  # after which the host is not asked any more in this run
         self._max_keys = MAX_TOKENS  # that the host takes in one request, as far as is known
-
-    async def fetch_divided(
-        self, keys: Sequence[K], request_for: Callable[[Sequence[K]], Request], decode: Callable[[Body], T]
-    ) -> list[tuple[Sequence[K], T | ApiError]]:
-        """Return the answers to a request for *keys*, each with its keys: one answer if the host gives it.
-
-        A request that fails after its retries is repeated in halves, down to the key at fault: 2 x log2(keys)
-        requests. The halves are not retried, because their own halves are asked for. In an outage nothing is halved:
-        the first or the last key alone has to succeed before.
-        """
-        answers: list[tuple[Sequence[K], T | ApiError]] = []
-        pieces = deque([keys])
-        searching = False  # for a key at fault
-        failures = 0  # in a row
-        while pieces:
-            piece = pieces.popleft()
-            middle = len(piece) // 2
-            halves = (piece[:middle], piece[middle:])
-            if len(piece) > self._max_keys:
-                pieces += halves
-                continue
-            try:
-                answers.append((piece, await self.fetch(request_for(piece), decode, is_half=searching)))
-                failures = 0
-                continue
-            except ApiError as caught:
-                error = caught.with_traceback(None)  # it would keep whole answers
-            failures += 1
-            divide = len(piece) > 1 and failures < MAX_FAILED_PIECES and self._may_be_halved(error)
-            if divide and not (error.too_large or searching):
-                searching = divide = await self._one_key_succeeds(piece, request_for, decode)
-            if not divide:
-                answers.append((piece, error))
-                continue
-            if error.too_large and isinstance(error, RequestRejectedError):
-                self._max_keys = min(self._max_keys, middle)
-            pieces += halves
-        if len(answers) > 1 and not any(isinstance(answer, ApiError) for _, answer in answers):  # it was too much
-            self._max_keys = min(self._max_keys, max(len(piece) for piece, _ in answers))
-        return answers
-
-    def _may_be_halved(self, error: ApiError) -> bool:
-        """Return whether some of the keys may succeed alone: not after a redirect or a final error."""
-        refused = isinstance(error, RequestRejectedError) and (error.status or 0) >= HTTPStatus.BAD_REQUEST
-        return self._final_error is None and (refused or isinstance(error, (ServerError, AnswerTooLongError)))
-
-    async def _one_key_succeeds(
-        self, keys: Sequence[K], request_for: Callable[[Sequence[K]], Request], decode: Callable[[Body], T]
-    ) -> bool:
-        for key in (keys[:1], keys[-1:]):
-            with suppress(ApiError):
-                await self.fetch(request_for(key), decode, is_half=True)
-                return True
-        return False
 
     async def fetch(self, request: Request, decode: Callable[[Body], T], *, is_half: bool = False) -> T:
         """Send *request*, with retries, and return its answer, decoded by *decode*.
@@ -1656,14 +1601,14 @@ class HttpHost:
                         error.message = self._endpoint.redacted(error.message)
                         error.args = (error.message, *error.args[1:])
                         error.__cause__ = error.__context__ = None  # not redacted, and they keep whole answers
-                        self._count(error)
+                        self._update_breaker(error)
                         if not self._may_retry(error, retries, is_half=is_half):
                             raise
                         log.debug("attempt %d failed, trying again: %s", retries + 1, error)
                         wire.retries += 1
                         await wire.clock.sleep(max(backoff_delay(retries, wire.rng), error.retry_after or 0.0))
                     else:
-                        self._count(None)
+                        self._update_breaker(None)
                         return answer
         raise self._too_late(url)
 
@@ -1679,8 +1624,8 @@ class HttpHost:
             return False
         return error.retryable and wait_s <= MAX_WAIT_S and not (is_half and isinstance(error, ServerError))
 
-    def _count(self, error: ApiError | None) -> None:
-        """Count failures in a row. After too many, or a denial of access, the host is not asked any more.
+    def _update_breaker(self, error: ApiError | None) -> None:
+        """Count failures in a row; None is a success. After too many, or a denial, the host is not asked any more.
 
         A 429 does not count, for the limiter waits then.
         """
@@ -1856,6 +1801,60 @@ class HttpHost:
         except (ValueError, RecursionError) as error:  # cut short, or the page of some box in between
             sent = response.headers.get("Content-Type", "something untyped")
             raise MalformedResponseError(f"no JSON but {sent}: {error}", url, status, retryable=True) from error
+
+    def _may_be_halved(self, error: ApiError) -> bool:
+        """Return whether some of the keys may succeed alone: not after a redirect or a final error."""
+        refused = isinstance(error, RequestRejectedError) and (error.status or 0) >= HTTPStatus.BAD_REQUEST
+        return self._final_error is None and (refused or isinstance(error, (ServerError, AnswerTooLongError)))
+
+    async def _one_key_succeeds(
+        self, keys: Sequence[K], request_for: Callable[[Sequence[K]], Request], decode: Callable[[Body], T]
+    ) -> bool:
+        for key in (keys[:1], keys[-1:]):
+            with suppress(ApiError):
+                await self.fetch(request_for(key), decode, is_half=True)
+                return True
+        return False
+
+    async def fetch_divided(
+        self, keys: Sequence[K], request_for: Callable[[Sequence[K]], Request], decode: Callable[[Body], T]
+    ) -> list[tuple[Sequence[K], T | ApiError]]:
+        """Return the answers to a request for *keys*, each with its keys: one answer if the host gives it.
+
+        A request that fails after its retries is repeated in halves, down to the key at fault: 2 x log2(keys)
+        requests. The halves are not retried, because their own halves are asked for. In an outage nothing is halved:
+        the first or the last key alone has to succeed before.
+        """
+        answers: list[tuple[Sequence[K], T | ApiError]] = []
+        pieces = deque([keys])
+        searching = False  # for a key at fault
+        failures = 0  # in a row
+        while pieces:
+            piece = pieces.popleft()
+            middle = len(piece) // 2
+            halves = (piece[:middle], piece[middle:])
+            if len(piece) > self._max_keys:
+                pieces += halves
+                continue
+            try:
+                answers.append((piece, await self.fetch(request_for(piece), decode, is_half=searching)))
+                failures = 0
+                continue
+            except ApiError as caught:
+                error = caught.with_traceback(None)  # it would keep whole answers
+            failures += 1
+            divide = len(piece) > 1 and failures < MAX_FAILED_PIECES and self._may_be_halved(error)
+            if divide and not (error.too_large or searching):
+                searching = divide = await self._one_key_succeeds(piece, request_for, decode)
+            if not divide:
+                answers.append((piece, error))
+                continue
+            if error.too_large and isinstance(error, RequestRejectedError):
+                self._max_keys = min(self._max_keys, middle)
+            pieces += halves
+        if len(answers) > 1 and not any(isinstance(answer, ApiError) for _, answer in answers):  # it was too much
+            self._max_keys = min(self._max_keys, max(len(piece) for piece, _ in answers))
+        return answers
 
 
 MARKETS_PATH: Final = "/markets/keyset"
@@ -4266,7 +4265,7 @@ class Posts:
 
     async def read(self) -> None:
         """Store the posts since the last search; an error of X becomes a failure of the run, which goes on."""
-        if self._settings.twitter.token is None:
+        if not self._settings.twitter.token:
             _log_once("posts on X are not read: TWITTER_BEARER_TOKEN is not set")
             return
         self.complete = False

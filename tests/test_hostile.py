@@ -407,7 +407,7 @@ async def test_drift_is_loud_in_a_request_that_was_halved_as_well(
 
 async def test_429s_that_are_obeyed_open_no_breaker(host: ac.HttpHost, clock: JumpingClock) -> None:
     for _ in range(100):
-        host._count(ac.RateLimitedError("HTTP 429", "https://clob", 429))
+        host._update_breaker(ac.RateLimitedError("HTTP 429", "https://clob", 429))
         clock.elapsed_s += 1
         host._check("https://clob")
 
@@ -483,11 +483,11 @@ async def test_a_host_that_fails_for_long_is_not_asked_any_more(
 
 async def test_a_breaker_opens_after_many_failures_over_some_time(host: ac.HttpHost, clock: JumpingClock) -> None:
     for _ in range(290):
-        host._count(ac.ServerError("HTTP 503", "https://clob", 503))
+        host._update_breaker(ac.ServerError("HTTP 503", "https://clob", 503))
         clock.elapsed_s += 0.1
         host._check("https://clob")  # not yet
     clock.elapsed_s += 1
-    host._count(ac.ServerError("HTTP 503", "https://clob", 503))
+    host._update_breaker(ac.ServerError("HTTP 503", "https://clob", 503))
     with pytest.raises(ac.ServerError, match="not asked any more in this run, after HTTP 503") as caught:
         host._check("https://clob")
     assert not caught.value.retryable
@@ -495,7 +495,7 @@ async def test_a_breaker_opens_after_many_failures_over_some_time(host: ac.HttpH
 
 async def test_a_breaker_forgets_failures_at_the_first_success(host: ac.HttpHost, clock: JumpingClock) -> None:
     for number in range(200):
-        host._count(None if number % 19 == 0 else ac.NetworkError("gone", "https://clob"))
+        host._update_breaker(None if number % 19 == 0 else ac.NetworkError("gone", "https://clob"))
         clock.elapsed_s += 1
         host._check("https://clob")
 
