@@ -425,7 +425,7 @@ NAMES: Final[Mapping[str, tuple[str, str]]] = {
 
 
 def exchange_name(option: str, value: object, kind: str) -> str:
-    """Return the id or slug that *value* is, or that it has as an address; *kind* is a key of `NAMES`."""
+    """Return the id or slug that *value* is, or that stands in it if it is an address; *kind* is a key of `NAMES`."""
     form, examples = NAMES[kind]
     text = str(value).strip()
     if "/" in text:
@@ -1366,9 +1366,6 @@ class CollectionResult(TypedDict):
 
 FIRST_WAIT_S: Final = 1.0  # wait before the first retry (`backoff_delay`), and pause after the first 429; both double
 MAX_WAIT_S: Final = 60.0  # a server that asks for a longer wait is not waited for
-# a run may retry FREE_RETRIES + RETRY_SHARE x its requests; 10 workers use up the first in half a minute
-FREE_RETRIES: Final = 100
-RETRY_SHARE: Final = 0.25
 
 
 class Clock:
@@ -1442,7 +1439,7 @@ class RateLimiter:
     async def acquire(self) -> float:
         """Wait until a request may start, count it as started, and return when that is."""
         loop = asyncio.get_running_loop()
-        if self._turn is None or self._turn[0] is not loop:  # a lock is of one loop
+        if self._turn is None or self._turn[0] is not loop:  # a lock belongs to one event loop
             self._turn = (loop, asyncio.Lock())
         async with self._turn[1]:  # one waiter at a time looks at the window, first come, first served
             while (wait_s := self._wait_s()) > 0:
@@ -1520,6 +1517,24 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
     return max(0.0, (date - now).total_seconds()) if date else None
 
 
+# --- Hosts, APIs ------------------------------------------------------------------------------------------------------
+
+MAX_BOOKS_BYTES: Final = 32 * 2**20  # 500 books have 2 to 5 MB
+MAX_ERROR_BYTES: Final = 64 * 2**10
+# a run may retry FREE_RETRIES + RETRY_SHARE x its requests; 10 workers use up the first in half a minute
+FREE_RETRIES: Final = 100
+RETRY_SHARE: Final = 0.25
+MAX_PAID_WAIT_S: Final = 5.0  # for a host that charges for its answers; the markets do not depend on it
+MAX_QUOTA_S: Final = 15 * 60.0  # a window of X
+# a host is not asked any more after so many failures in a row, if they last for OUTAGE_S
+MAX_FAILURES: Final = 20
+MAX_REFUSALS: Final = 100  # of requests that are too large: 413s are normal while batches are halved
+OUTAGE_S: Final = 30.0
+BOT_CHECKS: Final = ("just a moment", "attention required", "captcha")
+MAX_TOKENS: Final = 500  # per request for books
+MAX_FAILED_PIECES: Final = 40  # in a row, until a request is not halved any more; 31 if every 16th key is at fault
+
+
 @dataclass(slots=True, kw_only=True)
 class Wire:
     """What the hosts of one run share, and counts of their requests."""
@@ -1533,21 +1548,6 @@ class Wire:
     requests: int = 0  # attempts on the wire, retries included
     retries: int = 0
     rate_limit_hits: int = 0  # answers with status 429
-
-
-# --- Hosts, APIs ------------------------------------------------------------------------------------------------------
-
-MAX_BOOKS_BYTES: Final = 32 * 2**20  # 500 books have 2 to 5 MB
-MAX_ERROR_BYTES: Final = 64 * 2**10
-MAX_PAID_WAIT_S: Final = 5.0  # for a host that charges for its answers; the markets do not depend on it
-MAX_QUOTA_S: Final = 15 * 60.0  # a window of X
-# a host is not asked any more after so many failures in a row, if they last for OUTAGE_S
-MAX_FAILURES: Final = 20
-MAX_REFUSALS: Final = 100  # of requests that are too large: 413s are normal while batches are halved
-OUTAGE_S: Final = 30.0
-BOT_CHECKS: Final = ("just a moment", "attention required", "captcha")
-MAX_TOKENS: Final = 500  # per request for books
-MAX_FAILED_PIECES: Final = 40  # in a row, until a request is not halved any more; 31 if every 16th key is at fault
 
 
 class Request(NamedTuple):
@@ -1583,10 +1583,8 @@ class HttpHost:
         self._final_error: ApiError | None = None  # after which the host is not asked any more in this run
         self._max_keys = MAX_TOKENS  # that the host takes in one request, as far as is known
 
-    async def fetch(self, request: Request, decode: Callable[[Body], T], *, is_half: bool = False) -> T:
+    async def fetch(self, request: Request, decode: Callable[[Body], T], *, retry_server_errors: bool = True) -> T:
         """Send *request*, with retries, and return its answer, decoded by *decode*.
-
-        With *is_half* a `ServerError` is not retried, because the request is repeated in halves.
 
         Raises:
             ApiError: retries are used up, or a retry would not help, or the run has no time left.
@@ -1602,7 +1600,7 @@ class HttpHost:
                         error.args = (error.message, *error.args[1:])
                         error.__cause__ = error.__context__ = None  # not redacted, and they keep whole answers
                         self._update_breaker(error)
-                        if not self._may_retry(error, retries, is_half=is_half):
+                        if not self._may_retry(error, retries, retry_server_errors=retry_server_errors):
                             raise
                         log.debug("attempt %d failed, trying again: %s", retries + 1, error)
                         wire.retries += 1
@@ -1612,7 +1610,7 @@ class HttpHost:
                         return answer
         raise self._too_late(url)
 
-    def _may_retry(self, error: ApiError, retries: int, *, is_half: bool) -> bool:
+    def _may_retry(self, error: ApiError, retries: int, *, retry_server_errors: bool) -> bool:
         """Return whether a request that failed with *error* is sent again, after so many *retries* of it.
 
         Retries of a request are bounded by `max_retries`, those of a run by a share of its requests.
@@ -1622,7 +1620,8 @@ class HttpHost:
             return False
         if self._endpoint.token and (error.may_be_charged or wait_s > MAX_PAID_WAIT_S):
             return False
-        return error.retryable and wait_s <= MAX_WAIT_S and not (is_half and isinstance(error, ServerError))
+        allowed = retry_server_errors or not isinstance(error, ServerError)
+        return allowed and error.retryable and wait_s <= MAX_WAIT_S
 
     def _update_breaker(self, error: ApiError | None) -> None:
         """Count failures in a row; None is a success. After too many, or a denial, the host is not asked any more.
@@ -1798,7 +1797,7 @@ class HttpHost:
                 if (said := _ERROR_OBJECT.decode(body).get("error")) is not None:
                     raise ServerError(f"HTTP {status}, and the error {said!r}", url, status) from error
             raise MalformedResponseError(str(error), url, status, retryable=body.strip() == b"null") from error
-        except (ValueError, RecursionError) as error:  # cut short, or the page of some box in between
+        except (ValueError, RecursionError) as error:  # cut short, or the page of a proxy in between
             sent = response.headers.get("Content-Type", "something untyped")
             raise MalformedResponseError(f"no JSON but {sent}: {error}", url, status, retryable=True) from error
 
@@ -1812,7 +1811,7 @@ class HttpHost:
     ) -> bool:
         for key in (keys[:1], keys[-1:]):
             with suppress(ApiError):
-                await self.fetch(request_for(key), decode, is_half=True)
+                await self.fetch(request_for(key), decode, retry_server_errors=False)
                 return True
         return False
 
@@ -1822,8 +1821,8 @@ class HttpHost:
         """Return the answers to a request for *keys*, each with its keys: one answer if the host gives it.
 
         A request that fails after its retries is repeated in halves, down to the key at fault: 2 x log2(keys)
-        requests. The halves are not retried, because their own halves are asked for. In an outage nothing is halved:
-        the first or the last key alone has to succeed before.
+        requests. A half is not retried after a `ServerError`, because its own halves are asked for. In an outage
+        nothing is halved: the first or the last key alone has to succeed before.
         """
         answers: list[tuple[Sequence[K], T | ApiError]] = []
         pieces = deque([keys])
@@ -1837,7 +1836,7 @@ class HttpHost:
                 pieces += halves
                 continue
             try:
-                answers.append((piece, await self.fetch(request_for(piece), decode, is_half=searching)))
+                answers.append((piece, await self.fetch(request_for(piece), decode, retry_server_errors=not searching)))
                 failures = 0
                 continue
             except ApiError as caught:
