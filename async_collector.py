@@ -1396,12 +1396,6 @@ class RateLimiter:
 
         limiter = RateLimiter(max_requests=20, time_window=1.0)
         await limiter.acquire()  # then send the request
-
-    Args:
-        max_requests: starts per window, from 1.
-        time_window: the window's length in seconds.
-        backoff_multiplier: how much longer each further pause is.
-        clock: for tests.
     """
 
     def __init__(
@@ -1506,15 +1500,12 @@ def _http_date(value: str) -> datetime | None:
     return None
 
 
-def parse_retry_after(value: str | None, now: datetime) -> float | None:
-    """Return the seconds that a Retry-After header asks for, or None if it is absent or invalid (RFC 9110, 10.2.3).
-
-    *now* is the time by the clock of the server.
-    """
+def parse_retry_after(value: str | None, server_now: datetime) -> float | None:
+    """Return the seconds that a Retry-After header asks for, or None if it is absent or invalid (RFC 9110, 10.2.3)."""
     if value and value.isascii() and value.isdigit():
         return float(value)
     date = _http_date(value or "")
-    return max(0.0, (date - now).total_seconds()) if date else None
+    return max(0.0, (date - server_now).total_seconds()) if date else None
 
 
 # --- Hosts, APIs ------------------------------------------------------------------------------------------------------
@@ -1611,10 +1602,7 @@ class HttpHost:
         raise self._too_late(url)
 
     def _may_retry(self, error: ApiError, retries: int, *, retry_server_errors: bool) -> bool:
-        """Return whether a request that failed with *error* is sent again, after so many *retries* of it.
-
-        Retries of a request are bounded by `max_retries`, those of a run by a share of its requests.
-        """
+        """Return whether a request that failed with *error* is sent again, after so many *retries* of it."""
         wire, wait_s = self._wire, error.retry_after or 0.0
         if retries >= wire.settings.max_retries or wire.retries >= FREE_RETRIES + RETRY_SHARE * wire.requests:
             return False
@@ -1652,9 +1640,9 @@ class HttpHost:
             self._wire.requests += 1
             response, body, started = await self._send(request, url, started)
         log.debug("%s %s: %d, %d bytes", response.method, url, response.status, len(body))
-        now = _http_date(response.headers.get("Date", "")) or self._wire.clock.now()  # by the server's clock
-        self._read_quota(response, now)
-        error = self._error_in(response, body, url, now)
+        server_now = _http_date(response.headers.get("Date", "")) or self._wire.clock.now()
+        self._read_quota(response, server_now)
+        error = self._error_in(response, body, url, server_now)
         if error is None:
             self._limiter.reset_backoff(started=started)
             return self._decoded(response, body, url, decode)
@@ -1748,7 +1736,7 @@ class HttpHost:
         failure.may_be_charged = not isinstance(error, aiohttp.ClientConnectorError)
         return failure
 
-    def _read_quota(self, response: aiohttp.ClientResponse, now: datetime) -> None:
+    def _read_quota(self, response: aiohttp.ClientResponse, server_now: datetime) -> None:
         """Close the limiter where X's headers say that its quota is used up.
 
         Source: https://docs.x.com/x-api/fundamentals/rate-limits
@@ -1756,10 +1744,12 @@ class HttpHost:
         reset = response.headers.get("x-rate-limit-reset", "")
         refused = response.status == HTTPStatus.TOO_MANY_REQUESTS
         if reset.isdecimal() and (refused or response.headers.get("x-rate-limit-remaining") == "0"):
-            wait_s = min(max(float(reset) - now.timestamp(), 0.0), MAX_QUOTA_S)
+            wait_s = min(max(float(reset) - server_now.timestamp(), 0.0), MAX_QUOTA_S)
             self._limiter.closed_until = self._wire.clock.monotonic() + wait_s
 
-    def _error_in(self, response: aiohttp.ClientResponse, body: bytearray, url: str, now: datetime) -> ApiError | None:
+    def _error_in(
+        self, response: aiohttp.ClientResponse, body: bytearray, url: str, server_now: datetime
+    ) -> ApiError | None:
         """Return the error that the status of *response* stands for, or None if it is a success."""
         status, headers = response.status, response.headers
         said = body[:MAX_SHOWN_CHARS].decode("utf-8", "replace")
@@ -1778,7 +1768,7 @@ class HttpHost:
             kind = RateLimitedError
         elif status in {408, 425} or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             kind = ServerError
-        return kind(text, url, status, parse_retry_after(headers.get("Retry-After"), now))
+        return kind(text, url, status, parse_retry_after(headers.get("Retry-After"), server_now))
 
     def _decoded(self, response: aiohttp.ClientResponse, body: bytearray, url: str, decode: Callable[[Body], T]) -> T:
         """Return the decoded *body* of a success.
