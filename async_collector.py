@@ -351,16 +351,18 @@ class Secret(str):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One host: its address, the proxy on the way there, its rate limit and its token.
+    """One host: its address, its rate limit, its token, and the proxy on the way there.
 
     The login of the proxy is in no address, because the errors of libraries show addresses.
     """
 
     url: str
-    proxy: URL | None  # without user and password
-    proxy_login: Secret  # user:password, or empty
     rate_limit: int  # requests per second
     token: Secret  # or empty; a host with a token charges for its answers
+    headers: dict[str, str] = field(compare=False)  # of every request
+    proxy: URL | None  # without user and password
+    proxy_login: Secret  # user:password, or empty
+    proxy_headers: dict[str, str] = field(compare=False)  # when it is asked for a tunnel to an https address
 
     @classmethod
     def resolve(cls, name: str, environment: Mapping[str, str]) -> Self:
@@ -374,26 +376,20 @@ class Endpoint:
         if token and not re.fullmatch("[!-~]+", token):
             raise ConfigError(f"{bearer}: must be a token of visible ASCII characters (it is not shown here)")
         proxy = None if token and url.scheme == "http" else _proxy_for(url)  # a proxy would see the token
-        login = f"{proxy.user or ''}:{proxy.password or ''}" if proxy else ":"
+        login = f"{proxy.user or ''}:{proxy.password or ''}" if proxy and (proxy.user or proxy.password) else ""
+        headers: dict[str, str] = {"Authorization": Secret(f"Bearer {token}")} if token else {}
+        basic = Secret(f"Basic {b64encode(login.encode()).decode()}")
+        proxy_headers: dict[str, str] = {"Proxy-Authorization": basic} if login else {}
         return cls(
             url=str(url).rstrip("/"),
-            proxy=proxy and proxy.with_user(None),
-            proxy_login=Secret("" if login == ":" else login),
             rate_limit=whole_number(rate_limit, environment[rate_limit]),
             token=Secret(token),
+            # a proxy passes a request to an http address on, and takes its own headers from it
+            headers=headers | proxy_headers if url.scheme == "http" else headers,
+            proxy=proxy and proxy.with_user(None),
+            proxy_login=Secret(login),
+            proxy_headers=proxy_headers,
         )
-
-    @property
-    def proxy_headers(self) -> dict[str, str]:
-        """Headers for the proxy, when it is asked for a tunnel to an https address."""
-        login = self.proxy_login
-        return {"Proxy-Authorization": Secret("Basic " + b64encode(login.encode()).decode())} if login else {}
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Headers for the host. A proxy passes a request to an http address on, and takes its own from them."""
-        headers: dict[str, str] = {"Authorization": Secret("Bearer " + self.token)} if self.token else {}
-        return headers | self.proxy_headers if self.url.startswith("http:") else headers
 
     def redacted(self, text: str, *, token_only: bool = False) -> str:
         """Return *text* with stars for the token and for the proxy's login, in every form in which they travel.
