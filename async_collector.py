@@ -1576,12 +1576,12 @@ class HttpHost:
         Raises:
             ApiError: retries are used up, or a retry would not help, or the run has no time left.
         """
-        wire, url = self._wire, self.url + request.path
+        wire = self._wire
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, wire.deadline - wire.clock.monotonic())):
                 for retries in itertools.count():
                     try:
-                        answer = await self._attempt(request, url, decode)
+                        answer = await self._attempt(request, decode)
                     except ApiError as error:
                         error.message = self._endpoint.redacted(error.message)
                         error.args = (error.message, *error.args[1:])
@@ -1595,7 +1595,7 @@ class HttpHost:
                     else:
                         self._update_breaker(None)
                         return answer
-        raise self._too_late(url)
+        raise self._too_late()
 
     def _may_retry(self, error: ApiError, retries: int, *, retry_server_errors: bool) -> bool:
         """Return whether a request that failed with *error* is sent again, after so many *retries* of it."""
@@ -1625,14 +1625,15 @@ class HttpHost:
             if len(self._failed_at) >= most and lasting:
                 self._final_error = error
 
-    async def _attempt(self, request: Request, url: str, decode: Callable[[Body], T]) -> T:
+    async def _attempt(self, request: Request, decode: Callable[[Body], T]) -> T:
         """Send *request* once, when the limiter lets it, and return its decoded answer."""
-        self._check(url)
+        url = self.url + request.path
+        self._check()
         async with AsyncExitStack() as stack:
             async with self._turn:  # one request per host waits for the limiter in a slot; the rest leaves them free
                 await stack.enter_async_context(self._wire.slots)
                 started = await self._limiter.acquire()
-            self._check(url)
+            self._check()
             self._wire.requests += 1
             response, body, started = await self._send(request, url, started)
         log.debug("%s %s: %d, %d bytes", response.method, url, response.status, len(body))
@@ -1647,19 +1648,19 @@ class HttpHost:
             self._limiter.apply_backoff(error.retry_after, started=started)
         raise error
 
-    def _check(self, url: str) -> None:
+    def _check(self) -> None:
         """Raise where nothing is to be sent now: the host has failed, the run is over, or the quota is used up."""
         if error := self._final_error:
             message = f"not asked any more in this run, after {error.message}"
             raise type(error)(message, error.url, error.status, retryable=False)
         if self._wire.clock.monotonic() >= self._wire.deadline:
-            raise self._too_late(url)
+            raise self._too_late()
         if (closed_s := self._limiter.closed_until - self._wire.clock.monotonic()) > 0:
             message = f"its quota is used up for {closed_s:.0f} s more"
-            raise RateLimitedError(message, url, HTTPStatus.TOO_MANY_REQUESTS, closed_s)
+            raise RateLimitedError(message, self.url, HTTPStatus.TOO_MANY_REQUESTS, closed_s)
 
-    def _too_late(self, url: str) -> NetworkError:
-        return NetworkError(f"the run's {self._wire.settings.run_timeout_s:g} s are over", url, retryable=False)
+    def _too_late(self) -> NetworkError:
+        return NetworkError(f"the run's {self._wire.settings.run_timeout_s:g} s are over", self.url, retryable=False)
 
     async def _send(
         self, request: Request, url: str, started: float
@@ -1675,7 +1676,7 @@ class HttpHost:
             left_s = (timeout.when() or 0.0) - loop.time()
             timeout.reschedule(None)
             started = await self._limiter.restart(started)
-            self._check(url)  # much may have happened meanwhile
+            self._check()  # much may have happened meanwhile
             timeout.reschedule(loop.time() + left_s)
 
         exchange = self._wire.session.request(

@@ -409,7 +409,7 @@ async def test_429s_that_are_obeyed_open_no_breaker(host: ac.HttpHost, clock: Ju
     for _ in range(100):
         host._update_breaker(ac.RateLimitedError("HTTP 429", "https://clob", 429))
         clock.elapsed_s += 1
-        host._check("https://clob")
+        host._check()
 
 
 # --- redirects, refusals, cookies
@@ -485,11 +485,11 @@ async def test_a_breaker_opens_after_many_failures_over_some_time(host: ac.HttpH
     for _ in range(290):
         host._update_breaker(ac.ServerError("HTTP 503", "https://clob", 503))
         clock.elapsed_s += 0.1
-        host._check("https://clob")  # not yet
+        host._check()  # not yet
     clock.elapsed_s += 1
     host._update_breaker(ac.ServerError("HTTP 503", "https://clob", 503))
     with pytest.raises(ac.ServerError, match="not asked any more in this run, after HTTP 503") as caught:
-        host._check("https://clob")
+        host._check()
     assert not caught.value.retryable
 
 
@@ -497,7 +497,7 @@ async def test_a_breaker_forgets_failures_at_the_first_success(host: ac.HttpHost
     for number in range(200):
         host._update_breaker(None if number % 19 == 0 else ac.NetworkError("gone", "https://clob"))
         clock.elapsed_s += 1
-        host._check("https://clob")
+        host._check()
 
 
 async def test_retries_are_a_bounded_share_of_the_requests(
