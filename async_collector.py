@@ -64,7 +64,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
-from functools import cache, lru_cache, wraps
+from functools import cache, lru_cache, partial, wraps
 from http import HTTPStatus
 from operator import attrgetter
 from pathlib import Path
@@ -685,7 +685,7 @@ class MarketPage(NamedTuple):
     markets: list[GammaMarket]
     rejected: list[Rejected]
     next_cursor: str | None  # None on the last page
-    hole: str | None = None  # why the listing lacks markets before the next page
+    gap: str | None = None  # why the listing lacks markets before the next page
     events: list[str] | None = None  # slugs, where its elements are events, with these markets
 
     @property
@@ -1884,7 +1884,7 @@ class PolymarketApi:
         be empty.
 
         How the end of a listing is recognised: the first page shows the size of a full one, and the next ones are asked
-        for with that size. A page that names a next one is full; where it is not, it has a `hole`, and the listing goes
+        for with that size. A page that names a next one is full; where it is not, it has a `gap`, and the listing goes
         on. A page that names no next one is the last. Whoever reads on beyond it learns whether it is: it must have the
         first element of the same listing in the opposite order.
 
@@ -1906,7 +1906,7 @@ class PolymarketApi:
             page = await self._fetch_listed(listing, limit=size or largest, after=cursor)
             if page.size < size and page.next_cursor is not None:
                 what = f"page {len(used) + 1} has {page.size} of {size} markets, and names a next one"
-                page = page._replace(hole=f"the listing has not been read to its end: {what}")
+                page = page._replace(gap=f"the listing has not been read to its end: {what}")
                 size = largest
             yield page
             empty = 0 if page.size else empty + 1
@@ -2763,13 +2763,7 @@ FULL_WALK_EVERY: Final = timedelta(days=1)  # because a closed market can reopen
 MAX_WAITING_BATCHES: Final = 2  # between two stages; a full queue makes the faster one wait
 # parts of an element whose loss is a failure: a reader of the rows would take what is absent for what is not there
 REPORTED_KEYS: Final = frozenset({"volume24hr", "outcomes", "outcomePrices", "startDate", "endDate", "bids", "asks"})
-NEITHER: Final = "neither among the open markets nor among the closed ones"
-
-
-def is_in(numbers: Sequence[int], number: int) -> bool:
-    """Return whether *number* is among *numbers*, which ascend."""
-    place = bisect_left(numbers, number)
-    return place < len(numbers) and numbers[place] == number
+ABSENT: Final = "neither among the open markets nor among the closed ones"
 
 
 def is_descending(volumes: Sequence[float]) -> bool:
@@ -2801,21 +2795,17 @@ class Run:
     left_out: Counter[str] = field(default_factory=Counter)  # markets by what of them cannot be read
     saved: Saved = field(default_factory=Saved)
 
-    def failure(self, market_id: str | None, stage: str, reason: str, markets: int | None = 1) -> Failure:
-        """Return a row for `failures`; the first one is the reason why the run is not complete."""
-        reason = printable(reason)
-        self.reason = self.reason or reason
-        return Failure(self.run_id, market_id, stage, reason, markets)
+    def failure(self, stage: str, reason: str | ApiError, *market_ids: object) -> Failure:
+        """Return the one row of `failures` for what happened to all of *market_ids*; none of them stand for a listing.
 
-    def shared_failure(self, market_ids: Sequence[object], stage: str, reason: str) -> Failure:
-        """Return the one row for what happened to all of *market_ids*; none stand for a listing."""
-        market_id = str(market_ids[0]) if len(market_ids) == 1 else None
-        return self.failure(market_id, stage, reason, len(market_ids) or None)
-
-    def request_failure(self, market_ids: Sequence[object], stage: str, error: ApiError) -> Failure:
-        """Return the one row for a failed request for all of *market_ids*; see whether the exchange has changed."""
-        self.check_drift(error)
-        return self.shared_failure(market_ids, stage, str(error))
+        The first failure is the reason why the run is not complete.
+        """
+        if isinstance(reason, ApiError):
+            self.check_drift(reason)
+        text = printable(str(reason))
+        self.reason = self.reason or text
+        only = market_ids[0] if len(market_ids) == 1 else None
+        return Failure(self.run_id, None if only is None else str(only), stage, text, len(market_ids) or None)
 
     def check_drift(self, error: ApiError) -> None:
         """Remember *error* if it says that the exchange's answers have another shape now."""
@@ -2840,6 +2830,7 @@ class Run:
             await self.rows.put(Batch(self.run_id, failures=list(failures)))
 
 
+@dataclass
 class Discovery:
     """Finds the markets of a run and hands them on in `batches`.
 
@@ -2861,42 +2852,41 @@ class Discovery:
         error: why the listing is not complete, or None.
     """
 
-    def __init__(self, run: Run, selection: Selection, *, workers: int, follow: bool, clock: Clock) -> None:
-        self.batches: asyncio.Queue[list[GammaMarket] | None] = asyncio.Queue(MAX_WAITING_BATCHES)
-        self.notes: list[str] = []
-        self.listed = 0
-        self.all_listed = False
-        self.error: ApiError | None = None
-        self._run = run
-        self._selection = selection
-        self._workers = workers
-        self._follow = follow
-        self._clock = clock
-        # what earlier runs know, ascending: unresolved markets that they have collected, and ids that they have listed
-        self._followed: Sequence[int] = ()
-        self._known: Sequence[int] = ()
-        self._last_books: Mapping[int, int] = {}  # known markets, the one whose last book is the oldest having 1
-        self._resolved: dict[int, tuple[str, str | None]] = {}  # to be looked at again: outcome, time of closing
-        self._full_walk_at: str | None = None
-        self._kind = "named" if selection.names else "top"
-        self._walked_all = False  # from both ends
-        self._walked_newest = False  # down to known ids: only then does `listed_ids` get no hole
-        self._strict_order = True  # whether the volumes have descended strictly so far
-        self._seen: set[int] = set()  # ids that this run has listed
-        self._not_open: dict[int, str] = {}  # ids among the answers that are not open: what the exchange says of them
-        self._lost: list[int] = []  # neither among the open markets nor among the closed ones
-        self._closed = 0  # markets that the exchange names as closed
-        self._rejected = 0  # of the listed ones: they could not be decoded
-        self._next_batch: list[GammaMarket] = []
-        within = selection.ends_within_min
-        self._ends_by = None if within is None else sql_time(clock.now() + timedelta(minutes=within))
+    _run: Run
+    _selection: Selection
+    _workers: int
+    _follow: bool
+    _clock: Clock
+    batches: asyncio.Queue[list[GammaMarket] | None] = field(default_factory=lambda: asyncio.Queue(MAX_WAITING_BATCHES))
+    notes: list[str] = field(default_factory=list)
+    listed: int = 0
+    all_listed: bool = False
+    error: ApiError | None = None
+    # what earlier runs know: unresolved markets that they have collected, resolved ones that are due for a second look
+    # (outcome, time of closing), ids that they have listed, and places in the order of the last books, from 1
+    _followed: set[int] = field(default_factory=set)
+    _resolved: dict[int, tuple[str, str | None]] = field(default_factory=dict)
+    _known: set[int] = field(default_factory=set)
+    _last_books: dict[int, int] = field(default_factory=dict)
+    # what this run knows
+    _kind: str = "top"  # the column `listing`
+    _full_walk_at: str | None = None
+    _walked: bool = False  # over the whole exchange, from both ends or down to known ids, without a gap
+    _strict_order: bool = True  # whether the volumes have descended strictly so far
+    _ends_by: str | None = None  # when a market of a series or a tag has to end
+    _seen: set[int] = field(default_factory=set)  # ids that it has listed
+    _not_open: dict[int, str] = field(default_factory=dict)  # what the exchange says of ids that are not open
+    _absent: list[int] = field(default_factory=list)  # neither among the open markets nor among the closed ones
+    _closed: int = 0  # markets that the exchange names as closed
+    _rejected: int = 0  # of the listed ones: they could not be decoded
+    _next_batch: list[GammaMarket] = field(default_factory=list)
 
     async def run(self) -> None:
         """List the markets, and hand them on in batches."""
         await self._recall()
         if self._kind == "named":
             await self._list_named()
-        elif not self._selection.whole_exchange:
+        elif self._kind == "top":
             await self._walk(Listing("volume24hr", ascending=False), self._is_below_threshold)
         elif self._kind == "known":
             await self._list_known()
@@ -2909,39 +2899,35 @@ class Discovery:
         await self.batches.put(None)
 
     async def save(self) -> dict[str, object]:
-        """Store the listed ids where they are known without a hole, and return the columns of `runs`."""
-        if self._walked_all or self._walked_newest:
+        """Store the listed ids if no walk has missed any, and return the columns of `runs`."""
+        if self._walked:
             database = self._run.database
             async with database.transaction("store the listed ids"):
-                if self._walked_all:
+                if self._kind == "full":
                     await database.execute("DELETE FROM listed_ids", [()])
                 ids = [(market_id,) for market_id in self._seen]
                 await database.execute("INSERT OR IGNORE INTO listed_ids (market_id) VALUES (?)", ids)
-        return {
-            "markets_listed": self.listed,
-            "listing": self._kind,
-            "full_walk_at": self._run.started_at if self._walked_all else self._full_walk_at,
-        }
+        return {"markets_listed": self.listed, "listing": self._kind, "full_walk_at": self._full_walk_at}
 
     async def _recall(self) -> None:
-        """Recall what earlier runs have collected and listed, and whether it is time for a full walk."""
-        database, now, run = self._run.database, self._clock.now(), self._run
+        """Recall what earlier runs have collected and listed, and decide how to list."""
+        database, run = self._run.database, self._run
         if self._follow:
-            self._followed = await database.ids(UNRESOLVED, run.started_at, self._selection.whole_exchange)
+            self._followed.update(await database.ids(UNRESOLVED, run.started_at, self._selection.whole_exchange))
             looks = await database.rows(SECOND_LOOKS, run.started_at)
             self._resolved = {market_id: (outcome, closed_at) for market_id, outcome, closed_at in looks}
-        if self._selection.whole_exchange:
+        if self._selection.names:
+            self._kind = "named"
+        elif self._selection.whole_exchange:
             self._full_walk_at = await database.value(newest_run("full_walk_at"))
-            self._known = await database.ids("SELECT market_id FROM listed_ids ORDER BY market_id")
+            self._known.update(await database.ids("SELECT market_id FROM listed_ids"))
+            now = self._clock.now()
             is_recent = sql_time(now - FULL_WALK_EVERY) < (self._full_walk_at or "") <= sql_time(now)
             self._kind = "known" if self._known and is_recent else "full"
         if await database.value(LAST_STATUS, run.run_id) not in {None, "complete"}:  # else no market has waited
             last_rows = 2 * max(len(self._followed), len(self._known))
             ids = await database.ids(LAST_WITH_BOOK, last_rows)
             self._last_books = {market_id: place for place, market_id in enumerate(ids, 1)}
-
-    def _longest_waiting_first(self, market_ids: Sequence[int]) -> Sequence[int]:
-        return sorted(market_ids, key=lambda id_: self._last_books.get(id_, 0)) if self._last_books else market_ids
 
     def _is_below_threshold(self, page: MarketPage) -> bool:
         """Return whether a listing by volume has come to markets that are traded too little, or not at all.
@@ -2965,61 +2951,62 @@ class Discovery:
         is complete.
         """
         reached = {True: float("-inf"), False: float("inf")}  # by the ascending walk and by the descending one
-        holes: set[bool] = set()
+        with_gap: set[bool] = set()  # walks; the other one has to come to where this one is still complete
 
-        async def walk(*, ascending: bool) -> bool:
-            furthest = max if ascending else min
-
-            def meets(page: MarketPage) -> bool:
-                ids = self._ordered_ids(page, ascending=ascending)
-                if page.hole:
-                    holes.add(ascending)
-                if ascending not in holes:  # the other walk has to come to where this one is still complete
-                    reached[ascending] = furthest(ids, default=reached[ascending])
-                return reached[True] >= reached[False]
-
-            return await self._walk(Listing("id", ascending=ascending), meets)
+        def meets(page: MarketPage, *, ascending: bool) -> bool:
+            if page.gap:
+                with_gap.add(ascending)
+            if page.markets and ascending not in with_gap:
+                reached[ascending] = page.ids[-1]
+            return reached[True] >= reached[False]
 
         async with asyncio.TaskGroup() as tasks:
-            walks = [tasks.create_task(walk(ascending=ascending), name="walk") for ascending in (True, False)]
+            walks = [
+                tasks.create_task(self._walk(Listing("id", ascending), partial(meets, ascending=ascending)))
+                for ascending in (True, False)
+            ]
         if any(task.result() for task in walks):  # one walk that came through has seen what the other did not
             self.error = None
-            self._walked_all = True
+            self._walked = True
+            self._full_walk_at = self._run.started_at
 
     async def _list_known(self) -> None:
         """List every open market: new ones from the newest down to known ones, known ones by id, in parallel."""
+        newest = max(self._known)
 
         def all_known(page: MarketPage) -> bool:
-            ids = self._ordered_ids(page, ascending=False)
-            return bool(ids) and all(number < self._known[-1] and is_in(self._known, number) for number in ids)
+            return bool(page.markets) and page.ids[0] < newest and self._known.issuperset(page.ids)
 
         async with asyncio.TaskGroup() as tasks:
-            walk = tasks.create_task(self._walk(Listing("id", ascending=False), all_known), name="walk")
-            tasks.create_task(self._in_parallel(self._take_known, self._longest_waiting_first(self._known)), name="ask")
-        self._walked_newest = walk.result()
+            walk = tasks.create_task(self._walk(Listing("id", ascending=False), all_known))
+            tasks.create_task(self._take_known(self._known))
+        self._walked = walk.result()
 
     async def _list_named(self) -> None:
         """List what is named: first what is taken whatever it trades, for it is listed only once."""
         chosen = self._selection
+        if chosen.ends_within_min is not None:
+            self._ends_by = sql_time(self._clock.now() + timedelta(minutes=chosen.ends_within_min))
         await self._in_parallel(self._take_markets, chosen.markets)
         for kind, slugs in (("event", chosen.events), ("series", chosen.series), ("tag", chosen.tags)):
             await self._in_parallel(self._take_groups, [(kind, slug) for slug in slugs], size=1)
+        for note in self.notes:
+            log.info("%s", note)
 
     async def _take_markets(self, names: Sequence[str]) -> None:
         """Take the markets with these ids and slugs."""
-        api = self._run.api
         for by in ("id", "slug"):
-            rest = [name for name in names if name.isdecimal() == (by == "id")]
+            absent = [name for name in names if name.isdecimal() == (by == "id")]
             for closed in (False, True):
-                page, rest, failed = await api.fetch_markets(rest, by=by, closed=closed)
+                page, absent, failed = await self._run.api.fetch_markets(absent, by=by, closed=closed)
                 if by == "slug" and page.rejected:  # one of them may be what is missing
-                    rest = []
+                    absent = []
                 await self._take(page, named=True)
-                for market in page.markets:
-                    self._note_unless(market.is_open, f"the market {market.slug} is not open: {market.state}")
+                others = [market for market in page.markets if not market.is_open]
+                self.notes += [printable(f"the market {market.slug} is not open: {market.state}") for market in others]
                 for _, error in failed:
                     await self._fail(error)
-            await self._put_unknown("market", rest)
+            await self._put_unknown("market", absent)
 
     async def _take_groups(self, groups: Sequence[tuple[str, str]]) -> None:
         """Take the markets of events, series or tags, each given as its kind and its slug."""
@@ -3031,17 +3018,18 @@ class Discovery:
                 continue
             if isinstance(group, MarketPage):
                 await self._take(group, named=True)
-                taken = bool(group.rejected) or any(market.is_open for market in group.markets)
+                has_open = bool(group.rejected) or any(market.is_open for market in group.markets)
             else:
-                taken = await self._walk_group(kind, group)
-            self._note_unless(taken, f"the {kind} {slug} has no open market to take")
+                has_open = await self._walk_group(kind, group)
+            if not has_open:
+                self.notes.append(printable(f"the {kind} {slug} has no open market to take"))
 
     async def _walk_group(self, kind: str, group: Named) -> bool:
         """Take the markets that are listed under a series or a tag; return whether there are any, or may be.
 
         A series lists a day ahead: in the order of the ends, what comes too late ends the walk.
         """
-        taken, ends = False, list[str]()
+        has_open, ends = False, list[str]()
         by_volume = kind == "tag" and self._selection.min_volume_usd > 0
         by_end = kind == "series" and self._ends_by is not None
         filters = [(f"{kind}_id", group.id)]
@@ -3049,55 +3037,47 @@ class Discovery:
             filters.append(("end_date_max", self._ends_by.replace(" ", "T") + "Z"))
 
         def is_last(page: MarketPage) -> bool:
-            nonlocal taken
+            nonlocal has_open
             labels = {tag.label for market in page.markets for tag in market.tags or ()}
             if kind == "tag" and group.label and labels and group.label not in labels:  # an unknown filter is ignored
                 raise self._run.api.bad_listing(f"the tag {group.label!r} was asked for, and markets without it came")
-            taken = taken or any(self._wants(market.market_id, market) for market in page.markets)
+            has_open = has_open or any(self._is_selected(market.market_id, market) for market in page.markets)
             ends.extend(end for market in page.markets if (end := sql_time_of(market.end_date)))
             is_late = by_end and bool(ends) and ends[-1] > (self._ends_by or "") and ends == sorted(ends)
             return is_late or (by_volume and self._is_below_threshold(page))
 
         order = "volume24hr" if by_volume else "endDate" if by_end else "id"
         path = EVENTS_PATH if kind == "series" else MARKETS_PATH
-        done = await self._walk(Listing(order, not by_volume, filters, path), is_last)
-        return taken or not done
-
-    def _note_unless(self, is_fine: object, note: str) -> None:
-        if not is_fine:
-            log.info("%s", printable(note))
-            self.notes.append(printable(note))
+        came_to_end = await self._walk(Listing(order, not by_volume, filters, path), is_last)
+        return has_open or not came_to_end
 
     async def _put_unknown(self, kind: str, names: Sequence[str]) -> None:
         """Have it stored that the exchange does not know what was named; each is listed and not stored."""
         self.listed += len(names)
-        failures = [self._run.failure(None, "list", f"the exchange has no {kind} {name!r}") for name in names]
-        await self._run.put(*failures)
-
-    def _ordered_ids(self, page: MarketPage, *, ascending: bool) -> list[int]:
-        """Return the ids of *page*; raise unless they are in order, for the position of a walk is its last id."""
-        if page.ids != sorted(page.ids, reverse=not ascending):
-            raise self._run.api.bad_listing("the listing is not in the order of id")
-        return page.ids
+        reasons = [f"the exchange has no {kind} {name!r}" for name in names]
+        await self._run.put(*(self._run.failure("list", reason, None) for reason in reasons))
 
     async def _walk(self, listing: Listing, is_last: Callable[[MarketPage], bool]) -> bool:
         """Take the pages of *listing* to its end, or to the one that *is_last*; return whether nothing is missing."""
+        by_id = listing.order == "id" and not listing.filters
         before: set[int] = set()
-        hole: str | None = None
+        gap: str | None = None
         try:
             async with aclosing(self._run.api.iter_market_pages(listing)) as pages:
                 async for page in pages:
-                    last = is_last(page)  # first of all, for it refuses a page that is not in order
+                    if by_id and page.ids != sorted(page.ids, reverse=not listing.ascending):
+                        raise self._run.api.bad_listing("the listing is not in the order of id")
+                    last = is_last(page)  # before the page is taken, for it refuses one that is not in order
                     ids = set(page.ids)
                     if ids and before >= ids and page.next_cursor is not None:
                         raise self._run.api.bad_listing("the listing repeats itself")
                     before = ids
                     await self._take(page)
-                    hole = hole or page.hole
+                    gap = gap or page.gap
                     if last:
                         break
-            if hole:
-                raise self._run.api.bad_listing(hole)
+            if gap:
+                raise self._run.api.bad_listing(gap)
         except ApiError as error:
             await self._fail(error)
             return False
@@ -3107,21 +3087,20 @@ class Discovery:
         """Have it stored that the listing is not complete."""
         log.warning("a listing ended early: %s", error)
         self.error = error
-        await self._run.put(self._run.request_failure([], "list", error))
+        await self._run.put(self._run.failure("list", error))
 
     async def _find_unlisted(self) -> None:
         """Ask by id for the known markets that were not listed, first whether they are open, then how they have ended.
 
         Resolved markets that are due for a second look are asked for the other way round.
         """
-        asked = self._known if self._kind == "known" else ()
-        known = itertools.chain(self._followed, (id_ for id_ in self._known if not is_in(self._followed, id_)))
-        unlisted = array("q", (id_ for id_ in known if id_ not in self._seen and not is_in(asked, id_)))
-        await self._in_parallel(self._take_known, self._longest_waiting_first(unlisted))
-        gone = [id_ for id_ in itertools.chain(self._followed, self._resolved) if id_ not in self._seen]
-        await self._in_parallel(self._settle, gone)
-        await self._in_parallel(self._take_known, [id_ for id_ in self._lost if id_ in self._resolved])
-        await self._report_lost([id_ for id_ in self._lost if id_ not in self._seen])
+        # the known ones of a run that lists by id have been asked for
+        unlisted = self._followed - self._known if self._kind == "known" else self._followed | self._known
+        await self._take_known(unlisted - self._seen)
+        gone = (self._followed | self._resolved.keys()) - self._seen
+        await self._in_parallel(self._take_closed, sorted(gone))
+        await self._take_known(self._resolved.keys() & self._absent)
+        await self._report_absent([id_ for id_ in self._absent if id_ not in self._seen])
 
     async def _in_parallel(
         self, ask: Callable[[Sequence[K]], Awaitable[None]], keys: Sequence[K], *, size: int = PAGE_SIZE
@@ -3140,41 +3119,44 @@ class Discovery:
             for number in range(min(self._workers, math.ceil(len(keys) / size))):
                 tasks.create_task(work(), name=f"ask {number}")
 
-    async def _take_known(self, market_ids: Sequence[int]) -> None:
-        """Take those of *market_ids* that are open."""
-        page, _, failed = await self._run.api.fetch_markets(market_ids)
-        await self._take(page)
-        for ids, error in failed:
-            log.warning("%d known markets could not be listed: %s", len(ids), error)
-            self.listed += len(ids)
-            self._seen.update(ids)
-            await self._run.put(self._run.request_failure(ids, "list", error))
+    async def _take_known(self, market_ids: Iterable[int]) -> None:
+        """Take those of *market_ids* that are open, the ones longest without a book first."""
+
+        async def take(some: Sequence[int]) -> None:
+            page, _, failed = await self._run.api.fetch_markets(some)
+            await self._take(page)
+            for ids, error in failed:
+                log.warning("%d known markets could not be listed: %s", len(ids), error)
+                self.listed += len(ids)
+                self._seen.update(ids)
+                await self._run.put(self._run.failure("list", error, *ids))
+
+        await self._in_parallel(take, sorted(market_ids, key=lambda id_: (self._last_books.get(id_, 0), id_)))
 
     async def _take(self, page: MarketPage, *, named: bool = False) -> None:
         """Hand on the markets of *page* that are to be collected: those that are *named* whatever they trade."""
-        run = self._run
-        rejected = [bad for bad in page.rejected if self._is_new(bad.id) and self._wants(bad.id, bad, named=named)]
+        rejected = [
+            bad for bad in page.rejected if self._is_new(bad.id) and self._is_selected(bad.id, bad, named=named)
+        ]
         wanted: list[GammaMarket] = []
         for market in page.markets:
-            if not market.is_open and self._follows(market.market_id):  # it is settled later
+            if not market.is_open and self._is_known(market.market_id):  # its outcome is asked for later
                 self._not_open[int(market.market_id)] = market.state
-            elif self._is_new(market.market_id) and self._wants(market.market_id, market, named=named):
+            elif self._is_new(market.market_id) and self._is_selected(market.market_id, market, named=named):
                 wanted.append(market)
         self.listed += len(rejected) + len(wanted)
         self._rejected += len(rejected)
-        await run.put(*[run.failure(bad.id, "list", bad.reason) for bad in rejected])
+        await self._run.put(*(self._run.failure("list", bad.reason, bad.id) for bad in rejected))
         self._next_batch += wanted
         while len(self._next_batch) >= BATCH_MARKETS:
             batch, self._next_batch = self._next_batch[:BATCH_MARKETS], self._next_batch[BATCH_MARKETS:]
             await self._hand_on(batch)
 
     async def _hand_on(self, markets: Sequence[GammaMarket]) -> None:
-        failures: list[Failure] = []
-        if same := await self._same_as_stored(markets, failures):
+        if same := await self._same_as_stored(markets):
             await self.batches.put(same)
-        await self._run.put(*failures)
 
-    async def _same_as_stored(self, markets: Sequence[GammaMarket], failures: list[Failure]) -> list[GammaMarket]:
+    async def _same_as_stored(self, markets: Sequence[GammaMarket]) -> list[GammaMarket]:
         """Return *markets* in the stored order of their outcomes, without those that are others under the same id."""
         ids = msgspec.json.encode([market.market_id for market in markets]).decode()
         stored = {row[0]: Identity._make(row[1:]) for row in await self._run.database.rows(IDENTITIES, ids)}
@@ -3182,7 +3164,7 @@ class Discovery:
         for market in markets:
             known = stored.get(market.market_id)
             if known and (why_not := identified(market, known)):
-                failures.append(self._run.failure(market.market_id, "list", why_not))
+                await self._run.put(self._run.failure("list", why_not, market.market_id))
             else:
                 same.append(market)
         return same
@@ -3194,48 +3176,49 @@ class Discovery:
             self._seen.add(int(market_id))
         return market_id is None or len(self._seen) > before
 
-    def _follows(self, market_id: str | None) -> bool:
+    def _is_known(self, market_id: str | None) -> bool:
         """Return whether *market_id* is a market that stays collected until it resolves, or that may have reopened."""
-        return market_id is not None and (is_in(self._followed, int(market_id)) or int(market_id) in self._resolved)
+        return market_id is not None and (int(market_id) in self._followed or int(market_id) in self._resolved)
 
-    def _wants(self, market_id: str | None, market: GammaMarket | Rejected, *, named: bool = False) -> bool:
+    def _is_selected(self, market_id: str | None, market: GammaMarket | Rejected, *, named: bool = False) -> bool:
+        """Return whether a market is open and to be collected."""
         if not market.is_open or named:
             return market.is_open
         end = sql_time_of(market.end_date) if self._ends_by and isinstance(market, GammaMarket) else ""
         in_time = self._ends_by is None or (end is not None and end <= self._ends_by)
-        return (in_time and self._selection.takes(market.max_volume_24h)) or self._follows(market_id)
+        return (in_time and self._selection.takes(market.max_volume_24h)) or self._is_known(market_id)
 
-    async def _settle(self, market_ids: Sequence[int]) -> None:
+    async def _take_closed(self, market_ids: Sequence[int]) -> None:
         """Find out how the markets *market_ids* have ended."""
         run = self._run
         page, absent, failed = await run.api.fetch_markets(market_ids, closed=True)
-        batch = Batch(run.run_id, failures=[run.request_failure(ids, "outcome", error) for ids, error in failed])
-        batch.failures += [run.failure(bad.id, "outcome", bad.reason) for bad in page.rejected]
-        undecided = page.names
-        for market in await self._same_as_stored(page.markets, batch.failures):
-            await self._end(market, batch)
-            undecided.discard(market.market_id)
-        batch.undecided += [
-            (run.started_at, MAX_OUTCOME_WAIT_MINUTES, name) for name in undecided if int(name) not in self._resolved
-        ]
+        batch = Batch(run.run_id, failures=[run.failure("outcome", error, *ids) for ids, error in failed])
+        batch.failures += [run.failure("outcome", bad.reason, bad.id) for bad in page.rejected]
+        open_ended = {name for name in page.names if int(name) not in self._resolved}
+        for market in await self._same_as_stored(page.markets):
+            await self._settle(market, batch)
+            open_ended.discard(market.market_id)
+        batch.undecided += [(run.started_at, MAX_OUTCOME_WAIT_MINUTES, market_id) for market_id in open_ended]
         self._closed += len(page.names)
-        self._lost += absent
+        self._absent += absent
         await run.rows.put(batch)
 
-    async def _end(self, market: GammaMarket, batch: Batch) -> None:
-        """Store how *market*, which is not open, has ended, and what has changed since it was resolved."""
+    async def _settle(self, market: GammaMarket, batch: Batch) -> None:
+        """Put into *batch* how *market*, which is not open, has ended, and what has changed since it was resolved."""
         market_id = market.market_id
-        outcome = await self._outcome(market, batch)
         before, _ = self._resolved.get(int(market_id), (None, None))
-        closed_at = sql_time_of(market.closed_time)
-        if outcome or (before and not market.disputed):
+        outcome = await self._outcome(market, batch)
+        if not outcome and not market.disputed:
+            outcome = before
+        if before and outcome != before:
+            reason = f"its outcome was {before}, and now it is {outcome or 'disputed'}"
+            batch.failures.append(self._run.failure("outcome", reason, market_id))
+        if outcome:
+            closed_at = sql_time_of(market.closed_time)
             look_at = next_look(closed_at, self._clock.now())
-            batch.resolutions.append(Resolution(outcome or before or "", closed_at, look_at, market_id))
+            batch.resolutions.append(Resolution(outcome, closed_at, look_at, market_id))
         else:
             batch.undecided.append((self._run.started_at, MAX_OUTCOME_WAIT_MINUTES, market_id))
-        if before and (outcome or market.disputed) and outcome != before:
-            reason = f"its outcome was {before}, and now it is {outcome or 'disputed'}"
-            batch.failures.append(self._run.failure(market_id, "outcome", reason))
 
     async def _outcome(self, market: GammaMarket, batch: Batch) -> str | None:
         """Return how *market* has ended: Gamma names a winner, or the CLOB does, or it is a split, or nobody knows."""
@@ -3247,28 +3230,27 @@ class Discovery:
         try:
             return settled_by(market, await self._run.api.fetch_clob_market(market.condition_id))
         except ApiError as error:
-            batch.failures.append(self._run.failure(market.market_id, "outcome", str(error)))
+            batch.failures.append(self._run.failure("outcome", str(error), market.market_id))
             return None
 
-    async def _report_lost(self, market_ids: Sequence[int]) -> None:
+    async def _report_absent(self, market_ids: Sequence[int]) -> None:
         """Have it stored that *market_ids* are neither open nor closed; where they are many, nothing is concluded."""
         run, batch = self._run, Batch(self._run.run_id)
-        lost = [market_id for market_id in market_ids if market_id not in self._resolved]
-        self.listed += sum(market_id not in self._not_open for market_id in lost)
+        absent = [id_ for id_ in market_ids if id_ not in self._resolved]
+        self.listed += sum(id_ not in self._not_open for id_ in absent)
         known = len(self._followed)
-        if len(lost) > max(MAX_BAD_ELEMENTS, MIN_KNOWN_SHARE * known):
-            reason = f"{len(lost)} of {known} that are known are {NEITHER}"
-            await run.put(run.shared_failure(lost, "outcome", reason))
+        if len(absent) > max(MAX_BAD_ELEMENTS, MIN_KNOWN_SHARE * known):
+            reason = f"{len(absent)} of {known} that are known are {ABSENT}"
+            await run.put(run.failure("outcome", reason, *absent))
             return
-        for market_id in market_ids:
-            outcome, closed_at = self._resolved.get(market_id, ("", None))
+        for id_ in market_ids:
+            outcome, closed_at = self._resolved.get(id_, ("", None))
             if outcome:
                 look_at = next_look(closed_at, self._clock.now())
-                batch.resolutions.append(Resolution(outcome, closed_at, look_at, str(market_id)))
+                batch.resolutions.append(Resolution(outcome, closed_at, look_at, str(id_)))
             else:
-                batch.undecided.append((run.started_at, MAX_SEARCH_WAIT_MINUTES, str(market_id)))
-            reason = self._not_open.get(market_id, f"it is {NEITHER}")
-            batch.failures.append(run.failure(str(market_id), "outcome", reason))
+                batch.undecided.append((run.started_at, MAX_SEARCH_WAIT_MINUTES, str(id_)))
+            batch.failures.append(run.failure("outcome", self._not_open.get(id_, f"it is {ABSENT}"), id_))
         if batch.failures:
             await run.rows.put(batch)
 
@@ -3356,8 +3338,8 @@ def missing_books(
         if failed and len(missing) == 1:
             of_requests[reason, failed[0]].append(market.market_id)
         else:
-            failures.append(run.failure(market.market_id, "book", reason))
-    return failures + [run.shared_failure(ids, "book", reason) for (reason, _), ids in of_requests.items()]
+            failures.append(run.failure("book", reason, market.market_id))
+    return failures + [run.failure("book", reason, *ids) for (reason, _), ids in of_requests.items()]
 
 
 def left_out_parts(run: Run, markets: Iterable[GammaMarket], books: Mapping[str, OrderBook]) -> list[Failure]:
@@ -3519,9 +3501,7 @@ class AsyncCollector:
                 depth=settings.depth,
             )
             run = Run(run_id, started_at, database, api, wire)
-            discovery = Discovery(
-                run, settings.selection, workers=settings.workers, follow=self._follow, clock=self._clock
-            )
+            discovery = Discovery(run, settings.selection, settings.workers, self._follow, self._clock)
             x_host = HttpHost(settings.twitter, self.twitter_limiter, wire)
             yield run, discovery, Posts(run_id, database, x_host, settings, self._clock)
 
@@ -3977,6 +3957,12 @@ def _single_best(scores: Mapping[int, Any]) -> int | None:
     """Return the key of the highest score, or None if there is none or two share it."""
     best = sorted(scores, key=lambda key: scores[key], reverse=True)[:2]
     return None if not best or len({scores[key] for key in best}) < len(best) else best[0]
+
+
+def is_in(numbers: Sequence[int], number: int) -> bool:
+    """Return whether *number* is among *numbers*, which ascend."""
+    place = bisect_left(numbers, number)
+    return place < len(numbers) and numbers[place] == number
 
 
 class MarketIndex:
