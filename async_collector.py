@@ -1892,7 +1892,7 @@ class PolymarketApi:
             ApiError: a page cannot be had, or the listing is empty, repeats a cursor, or breaks off.
         """
         largest = EVENTS_SIZE if listing.path == EVENTS_PATH else PAGE_SIZE
-        page = last = await self._fetch_listed(listing, limit=largest)
+        page = last = await self._fetch_page(listing, limit=largest)
         size = min(page.size, largest)
         if not size and not listing.filters:
             raise self.bad_listing("the listing is empty")
@@ -1903,7 +1903,7 @@ class PolymarketApi:
             if not cursor or cursor in used or len(used) >= MAX_PAGES or empty == MAX_EMPTY_PAGES:
                 raise self.bad_listing(f"the listing does not end: page {len(used) + 1} leads to cursor {cursor!r}")
             used.add(cursor)
-            page = await self._fetch_listed(listing, limit=size or largest, after=cursor)
+            page = await self._fetch_page(listing, limit=size or largest, after=cursor)
             if page.size < size and page.next_cursor is not None:
                 what = f"page {len(used) + 1} has {page.size} of {size} markets, and names a next one"
                 page = page._replace(gap=f"the listing has not been read to its end: {what}")
@@ -1911,23 +1911,22 @@ class PolymarketApi:
             yield page
             empty = 0 if page.size else empty + 1
             last = page if page.size else last
-        other_end = await self._fetch_listed(listing._replace(ascending=not listing.ascending), limit=1)
+        other_end = await self._fetch_page(listing._replace(ascending=not listing.ascending), limit=1)
         if not other_end.names & last.names and (other_end.names or last.names):
             what = f"page {len(used) + 1} names no next one, but from its other end it begins with {other_end.names}"
             raise self.bad_listing(f"the listing has not been read to its end: {what}")
 
-    async def _fetch_listed(self, listing: Listing, *, limit: int, after: str | None = None) -> MarketPage:
+    async def _fetch_page(
+        self, listing: Listing, *, limit: int, after: str | None = None, closed: bool = False
+    ) -> MarketPage:
         params = [*listing.filters, ("order", listing.order), ("ascending", str(listing.ascending).lower())]
         if after is not None:
             params.append(("after_cursor", after))
-        return await self._fetch_page(listing.path, params, limit=limit)
-
-    async def _fetch_page(
-        self, path: str, params: Sequence[tuple[str, str]], *, limit: int = PAGE_SIZE, closed: bool = False
-    ) -> MarketPage:
         request = self._page_request(params, limit=limit, closed=closed)
-        if path == EVENTS_PATH:
-            return await self._gamma.fetch(request._replace(path=path, max_bytes=MAX_EVENTS_BYTES), decode_events)
+        if listing.path == EVENTS_PATH:
+            return await self._gamma.fetch(
+                request._replace(path=EVENTS_PATH, max_bytes=MAX_EVENTS_BYTES), decode_events
+            )
         return await self._gamma.fetch(request, decode_page)
 
     @staticmethod
@@ -1977,8 +1976,9 @@ class PolymarketApi:
 
     async def fetch_event(self, slug: str) -> MarketPage | None:
         """Fetch all markets of an event, open and closed, in one request if one is open; None if there is no event."""
+        listing = Listing("id", ascending=True, filters=[("slug", slug)], path=EVENTS_PATH)
         for closed in (False, True):
-            page = await self._fetch_page(EVENTS_PATH, [("slug", slug)], closed=closed)
+            page = await self._fetch_page(listing, limit=EVENTS_SIZE, closed=closed)
             if page.events == [slug]:
                 return page
             if page.events:
@@ -2962,7 +2962,9 @@ class Discovery:
 
         async with asyncio.TaskGroup() as tasks:
             walks = [
-                tasks.create_task(self._walk(Listing("id", ascending), partial(meets, ascending=ascending)))
+                tasks.create_task(
+                    self._walk(Listing("id", ascending), partial(meets, ascending=ascending)), name="walk"
+                )
                 for ascending in (True, False)
             ]
         if any(task.result() for task in walks):  # one walk that came through has seen what the other did not
@@ -2978,8 +2980,8 @@ class Discovery:
             return bool(page.markets) and page.ids[0] < newest and self._known.issuperset(page.ids)
 
         async with asyncio.TaskGroup() as tasks:
-            walk = tasks.create_task(self._walk(Listing("id", ascending=False), all_known))
-            tasks.create_task(self._take_known(self._known))
+            walk = tasks.create_task(self._walk(Listing("id", ascending=False), all_known), name="walk")
+            tasks.create_task(self._take_known(self._known), name="ask")
         self._walked = walk.result()
 
     async def _list_named(self) -> None:
@@ -3116,7 +3118,7 @@ class Discovery:
                     await self._fail(error)
 
         async with asyncio.TaskGroup() as tasks:
-            for number in range(min(self._workers, math.ceil(len(keys) / size))):
+            for number in range(self._workers):
                 tasks.create_task(work(), name=f"ask {number}")
 
     async def _take_known(self, market_ids: Iterable[int]) -> None:
@@ -3274,8 +3276,6 @@ MAX_CLOCK_STEP: Final = timedelta(seconds=2)  # that is waited for
 RATE_WINDOW_S: Final = 1.1  # a second and some room: we count starts, the exchange counts arrivals
 MAX_HEADER_BYTES: Final = 65_536  # a line of an answer's head: company networks add long ones
 MIN_COMPLETE_SHARE: Final = 0.95  # of the listed markets, stored with their books
-# of a `CollectionResult`, which the row of the run has as well
-FIGURES_OF_RUN: Final = ("status", "duration", "books_missing", "unmirrored", "requests", "retries", "rate_limit_hits")
 
 
 class Progress(NamedTuple):
@@ -3319,27 +3319,25 @@ def missing_books(
 
     Markets whose request failed share one row. One of *rejected* without an id stands for all that have none of theirs.
     """
-    reasons = {bad.id: bad.reason for bad in rejected}
-    errors = {bad.id: bad.error for bad in rejected if bad.error}
-    for error in set(errors.values()):
-        run.check_drift(error)
-    failures: list[Failure] = []
-    of_requests: defaultdict[tuple[str, ApiError], list[str]] = defaultdict(list)  # markets by what failed for both
+    by_token = {bad.id: bad for bad in rejected}
+    of_others = by_token.get(None, Rejected(None, "the exchange has no book"))
+    for bad in by_token.values():
+        if bad.error:
+            run.check_drift(bad.error)
+    groups: defaultdict[tuple[str, object], list[str]] = defaultdict(list)  # markets that share a row
     for market in markets:
         missing: defaultdict[str, list[str]] = defaultdict(list)  # sides by reason
         for side, token in zip(("YES", "NO"), market.tokens, strict=True):
             if token not in books:
-                missing[reasons.get(token, reasons.get(None, "the exchange has no book"))].append(side)
-        if not missing or (not market.has_book and reasons.keys().isdisjoint(market.tokens)):
+                missing[by_token.get(token, of_others).reason].append(side)
+        if not missing or (not market.has_book and by_token.keys().isdisjoint(market.tokens)):
             continue
         run.books_missing += 1
         reason = "; ".join(f"{' and '.join(sides)}: {why}" for why, sides in missing.items())
-        failed = [errors[token] for token in market.tokens if token in errors]
-        if failed and len(missing) == 1:
-            of_requests[reason, failed[0]].append(market.market_id)
-        else:
-            failures.append(run.failure("book", reason, market.market_id))
-    return failures + [run.failure("book", reason, *ids) for (reason, _), ids in of_requests.items()]
+        errors = [by_token[token].error for token in market.tokens if token in by_token]
+        request = next(filter(None, errors), None) if len(missing) == 1 else None
+        groups[reason, request or market.market_id].append(market.market_id)
+    return [run.failure("book", reason, *ids) for (reason, _), ids in groups.items()]
 
 
 def left_out_parts(run: Run, markets: Iterable[GammaMarket], books: Mapping[str, OrderBook]) -> list[Failure]:
@@ -3594,7 +3592,8 @@ class AsyncCollector:
         run.log_left_out()
         result = self._result(run, discovery, posts, self._clock.monotonic() - started)
         figures = dict(result) | dict(result["stats"])
-        columns |= {name: figures[name] for name in FIGURES_OF_RUN}
+        shared = ("status", "duration", "books_missing", "unmirrored", "requests", "retries", "rate_limit_hits")
+        columns |= {name: figures[name] for name in shared}
         columns |= {"finished_at": sql_time(self._clock.now()), "tweets_complete": posts.complete}
         await run.database.finish_run(run.run_id, columns)
         log.info(
