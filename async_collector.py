@@ -2763,7 +2763,6 @@ FULL_WALK_EVERY: Final = timedelta(days=1)  # because a closed market can reopen
 MAX_WAITING_BATCHES: Final = 2  # between two stages; a full queue makes the faster one wait
 # parts of an element whose loss is a failure: a reader of the rows would take what is absent for what is not there
 REPORTED_KEYS: Final = frozenset({"volume24hr", "outcomes", "outcomePrices", "startDate", "endDate", "bids", "asks"})
-ABSENT: Final = "neither among the open markets nor among the closed ones"
 
 
 def is_descending(volumes: Sequence[float]) -> bool:
@@ -2843,13 +2842,6 @@ class Discovery:
     Then every market that earlier runs know, and this one has not listed, is asked for by id: those that are open are
     collected, of the others the outcome is stored, and what is neither is counted as missing. Nothing is concluded from
     absence alone.
-
-    Attributes:
-        batches: of 250 markets to collect at most; None is the end.
-        notes: which names have no market to collect, because it is over or there is none just now.
-        listed: markets that the run should store.
-        all_listed: whether `listed` is final.
-        error: why the listing is not complete, or None.
     """
 
     _run: Run
@@ -2857,11 +2849,12 @@ class Discovery:
     _workers: int
     _follow: bool
     _clock: Clock
+    # of 250 markets to collect at most; None is the end
     batches: asyncio.Queue[list[GammaMarket] | None] = field(default_factory=lambda: asyncio.Queue(MAX_WAITING_BATCHES))
-    notes: list[str] = field(default_factory=list)
-    listed: int = 0
-    all_listed: bool = False
-    error: ApiError | None = None
+    notes: list[str] = field(default_factory=list)  # which names have no market to collect just now
+    listed: int = 0  # markets that the run should store
+    all_listed: bool = False  # whether `listed` is final
+    error: ApiError | None = None  # why the listing is not complete
     # what earlier runs know: unresolved markets that they have collected, resolved ones that are due for a second look
     # (outcome, time of closing), ids that they have listed, and places in the order of the last books, from 1
     _followed: set[int] = field(default_factory=set)
@@ -2870,8 +2863,7 @@ class Discovery:
     _last_books: dict[int, int] = field(default_factory=dict)
     # what this run knows
     _kind: str = "top"  # the column `listing`
-    _full_walk_at: str | None = None
-    _walked: bool = False  # over the whole exchange, from both ends or down to known ids, without a gap
+    _full_walk_at: str | None = None  # when the last complete one began
     _strict_order: bool = True  # whether the volumes have descended strictly so far
     _ends_by: str | None = None  # when a market of a series or a tag has to end
     _seen: set[int] = field(default_factory=set)  # ids that it has listed
@@ -2899,11 +2891,12 @@ class Discovery:
         await self.batches.put(None)
 
     async def save(self) -> dict[str, object]:
-        """Store the listed ids if no walk has missed any, and return the columns of `runs`."""
-        if self._walked:
+        """Store the ids of a complete listing of the whole exchange, and return the columns of `runs`."""
+        if self._selection.whole_exchange and self.all_listed and not self.error:
             database = self._run.database
             async with database.transaction("store the listed ids"):
                 if self._kind == "full":
+                    self._full_walk_at = self._run.started_at
                     await database.execute("DELETE FROM listed_ids", [()])
                 ids = [(market_id,) for market_id in self._seen]
                 await database.execute("INSERT OR IGNORE INTO listed_ids (market_id) VALUES (?)", ids)
@@ -2950,27 +2943,21 @@ class Discovery:
         In the order of ids, markets that come or go meanwhile move no other from its place, so what lies behind a walk
         is complete.
         """
-        reached = {True: float("-inf"), False: float("inf")}  # by the ascending walk and by the descending one
-        with_gap: set[bool] = set()  # walks; the other one has to come to where this one is still complete
+        upwards, downwards = Listing("id", ascending=True), Listing("id", ascending=False)
+        reached = {upwards: float("-inf"), downwards: float("inf")}
+        with_gap: set[Listing] = set()  # the other walk has to come to where this one is still complete
 
-        def meets(page: MarketPage, *, ascending: bool) -> bool:
+        def meets(listing: Listing, page: MarketPage) -> bool:
             if page.gap:
-                with_gap.add(ascending)
-            if page.markets and ascending not in with_gap:
-                reached[ascending] = page.ids[-1]
-            return reached[True] >= reached[False]
+                with_gap.add(listing)
+            if page.markets and listing not in with_gap:
+                reached[listing] = page.ids[-1]
+            return reached[upwards] >= reached[downwards]
 
         async with asyncio.TaskGroup() as tasks:
-            walks = [
-                tasks.create_task(
-                    self._walk(Listing("id", ascending), partial(meets, ascending=ascending)), name="walk"
-                )
-                for ascending in (True, False)
-            ]
-        if any(task.result() for task in walks):  # one walk that came through has seen what the other did not
+            walks = [tasks.create_task(self._walk(one, partial(meets, one)), name="walk") for one in reached]
+        if any(walk.result() for walk in walks):  # one walk that came through has seen what the other did not
             self.error = None
-            self._walked = True
-            self._full_walk_at = self._run.started_at
 
     async def _list_known(self) -> None:
         """List every open market: new ones from the newest down to known ones, known ones by id, in parallel."""
@@ -2980,9 +2967,8 @@ class Discovery:
             return bool(page.markets) and page.ids[0] < newest and self._known.issuperset(page.ids)
 
         async with asyncio.TaskGroup() as tasks:
-            walk = tasks.create_task(self._walk(Listing("id", ascending=False), all_known), name="walk")
+            tasks.create_task(self._walk(Listing("id", ascending=False), all_known), name="walk")
             tasks.create_task(self._take_known(self._known), name="ask")
-        self._walked = walk.result()
 
     async def _list_named(self) -> None:
         """List what is named: first what is taken whatever it trades, for it is listed only once."""
@@ -3240,9 +3226,9 @@ class Discovery:
         run, batch = self._run, Batch(self._run.run_id)
         absent = [id_ for id_ in market_ids if id_ not in self._resolved]
         self.listed += sum(id_ not in self._not_open for id_ in absent)
-        known = len(self._followed)
+        known, what = len(self._followed), "neither among the open markets nor among the closed ones"
         if len(absent) > max(MAX_BAD_ELEMENTS, MIN_KNOWN_SHARE * known):
-            reason = f"{len(absent)} of {known} that are known are {ABSENT}"
+            reason = f"{len(absent)} of {known} that are known are {what}"
             await run.put(run.failure("outcome", reason, *absent))
             return
         for id_ in market_ids:
@@ -3252,7 +3238,7 @@ class Discovery:
                 batch.resolutions.append(Resolution(outcome, closed_at, look_at, str(id_)))
             else:
                 batch.undecided.append((run.started_at, MAX_SEARCH_WAIT_MINUTES, str(id_)))
-            batch.failures.append(run.failure("outcome", self._not_open.get(id_, f"it is {ABSENT}"), id_))
+            batch.failures.append(run.failure("outcome", self._not_open.get(id_, f"it is {what}"), id_))
         if batch.failures:
             await run.rows.put(batch)
 
@@ -3300,7 +3286,7 @@ async def stages() -> AsyncIterator[asyncio.TaskGroup]:
         raise error from group
 
 
-def refuse_books_of_others(books: dict[str, OrderBook], markets: Iterable[GammaMarket]) -> list[Rejected]:
+def remove_books_of_other_markets(books: dict[str, OrderBook], markets: Iterable[GammaMarket]) -> list[Rejected]:
     """Remove from *books* those that name another market than that of *markets* whose token they belong to."""
     refused: list[Rejected] = []
     for market in markets:
@@ -3552,7 +3538,7 @@ class AsyncCollector:
         books: dict[str, OrderBook] = {}
         try:
             books, rejected = await run.api.fetch_books(tokens)
-            rejected += refuse_books_of_others(books, markets)
+            rejected += remove_books_of_other_markets(books, markets)
         except ApiError as error:
             log.warning("no books for %d markets: %s", len(markets), error)
             rejected = [Rejected(token, str(error), error=error) for token in tokens]
@@ -3579,10 +3565,9 @@ class AsyncCollector:
     @uninterrupted
     async def _store(self, batch: Batch, run: Run) -> None:
         """Store *batch* and count it, which belongs together."""
-        errors = len(batch.failures)
         saved = await run.database.save(batch)
         run.saved = run.saved.plus(saved)
-        if saved.errors > errors:
+        if saved.errors > len(batch.failures):
             run.reason = run.reason or "a row could not be stored: see the failures of stage save"
 
     @uninterrupted
