@@ -1937,12 +1937,7 @@ class PolymarketApi:
     async def fetch_markets(
         self, names: Sequence[K], *, by: str = "id", closed: bool = False
     ) -> tuple[MarketPage, list[K], list[tuple[Sequence[K], ApiError]]]:
-        """Fetch those markets of these *names* that are open, or those that are closed.
-
-        Args:
-            names: any number; a request asks for at most 100 of them.
-            by: what they are, "id" or "slug".
-            closed: which of the two.
+        """Fetch the open markets with these *names*, or the *closed* ones; *by* says what they are: "id" or "slug".
 
         Returns:
             The markets, the names that are not among them, and the names that could not be asked for.
@@ -2010,13 +2005,10 @@ class PolymarketApi:
         return await self._fetch_known(self._clob, f"/markets/{condition_id}", _CLOB_MARKET)
 
     async def fetch_books(self, token_ids: Sequence[str]) -> tuple[dict[str, OrderBook], list[Rejected]]:
-        """Fetch the current books of *token_ids* in one request, keyed by token id.
+        """Fetch the current books of 1 to 500 *token_ids* in one request, keyed by token id.
 
         Tokens without a book (closed, not yet open) are absent from the answer. A request that fails is repeated in
         halves: what fails even so is among the rejected, unless nothing at all can be had.
-
-        Args:
-            token_ids: 1 to 500 token ids (uint256 written in decimal).
 
         Source: https://docs.polymarket.com/market-data/prices-order-books
         """
@@ -2859,7 +2851,7 @@ class Discovery:
     # (outcome, time of closing), ids that they have listed, and places in the order of the last books, from 1
     _followed: set[int] = field(default_factory=set)
     _resolved: dict[int, tuple[str, str | None]] = field(default_factory=dict)
-    _known: set[int] = field(default_factory=set)
+    _listed_before: set[int] = field(default_factory=set)
     _last_books: dict[int, int] = field(default_factory=dict)
     # what this run knows
     _kind: str = "top"  # the column `listing`
@@ -2868,7 +2860,6 @@ class Discovery:
     _ends_by: str | None = None  # when a market of a series or a tag has to end
     _seen: set[int] = field(default_factory=set)  # ids that it has listed
     _not_open: dict[int, str] = field(default_factory=dict)  # what the exchange says of ids that are not open
-    _absent: list[int] = field(default_factory=list)  # neither among the open markets nor among the closed ones
     _closed: int = 0  # markets that the exchange names as closed
     _rejected: int = 0  # of the listed ones: they could not be decoded
     _next_batch: list[GammaMarket] = field(default_factory=list)
@@ -2906,19 +2897,19 @@ class Discovery:
         """Recall what earlier runs have collected and listed, and decide how to list."""
         database, run = self._run.database, self._run
         if self._follow:
-            self._followed.update(await database.ids(UNRESOLVED, run.started_at, self._selection.whole_exchange))
+            self._followed = set(await database.ids(UNRESOLVED, run.started_at, self._selection.whole_exchange))
             looks = await database.rows(SECOND_LOOKS, run.started_at)
             self._resolved = {market_id: (outcome, closed_at) for market_id, outcome, closed_at in looks}
         if self._selection.names:
             self._kind = "named"
         elif self._selection.whole_exchange:
             self._full_walk_at = await database.value(newest_run("full_walk_at"))
-            self._known.update(await database.ids("SELECT market_id FROM listed_ids"))
+            self._listed_before = set(await database.ids("SELECT market_id FROM listed_ids"))
             now = self._clock.now()
             is_recent = sql_time(now - FULL_WALK_EVERY) < (self._full_walk_at or "") <= sql_time(now)
-            self._kind = "known" if self._known and is_recent else "full"
+            self._kind = "known" if self._listed_before and is_recent else "full"
         if await database.value(LAST_STATUS, run.run_id) not in {None, "complete"}:  # else no market has waited
-            last_rows = 2 * max(len(self._followed), len(self._known))
+            last_rows = 2 * max(len(self._followed), len(self._listed_before))
             ids = await database.ids(LAST_WITH_BOOK, last_rows)
             self._last_books = {market_id: place for place, market_id in enumerate(ids, 1)}
 
@@ -2961,14 +2952,14 @@ class Discovery:
 
     async def _list_known(self) -> None:
         """List every open market: new ones from the newest down to known ones, known ones by id, in parallel."""
-        newest = max(self._known)
+        newest = max(self._listed_before)
 
         def all_known(page: MarketPage) -> bool:
-            return bool(page.markets) and page.ids[0] < newest and self._known.issuperset(page.ids)
+            return bool(page.markets) and page.ids[0] < newest and self._listed_before.issuperset(page.ids)
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._walk(Listing("id", ascending=False), all_known), name="walk")
-            tasks.create_task(self._take_known(self._known), name="ask")
+            tasks.create_task(self._take_open(self._listed_before), name="ask")
 
     async def _list_named(self) -> None:
         """List what is named: first what is taken whatever it trades, for it is listed only once."""
@@ -2990,8 +2981,8 @@ class Discovery:
                 if by == "slug" and page.rejected:  # one of them may be what is missing
                     absent = []
                 await self._take(page, named=True)
-                others = [market for market in page.markets if not market.is_open]
-                self.notes += [printable(f"the market {market.slug} is not open: {market.state}") for market in others]
+                closed_ones = [market for market in page.markets if not market.is_open]
+                self.notes += [printable(f"the market {one.slug} is not open: {one.state}") for one in closed_ones]
                 for _, error in failed:
                     await self._fail(error)
             await self._put_unknown("market", absent)
@@ -3083,12 +3074,15 @@ class Discovery:
         Resolved markets that are due for a second look are asked for the other way round.
         """
         # the known ones of a run that lists by id have been asked for
-        unlisted = self._followed - self._known if self._kind == "known" else self._followed | self._known
-        await self._take_known(unlisted - self._seen)
+        unlisted = (
+            self._followed - self._listed_before if self._kind == "known" else self._followed | self._listed_before
+        )
+        await self._take_open(unlisted - self._seen)
         gone = (self._followed | self._resolved.keys()) - self._seen
-        await self._in_parallel(self._take_closed, sorted(gone))
-        await self._take_known(self._resolved.keys() & self._absent)
-        await self._report_absent([id_ for id_ in self._absent if id_ not in self._seen])
+        absent: list[int] = []
+        await self._in_parallel(partial(self._take_closed, absent), sorted(gone))
+        await self._take_open(self._resolved.keys() & absent)
+        await self._report_absent([market_id for market_id in absent if market_id not in self._seen])
 
     async def _in_parallel(
         self, ask: Callable[[Sequence[K]], Awaitable[None]], keys: Sequence[K], *, size: int = PAGE_SIZE
@@ -3107,7 +3101,7 @@ class Discovery:
             for number in range(self._workers):
                 tasks.create_task(work(), name=f"ask {number}")
 
-    async def _take_known(self, market_ids: Iterable[int]) -> None:
+    async def _take_open(self, market_ids: Iterable[int]) -> None:
         """Take those of *market_ids* that are open, the ones longest without a book first."""
 
         async def take(some: Sequence[int]) -> None:
@@ -3128,7 +3122,7 @@ class Discovery:
         ]
         wanted: list[GammaMarket] = []
         for market in page.markets:
-            if not market.is_open and self._is_known(market.market_id):  # its outcome is asked for later
+            if not market.is_open and self._is_followed(market.market_id):  # its outcome is asked for later
                 self._not_open[int(market.market_id)] = market.state
             elif self._is_new(market.market_id) and self._is_selected(market.market_id, market, named=named):
                 wanted.append(market)
@@ -3164,7 +3158,7 @@ class Discovery:
             self._seen.add(int(market_id))
         return market_id is None or len(self._seen) > before
 
-    def _is_known(self, market_id: str | None) -> bool:
+    def _is_followed(self, market_id: str | None) -> bool:
         """Return whether *market_id* is a market that stays collected until it resolves, or that may have reopened."""
         return market_id is not None and (int(market_id) in self._followed or int(market_id) in self._resolved)
 
@@ -3174,12 +3168,12 @@ class Discovery:
             return market.is_open
         end = sql_time_of(market.end_date) if self._ends_by and isinstance(market, GammaMarket) else ""
         in_time = self._ends_by is None or (end is not None and end <= self._ends_by)
-        return (in_time and self._selection.takes(market.max_volume_24h)) or self._is_known(market_id)
+        return (in_time and self._selection.takes(market.max_volume_24h)) or self._is_followed(market_id)
 
-    async def _take_closed(self, market_ids: Sequence[int]) -> None:
-        """Find out how the markets *market_ids* have ended."""
+    async def _take_closed(self, absent: list[int], market_ids: Sequence[int]) -> None:
+        """Find out how the markets *market_ids* have ended; add those that are not closed to *absent*."""
         run = self._run
-        page, absent, failed = await run.api.fetch_markets(market_ids, closed=True)
+        page, not_closed, failed = await run.api.fetch_markets(market_ids, closed=True)
         batch = Batch(run.run_id, failures=[run.failure("outcome", error, *ids) for ids, error in failed])
         batch.failures += [run.failure("outcome", bad.reason, bad.id) for bad in page.rejected]
         open_ended = {name for name in page.names if int(name) not in self._resolved}
@@ -3188,7 +3182,7 @@ class Discovery:
             open_ended.discard(market.market_id)
         batch.undecided += [(run.started_at, MAX_OUTCOME_WAIT_MINUTES, market_id) for market_id in open_ended]
         self._closed += len(page.names)
-        self._absent += absent
+        absent += not_closed
         await run.rows.put(batch)
 
     async def _settle(self, market: GammaMarket, batch: Batch) -> None:
@@ -3224,12 +3218,13 @@ class Discovery:
     async def _report_absent(self, market_ids: Sequence[int]) -> None:
         """Have it stored that *market_ids* are neither open nor closed; where they are many, nothing is concluded."""
         run, batch = self._run, Batch(self._run.run_id)
-        absent = [id_ for id_ in market_ids if id_ not in self._resolved]
-        self.listed += sum(id_ not in self._not_open for id_ in absent)
-        known, what = len(self._followed), "neither among the open markets nor among the closed ones"
-        if len(absent) > max(MAX_BAD_ELEMENTS, MIN_KNOWN_SHARE * known):
-            reason = f"{len(absent)} of {known} that are known are {what}"
-            await run.put(run.failure("outcome", reason, *absent))
+        neither = "neither among the open markets nor among the closed ones"
+        unresolved = [id_ for id_ in market_ids if id_ not in self._resolved]
+        self.listed += sum(id_ not in self._not_open for id_ in unresolved)
+        known = len(self._followed)
+        if len(unresolved) > max(MAX_BAD_ELEMENTS, MIN_KNOWN_SHARE * known):
+            reason = f"{len(unresolved)} of {known} that are known are {neither}"
+            await run.put(run.failure("outcome", reason, *unresolved))
             return
         for id_ in market_ids:
             outcome, closed_at = self._resolved.get(id_, ("", None))
@@ -3238,7 +3233,7 @@ class Discovery:
                 batch.resolutions.append(Resolution(outcome, closed_at, look_at, str(id_)))
             else:
                 batch.undecided.append((run.started_at, MAX_SEARCH_WAIT_MINUTES, str(id_)))
-            batch.failures.append(run.failure("outcome", self._not_open.get(id_, f"it is {what}"), id_))
+            batch.failures.append(run.failure("outcome", self._not_open.get(id_, f"it is {neither}"), id_))
         if batch.failures:
             await run.rows.put(batch)
 
