@@ -676,7 +676,6 @@ class Rejected(NamedTuple):
     reason: str
     is_open: bool = True  # as far as can be told
     max_volume_24h: float = math.inf
-    error: ApiError | None = None  # of the request, where it is not the element's own
 
 
 class MarketPage(NamedTuple):
@@ -1852,6 +1851,10 @@ MAX_PAGES: Final = 20_000  # of a listing; the whole exchange has 1,600
 MAX_EMPTY_PAGES: Final = 3  # in a row
 
 
+# why there is no book for a token; None stands for the tokens of which nothing else is known
+Problems = dict[str | None, str | ApiError]
+
+
 class Listing(NamedTuple):
     """What is listed, and in which order: every market that is not closed, or those that pass the filters."""
 
@@ -2004,11 +2007,11 @@ class PolymarketApi:
             return None
         return await self._fetch_known(self._clob, f"/markets/{condition_id}", _CLOB_MARKET)
 
-    async def fetch_books(self, token_ids: Sequence[str]) -> tuple[dict[str, OrderBook], list[Rejected]]:
+    async def fetch_books(self, token_ids: Sequence[str]) -> tuple[dict[str, OrderBook], Problems]:
         """Fetch the current books of 1 to 500 *token_ids* in one request, keyed by token id.
 
         Tokens without a book (closed, not yet open) are absent from the answer. A request that fails is repeated in
-        halves: what fails even so is among the rejected, unless nothing at all can be had.
+        halves: what fails even so is among the problems, unless nothing at all can be had.
 
         Source: https://docs.polymarket.com/market-data/prices-order-books
         """
@@ -2018,18 +2021,18 @@ class PolymarketApi:
             return Request("/books", body=wanted, max_bytes=MAX_BOOKS_BYTES)
 
         books: dict[str, OrderBook] = {}
-        rejected: list[Rejected] = []
+        problems: Problems = {}
         answers = await self._clob.fetch_divided(token_ids, request_for, decode_books)
         errors = [answer for _, answer in answers if isinstance(answer, ApiError)]
         if len(errors) == len(answers):
             raise errors[0]
         for tokens, answer in answers:
             if isinstance(answer, ApiError):
-                rejected += [Rejected(token_id, str(answer), error=answer) for token_id in tokens]
+                problems |= dict.fromkeys(tokens, answer)
             else:
                 books |= {book.token_id: book for book in answer[0]}
-                rejected += answer[1]
-        return books, rejected
+                problems |= {bad.id: bad.reason for bad in answer[1]}
+        return books, problems
 
 
 # --- Schema -----------------------------------------------------------------------------------------------------------
@@ -3281,43 +3284,41 @@ async def stages() -> AsyncIterator[asyncio.TaskGroup]:
         raise error from group
 
 
-def remove_books_of_other_markets(books: dict[str, OrderBook], markets: Iterable[GammaMarket]) -> list[Rejected]:
+def remove_books_of_other_markets(books: dict[str, OrderBook], markets: Iterable[GammaMarket]) -> Problems:
     """Remove from *books* those that name another market than that of *markets* whose token they belong to."""
-    refused: list[Rejected] = []
+    problems: Problems = {}
     for market in markets:
         for token in market.tokens:
             named = books[token].market if token in books else None
             if named and market.condition_id and named != market.condition_id:
                 del books[token]
-                refused.append(Rejected(token, printable(f"the book is that of another market, {named}")))
-    return refused
+                problems[token] = printable(f"the book is that of another market, {named}")
+    return problems
 
 
 def missing_books(
-    run: Run, markets: Iterable[GammaMarket], books: Collection[str], rejected: Iterable[Rejected]
+    run: Run, markets: Iterable[GammaMarket], books: Collection[str], problems: Problems
 ) -> list[Failure]:
     """Count the markets that should have books which are not among *books* (by token), and return their failures.
 
-    Markets whose request failed share one row. One of *rejected* without an id stands for all that have none of theirs.
+    Markets whose request failed share one row.
     """
-    by_token = {bad.id: bad for bad in rejected}
-    of_others = by_token.get(None, Rejected(None, "the exchange has no book"))
-    for bad in by_token.values():
-        if bad.error:
-            run.check_drift(bad.error)
     groups: defaultdict[tuple[str, object], list[str]] = defaultdict(list)  # markets that share a row
     for market in markets:
         missing: defaultdict[str, list[str]] = defaultdict(list)  # sides by reason
         for side, token in zip(("YES", "NO"), market.tokens, strict=True):
             if token not in books:
-                missing[by_token.get(token, of_others).reason].append(side)
-        if not missing or (not market.has_book and by_token.keys().isdisjoint(market.tokens)):
+                problem = problems.get(token) or problems.get(None) or "the exchange has no book"
+                missing[str(problem)].append(side)
+        if not missing or (not market.has_book and problems.keys().isdisjoint(market.tokens)):
             continue
         run.books_missing += 1
         reason = "; ".join(f"{' and '.join(sides)}: {why}" for why, sides in missing.items())
-        errors = [by_token[token].error for token in market.tokens if token in by_token]
-        request = next(filter(None, errors), None) if len(missing) == 1 else None
-        groups[reason, request or market.market_id].append(market.market_id)
+        errors = [error for token in market.tokens if isinstance(error := problems.get(token), ApiError)]
+        for error in errors:
+            run.check_drift(error)
+        shared = errors[0] if errors and len(missing) == 1 else None
+        groups[reason, shared or market.market_id].append(market.market_id)
     return [run.failure("book", reason, *ids) for (reason, _), ids in groups.items()]
 
 
@@ -3532,11 +3533,11 @@ class AsyncCollector:
         tokens = [token for market in markets for token in market.tokens]
         books: dict[str, OrderBook] = {}
         try:
-            books, rejected = await run.api.fetch_books(tokens)
-            rejected += remove_books_of_other_markets(books, markets)
+            books, problems = await run.api.fetch_books(tokens)
+            problems |= remove_books_of_other_markets(books, markets)
         except ApiError as error:
             log.warning("no books for %d markets: %s", len(markets), error)
-            rejected = [Rejected(token, str(error), error=error) for token in tokens]
+            problems = dict.fromkeys(tokens, error)
         now = sql_time(self._clock.now())
         batch = Batch(run.run_id, follow=not self.settings.selection.whole_exchange)
         for market in markets:
@@ -3547,7 +3548,7 @@ class AsyncCollector:
             if book:
                 batch.books[market.market_id] = book
                 run.unmirrored += book.mirrored is False
-        batch.failures += missing_books(run, markets, books, rejected)
+        batch.failures += missing_books(run, markets, books, problems)
         batch.failures += left_out_parts(run, markets, books)
         return batch
 

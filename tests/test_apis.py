@@ -65,10 +65,10 @@ async def test_an_empty_exchange_is_not_believed(api: ac.PolymarketApi, exchange
 async def test_books_are_matched_by_token(api: ac.PolymarketApi, exchange: FakePolymarket) -> None:
     first, second, third = list(exchange.markets.values())[:3]
     exchange.change(second, has_books=False)
-    books, rejected = await api.fetch_books([*first.tokens, *second.tokens, third.tokens[1]])
+    books, problems = await api.fetch_books([*first.tokens, *second.tokens, third.tokens[1]])
     assert books.keys() == {*first.tokens, third.tokens[1]}
     assert all(book.token_id == token for token, book in books.items())
-    assert rejected == []
+    assert problems == {}
 
 
 async def test_a_request_that_is_too_large_is_halved(api: ac.PolymarketApi, exchange: FakePolymarket) -> None:
