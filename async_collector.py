@@ -2752,7 +2752,7 @@ class Database:
 # --- Discovery --------------------------------------------------------------------------------------------------------
 
 BATCH_MARKETS: Final = MAX_TOKENS // 2  # one request for books, one transaction
-MAX_SEARCH_WAIT_MINUTES: Final = 60  # the same for a market that is neither open nor closed: a fault of the listing?
+MAX_SEARCH_WAIT_MINUTES: Final = 60  # until a market that is neither open nor closed is asked for again
 MIN_KNOWN_SHARE: Final = 0.5  # must still be there: a tenth or two close within a day
 FULL_WALK_EVERY: Final = timedelta(days=1)  # because a closed market can reopen
 MAX_WAITING_BATCHES: Final = 2  # between two stages; a full queue makes the faster one wait
@@ -2819,7 +2819,7 @@ class Run:
             self.drift = self.drift or f"`{key}` of {count} of {markets} markets cannot be read"
 
     async def put(self, *failures: Failure) -> None:
-        """Have *failures* stored."""
+        """Queue *failures* for `AsyncCollector._write`."""
         if failures:
             await self.rows.put(Batch(self.run_id, failures=list(failures)))
 
@@ -2869,7 +2869,7 @@ class Discovery:
 
     async def run(self) -> None:
         """List the markets, and hand them on in batches."""
-        await self._recall()
+        await self._read_earlier_runs()
         if self._kind == "named":
             await self._list_named()
         elif self._kind == "top":
@@ -2878,10 +2878,10 @@ class Discovery:
             await self._list_known()
         else:
             await self._list_all()
-        await self._find_unlisted()
+        await self._ask_for_unlisted()
         await self._hand_on(self._next_batch)
         self.all_listed = True
-        await self._check_number()
+        await self._check_count()
         await self.batches.put(None)
 
     async def save(self) -> dict[str, object]:
@@ -2896,8 +2896,8 @@ class Discovery:
                 await database.execute("INSERT OR IGNORE INTO listed_ids (market_id) VALUES (?)", ids)
         return {"markets_listed": self.listed, "listing": self._kind, "full_walk_at": self._full_walk_at}
 
-    async def _recall(self) -> None:
-        """Recall what earlier runs have collected and listed, and decide how to list."""
+    async def _read_earlier_runs(self) -> None:
+        """Read what earlier runs have collected and listed, and decide how to list."""
         database, run = self._run.database, self._run
         if self._follow:
             self._followed = set(await database.ids(UNRESOLVED, run.started_at, self._selection.whole_exchange))
@@ -2988,7 +2988,7 @@ class Discovery:
                 self.notes += [printable(f"the market {one.slug} is not open: {one.state}") for one in closed_ones]
                 for _, error in failed:
                     await self._fail(error)
-            await self._put_unknown("market", absent)
+            await self._report_unknown("market", absent)
 
     async def _take_groups(self, groups: Sequence[tuple[str, str]]) -> None:
         """Take the markets of events, series or tags, each given as its kind and its slug."""
@@ -2996,7 +2996,7 @@ class Discovery:
         for kind, slug in groups:
             group = await (api.fetch_event(slug) if kind == "event" else api.fetch_group(kind, slug))
             if group is None:
-                await self._put_unknown(kind, [slug])
+                await self._report_unknown(kind, [slug])
                 continue
             if isinstance(group, MarketPage):
                 await self._take(group, named=True)
@@ -3033,8 +3033,8 @@ class Discovery:
         came_to_end = await self._walk(Listing(order, not by_volume, filters, path), is_last)
         return has_open or not came_to_end
 
-    async def _put_unknown(self, kind: str, names: Sequence[str]) -> None:
-        """Have it stored that the exchange does not know what was named; each is listed and not stored."""
+    async def _report_unknown(self, kind: str, names: Sequence[str]) -> None:
+        """Record that the exchange does not know these names; each counts as listed and not stored."""
         self.listed += len(names)
         reasons = [f"the exchange has no {kind} {name!r}" for name in names]
         await self._run.put(*(self._run.failure("list", reason, None) for reason in reasons))
@@ -3066,24 +3066,24 @@ class Discovery:
         return True
 
     async def _fail(self, error: ApiError) -> None:
-        """Have it stored that the listing is not complete."""
+        """Record that the listing is not complete."""
         log.warning("a listing ended early: %s", error)
         self.error = error
         await self._run.put(self._run.failure("list", error))
 
-    async def _find_unlisted(self) -> None:
+    async def _ask_for_unlisted(self) -> None:
         """Ask by id for the known markets that were not listed, first whether they are open, then how they have ended.
 
         Resolved markets that are due for a second look are asked for the other way round.
         """
-        # the known ones of a run that lists by id have been asked for
+        # `_list_known` has asked for those that were listed before
         unlisted = (
             self._followed - self._listed_before if self._kind == "known" else self._followed | self._listed_before
         )
         await self._take_open(unlisted - self._seen)
         gone = (self._followed | self._resolved.keys()) - self._seen
         absent: list[int] = []
-        await self._in_parallel(partial(self._take_closed, absent), sorted(gone))
+        await self._in_parallel(partial(self._fetch_outcomes, absent), sorted(gone))
         await self._take_open(self._resolved.keys() & absent)
         await self._report_absent([market_id for market_id in absent if market_id not in self._seen])
 
@@ -3173,7 +3173,7 @@ class Discovery:
         in_time = self._ends_by is None or (end is not None and end <= self._ends_by)
         return (in_time and self._selection.takes(market.max_volume_24h)) or self._is_followed(market_id)
 
-    async def _take_closed(self, absent: list[int], market_ids: Sequence[int]) -> None:
+    async def _fetch_outcomes(self, absent: list[int], market_ids: Sequence[int]) -> None:
         """Find out how the markets *market_ids* have ended; add those that are not closed to *absent*."""
         run = self._run
         page, not_closed, failed = await run.api.fetch_markets(market_ids, closed=True)
@@ -3219,7 +3219,7 @@ class Discovery:
             return None
 
     async def _report_absent(self, market_ids: Sequence[int]) -> None:
-        """Have it stored that *market_ids* are neither open nor closed; where they are many, nothing is concluded."""
+        """Record that *market_ids* are neither open nor closed; if they are many, one failure and nothing else."""
         run, batch = self._run, Batch(self._run.run_id)
         neither = "neither among the open markets nor among the closed ones"
         unresolved = [id_ for id_ in market_ids if id_ not in self._resolved]
@@ -3240,7 +3240,7 @@ class Discovery:
         if batch.failures:
             await run.rows.put(batch)
 
-    async def _check_number(self) -> None:
+    async def _check_count(self) -> None:
         """Fail if no market is understood, or if more than half of the last complete run's are gone without an end."""
         run = self._run
         if self.listed and self.listed == self._rejected:
@@ -3465,7 +3465,7 @@ class AsyncCollector:
 
     @asynccontextmanager
     async def _open_run(self) -> AsyncIterator[tuple[Run, Discovery, Posts]]:
-        """Open what a run needs, and the run itself; whoever has it finishes it."""
+        """Open the database and the session with the hosts, and start a run; the caller finishes it."""
         settings = self.settings
         async with Database.open(settings.db_path, self.file) as database, self.connect() as (wire, api):
             self.file = database.file
@@ -3523,7 +3523,7 @@ class AsyncCollector:
                 await run.rows.put(await self._snapshot(markets, run))
             discovery.batches.put_nowait(None)  # for the others
 
-        async with stages() as tasks:
+        async with asyncio.TaskGroup() as tasks:
             for number in range(self.settings.workers):
                 tasks.create_task(work(), name=f"fetch {number}")
         await run.rows.put(None)
@@ -3560,7 +3560,7 @@ class AsyncCollector:
 
     @uninterrupted
     async def _store(self, batch: Batch, run: Run) -> None:
-        """Store *batch* and count it, which belongs together."""
+        """Store *batch* and count it, without a cancellation in between."""
         saved = await run.database.save(batch)
         run.saved = run.saved.plus(saved)
         if saved.errors > len(batch.failures):
@@ -3568,7 +3568,7 @@ class AsyncCollector:
 
     @uninterrupted
     async def _finish(self, run: Run, discovery: Discovery, posts: Posts, started: float) -> CollectionResult:
-        """Complete the row of the run, of which its snapshots and errors were counted as they were stored."""
+        """Complete the row of the run; its snapshots and errors were counted as they were stored."""
         columns = await discovery.save()
         run.log_left_out()
         result = self._result(run, discovery, posts, self._clock.monotonic() - started)
