@@ -2756,8 +2756,6 @@ MAX_SEARCH_WAIT_MINUTES: Final = 60  # until a market that is neither open nor c
 MIN_KNOWN_SHARE: Final = 0.5  # must still be there: a tenth or two close within a day
 FULL_WALK_EVERY: Final = timedelta(days=1)  # because a closed market can reopen
 MAX_WAITING_BATCHES: Final = 2  # between two stages; a full queue makes the faster one wait
-# parts of an element whose loss is a failure: a reader of the rows would take what is absent for what is not there
-REPORTED_KEYS: Final = frozenset({"volume24hr", "outcomes", "outcomePrices", "startDate", "endDate", "bids", "asks"})
 
 
 def is_descending(volumes: Sequence[float]) -> bool:
@@ -2809,14 +2807,13 @@ class Run:
 
     def log_left_out(self) -> None:
         """Log what could not be read; where most of the stored markets lack something, the exchange has changed."""
-        if not self.left_out:
-            return
-        parts = ", ".join(f"{key} of {count} markets" for key, count in self.left_out.most_common())
-        log.warning("left out, for it cannot be read: %s", parts)
-        markets = self.saved.snapshots
-        ((key, count),) = self.left_out.most_common(1)
-        if count > max(markets - count, MAX_BAD_ELEMENTS):
-            self.drift = self.drift or f"`{key}` of {count} of {markets} markets cannot be read"
+        counts, markets = self.left_out.most_common(), self.saved.snapshots
+        if counts:
+            parts = ", ".join(f"{key} of {count} markets" for key, count in counts)
+            log.warning("left out, for it cannot be read: %s", parts)
+        for key, count in counts:
+            if count > max(markets - count, MAX_BAD_ELEMENTS):
+                self.drift = self.drift or f"`{key}` of {count} of {markets} markets cannot be read"
 
     async def put(self, *failures: Failure) -> None:
         """Queue *failures* for `AsyncCollector._write`."""
@@ -3012,11 +3009,14 @@ class Discovery:
         A series lists a day ahead: in the order of the ends, what comes too late ends the walk.
         """
         has_open, ends = False, list[str]()
-        by_volume = kind == "tag" and self._selection.min_volume_usd > 0
-        by_end = kind == "series" and self._ends_by is not None
-        filters = [(f"{kind}_id", group.id)]
-        if kind == "tag" and self._ends_by:
-            filters.append(("end_date_max", self._ends_by.replace(" ", "T") + "Z"))
+        ends_by, filters = self._ends_by, [(f"{kind}_id", group.id)]
+        if kind == "series":
+            listing = Listing("endDate" if ends_by else "id", ascending=True, filters=filters, path=EVENTS_PATH)
+        else:
+            if ends_by:
+                filters.append(("end_date_max", ends_by.replace(" ", "T") + "Z"))
+            by_volume = self._selection.min_volume_usd > 0
+            listing = Listing("volume24hr" if by_volume else "id", ascending=not by_volume, filters=filters)
 
         def is_last(page: MarketPage) -> bool:
             nonlocal has_open
@@ -3024,13 +3024,12 @@ class Discovery:
             if kind == "tag" and group.label and labels and group.label not in labels:  # an unknown filter is ignored
                 raise self._run.api.bad_listing(f"the tag {group.label!r} was asked for, and markets without it came")
             has_open = has_open or any(self._is_selected(market.market_id, market) for market in page.markets)
+            if listing.order == "volume24hr":
+                return self._is_below_threshold(page)
             ends.extend(end for market in page.markets if (end := sql_time_of(market.end_date)))
-            is_late = by_end and bool(ends) and ends[-1] > (self._ends_by or "") and ends == sorted(ends)
-            return is_late or (by_volume and self._is_below_threshold(page))
+            return listing.order == "endDate" and max(ends, default="") > (ends_by or "") and ends == sorted(ends)
 
-        order = "volume24hr" if by_volume else "endDate" if by_end else "id"
-        path = EVENTS_PATH if kind == "series" else MARKETS_PATH
-        came_to_end = await self._walk(Listing(order, not by_volume, filters, path), is_last)
+        came_to_end = await self._walk(listing, is_last)
         return has_open or not came_to_end
 
     async def _report_unknown(self, kind: str, names: Sequence[str]) -> None:
@@ -3260,6 +3259,8 @@ MAX_CLOCK_STEP: Final = timedelta(seconds=2)  # that is waited for
 RATE_WINDOW_S: Final = 1.1  # a second and some room: we count starts, the exchange counts arrivals
 MAX_HEADER_BYTES: Final = 65_536  # a line of an answer's head: company networks add long ones
 MIN_COMPLETE_SHARE: Final = 0.95  # of the listed markets, stored with their books
+# parts of an element whose loss is a failure: a reader of the rows would take what is absent for what is not there
+REPORTED_KEYS: Final = frozenset({"volume24hr", "outcomes", "outcomePrices", "startDate", "endDate", "bids", "asks"})
 
 
 class Progress(NamedTuple):
