@@ -1864,6 +1864,7 @@ class Listing(NamedTuple):
     path: str = MARKETS_PATH  # or that of events
 
 
+@dataclass
 class PolymarketApi:
     """What is asked of Polymarket: Gamma for markets, the CLOB for order books.
 
@@ -1872,9 +1873,8 @@ class PolymarketApi:
     Source: https://docs.polymarket.com/api-reference
     """
 
-    def __init__(self, gamma: HttpHost, clob: HttpHost) -> None:
-        self._gamma = gamma
-        self._clob = clob
+    _gamma: HttpHost
+    _clob: HttpHost
 
     def bad_listing(self, what: str) -> MalformedResponseError:
         """Return the error of a listing that cannot be relied on."""
@@ -3075,11 +3075,10 @@ class Discovery:
 
         Resolved markets that are due for a second look are asked for the other way round.
         """
-        # `_list_known` has asked for those that were listed before
-        unlisted = (
-            self._followed - self._listed_before if self._kind == "known" else self._followed | self._listed_before
-        )
-        await self._take_open(unlisted - self._seen)
+        unlisted = (self._followed | self._listed_before) - self._seen
+        if self._kind == "known":
+            unlisted -= self._listed_before  # which `_list_known` has asked for
+        await self._take_open(unlisted)
         gone = (self._followed | self._resolved.keys()) - self._seen
         absent: list[int] = []
         await self._in_parallel(partial(self._fetch_outcomes, absent), sorted(gone))
