@@ -2341,6 +2341,10 @@ SAVE_FAILURE: Final = insert_into("failures", Failure._fields)
 LAST_IDS: Final = """
     SELECT coalesce(max(id), 0), coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'books'), 0) FROM snapshots
 """
+# of the markets in a JSON array
+SAME_SECOND: Final = """
+    SELECT market_id FROM snapshots WHERE timestamp = ? AND market_id IN (SELECT value FROM json_each(?))
+"""
 # the book of each market's newest snapshot, and its UTC day; of the markets in a JSON array
 LAST_BOOKS: Final = """
     SELECT s.market_id, book_id, date(b.timestamp), b.bids, b.asks, b.mirrored, b.bids_no, b.asks_no
@@ -2662,9 +2666,8 @@ class Database:
     async def save(self, batch: Batch) -> Saved:
         """Store *batch* in one transaction.
 
-        Where SQLite refuses a row, each market is stored in a transaction of its own, and the one of that row becomes a
-        failure: a trigger (RAISE, but not RAISE(IGNORE)) or a CHECK of the user's, or a snapshot of the same second
-        from before the clock was set back.
+        Where SQLite refuses a row, because of a trigger (RAISE, but not RAISE(IGNORE)) or a CHECK of the user's, each
+        market is stored in a transaction of its own, and the one of that row becomes a failure.
         """
         try:
             return await self._save_whole(batch)
@@ -2691,18 +2694,24 @@ class Database:
             await self.execute(SAVE_FAILURE, batch.failures)
             await self.execute(SAVE_RESOLUTION, batch.resolutions)
             await self.execute(SAVE_UNDECIDED, batch.undecided)
-            saved = saved._replace(errors=len(batch.failures))
+            saved = saved.plus(Saved(errors=len(batch.failures)))
             await self.execute(COUNT_SAVED, [(*saved, batch.run_id)])
         return saved
 
     async def _save_snapshots(self, batch: Batch) -> Saved:
-        """Store the snapshots of *batch*, and those of their books that are not those of the snapshot before."""
+        """Store the snapshots of *batch*, which have one time, and the books that differ from the snapshot before.
+
+        A market that already has a snapshot of that second becomes a failure.
+        """
         ids = msgspec.json.encode([snapshot.market_id for snapshot in batch.snapshots]).decode()
+        stored = {market_id for (market_id,) in await self.rows(SAME_SECOND, batch.snapshots[0].timestamp, ids)}
         last = {market_id: row for market_id, *row in await self.rows(LAST_BOOKS, ids)}
         ((last_snapshot, last_book),) = await self.rows(LAST_IDS)
         snapshots: list[Sequence[object]] = []
         books: list[Sequence[object]] = []
         for snapshot in batch.snapshots:
+            if snapshot.market_id in stored:
+                continue
             book = batch.books.get(snapshot.market_id)
             book_id, *before = last.get(snapshot.market_id, (None,))
             if book is None:
@@ -2714,8 +2723,10 @@ class Database:
         await self.execute(SAVE_BOOK, books)
         await self.execute(SAVE_SNAPSHOT, snapshots)
         await self.execute(SAVE_SEEN, [(last_snapshot,)])
+        reason = "the market has a snapshot of the same second: the clock was set back"
+        await self.execute(SAVE_FAILURE, [Failure(batch.run_id, market_id, "save", reason) for market_id in stored])
         with_book = sum(row[-1] is not None for row in snapshots)
-        return Saved(len(snapshots), len(books), with_book - len(books))
+        return Saved(len(snapshots), len(books), with_book - len(books), errors=len(stored))
 
     @uninterrupted
     async def finish_run(self, run_id: int, columns: Mapping[str, object]) -> None:
@@ -4144,15 +4155,15 @@ QUESTIONS: Final = f"""
         SELECT market_id FROM snapshots WHERE run_id = ? ORDER BY id DESC LIMIT ?
     ) JOIN markets USING (market_id)
 """  # noqa: S608
-# parameters: an hour ago, two hours ago, now; figures that other programs have stored are brought into range
-ATTENTION: Final = """
+# a count as another program may have stored it: what is no number counts as nothing
+_COUNT: Final = "iif(typeof({0}) IN ('integer', 'real'), max(0, min(CAST({0} AS INTEGER), 1000000000000)), 0)"
+# parameters: an hour ago, two hours ago, now
+ATTENTION: Final = f"""
     WITH posts AS (
         SELECT
             market_id,
             timestamp > ? AS recent,
-            coalesce(max(0, min(CAST(likes AS INTEGER), 1000000000000)), 0)
-                + 2 * coalesce(max(0, min(CAST(retweets AS INTEGER), 1000000000000)), 0)
-                + coalesce(max(0, min(CAST(replies AS INTEGER), 1000000000000)), 0) AS engagement,
+            {_COUNT.format("likes")} + 2 * {_COUNT.format("retweets")} + {_COUNT.format("replies")} AS engagement,
             CASE WHEN typeof(sentiment_score) IN ('integer', 'real')
                 THEN max(-1.0, min(sentiment_score, 1.0)) END AS sentiment,
             coalesce(author_id, author_username, '') AS author
@@ -4167,7 +4178,7 @@ ATTENTION: Final = """
         count(DISTINCT author) FILTER (WHERE recent) AS unique_users,
         sum(NOT recent) AS posts_before
     FROM posts GROUP BY market_id HAVING sum(recent) > 0
-"""
+"""  # noqa: S608
 SAVE_HYPE: Final = """
     INSERT INTO hype_signals (
         market_id, tweet_count, total_engagement, avg_sentiment, unique_users, velocity, hype_score, timestamp, run_id

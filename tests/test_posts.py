@@ -599,6 +599,8 @@ async def test_posts_are_matched_however_old_they_are_when_they_are_read(
         {"likes": -100},
         {"likes": 2**62, "retweets": 2**62},
         {"likes": "many", "sentiment_score": "positive"},
+        {"likes": "12abc"},
+        {"likes": b"12"},
         {"likes": float("inf"), "sentiment_score": float("-inf")},
         {"sentiment_score": 80},
     ],
@@ -615,5 +617,7 @@ async def test_odd_rows_of_other_programs_stay_within_the_ranges_and_cost_the_ru
     (signal,) = rows(database, "SELECT * FROM hype_signals")
     assert signal["tweet_count"] == 3
     assert 0 <= signal["total_engagement"] <= 12 * 10**12
+    if isinstance(columns.get("likes"), str | bytes):
+        assert signal["total_engagement"] == 0  # no value is invented
     assert signal["avg_sentiment"] is None or -1 <= signal["avg_sentiment"] <= 1
     assert 0 <= signal["hype_score"] <= 100

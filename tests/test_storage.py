@@ -391,6 +391,26 @@ async def test_a_second_snapshot_of_one_second_is_a_recorded_failure(tmp_path: P
     assert [row["price_yes"] for row in rows(path, "SELECT price_yes FROM snapshots")] == [0.25]
     (failure,) = rows(path, "SELECT * FROM failures")
     assert (failure["run_id"], failure["market_id"], failure["stage"]) == (2, "1", "save")
+    assert failure["reason"] == "the market has a snapshot of the same second: the clock was set back"
+
+
+async def test_a_batch_of_seconds_that_are_stored_already_is_one_transaction(tmp_path: Path) -> None:
+    path = tmp_path / "file.db"
+    names = [str(number) for number in range(250)]
+    async with Database.open(path) as database:
+        for stored in (names[:200], names):
+            run_id = await database.start_run(started_at=T0, min_volume=0)
+            batch = Batch(run_id, [market(name) for name in names], [snapshot(name, run_id) for name in stored])
+            statements: list[str] = []
+            await database._connection.set_trace_callback(statements.append)
+            saved = await database.save(batch)
+        assert statements.count("COMMIT") == 1
+    assert saved == Saved(snapshots=50, errors=200)
+    refused = rows(path, "SELECT market_id FROM failures WHERE run_id = 2 AND stage = 'save'")
+    assert {row["market_id"] for row in refused} == {*names[:200]}
+    assert rows(path, "SELECT snapshots_saved, errors FROM runs WHERE run_id = 2") == [
+        {"snapshots_saved": 50, "errors": 200}
+    ]
 
 
 async def test_the_latest_snapshot_is_the_one_stored_last_whatever_the_clocks_said(tmp_path: Path) -> None:
