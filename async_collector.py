@@ -2037,12 +2037,23 @@ class PolymarketApi:
 
 # --- Schema -----------------------------------------------------------------------------------------------------------
 
+
+def _mirror(side: str) -> str:
+    """Return SQL for the other token's side: bid p of a NO book that mirrors YES is ask 1 - p of YES."""
+    level = "json_array(round(1 - json_extract(value, '$[0]'), 9), json_extract(value, '$[1]'))"
+    return f"(SELECT json_group_array({level}) FROM json_each({side}))"  # noqa: S608
+
+
 SCHEMA_VERSION: Final = 4
 # Brings a new file and every older one to the same shape; a column that is there already is skipped. To add a column,
 # append its ALTER TABLE to those of its table and raise SCHEMA_VERSION. A CREATE TABLE is never changed: the first four
-# are those of collectors before this one. The last semicolon of a line, before its comment, ends a statement. Times are
-# UTC, 'YYYY-MM-DD HH:MM:SS', so that they compare with datetime('now', '-1 hour').
-SCHEMA: Final = """
+# are those of collectors before this one. The views are made anew. The last semicolon of a line, before its comment,
+# ends a statement. Times are UTC, 'YYYY-MM-DD HH:MM:SS', so that they compare with datetime('now', '-1 hour').
+SCHEMA: Final = f"""
+    DROP VIEW IF EXISTS latest_snapshots;
+    DROP VIEW IF EXISTS order_books;
+    DROP VIEW IF EXISTS book_levels;
+    DROP VIEW IF EXISTS gaps;
     CREATE TABLE IF NOT EXISTS markets (
         market_id TEXT PRIMARY KEY,                 -- Gamma: id
         slug TEXT,
@@ -2215,31 +2226,18 @@ SCHEMA: Final = """
         SELECT market_id FROM snapshots
         WHERE run_id IS NULL OR run_id IN (SELECT run_id FROM runs WHERE min_volume > 0)
     );
-"""
-
-
-def _mirror(side: str) -> str:
-    """Return SQL for the other token's side: bid p of a NO book that mirrors YES is ask 1 - p of YES."""
-    level = "json_array(round(1 - json_extract(value, '$[0]'), 9), json_extract(value, '$[1]'))"
-    return f"(SELECT json_group_array({level}) FROM json_each({side}))"  # noqa: S608
-
-
-# made anew by every upgrade
-VIEWS: Final[Mapping[str, str]] = {
-    "latest_snapshots": """
+    CREATE VIEW latest_snapshots AS
     SELECT m.question, m.category, m.outcome_yes, m.outcome_no, s.*,
            m.slug, m.event_slug, m.end_time, m.resolved, m.resolution_outcome, seen.last_seen
-    FROM seen JOIN snapshots AS s ON s.id = seen.snapshot_id JOIN markets AS m ON m.market_id = seen.market_id
-    """,
-    "order_books": f"""
+    FROM seen JOIN snapshots AS s ON s.id = seen.snapshot_id JOIN markets AS m ON m.market_id = seen.market_id;
+    CREATE VIEW order_books AS
     SELECT s.id AS snapshot_id, s.market_id, s.timestamp, s.run_id, b.book_id, b.mirrored,
            b.bids AS bids_yes, b.asks AS asks_yes,
            CASE b.mirrored WHEN 0 THEN b.bids_no WHEN 1 THEN {_mirror("b.asks")} END AS bids_no,
            CASE b.mirrored WHEN 0 THEN b.asks_no WHEN 1 THEN {_mirror("b.bids")} END AS asks_no
-    FROM snapshots AS s JOIN books AS b USING (book_id)
-    """,  # noqa: S608
-    # one row per level of each snapshot, level 1 being the best
-    "book_levels": """
+    FROM snapshots AS s JOIN books AS b USING (book_id);
+    -- one row per level of each snapshot, level 1 being the best
+    CREATE VIEW book_levels AS
     SELECT snapshot_id, market_id, timestamp, run_id, outcome, side, level.key + 1 AS level,
            CAST(json_extract(level.value, '$[0]') AS REAL) AS price,
            CAST(json_extract(level.value, '$[1]') AS REAL) AS size
@@ -2247,10 +2245,9 @@ VIEWS: Final[Mapping[str, str]] = {
     JOIN (SELECT 'YES' AS outcome UNION ALL SELECT 'NO') JOIN (SELECT 'bid' AS side UNION ALL SELECT 'ask')
     JOIN json_each(CASE outcome || side
         WHEN 'YESbid' THEN bids_yes WHEN 'YESask' THEN asks_yes WHEN 'NObid' THEN bids_no ELSE asks_no
-    END) AS level
-    """,
-    # the runs that should have stored a market and did not; until is NULL while it is still missing
-    "gaps": """
+    END) AS level;
+    -- the runs that should have stored a market and did not; until is NULL while it is still missing
+    CREATE VIEW gaps AS
     WITH spans AS MATERIALIZED ( -- the runs of a market's first and last row
         SELECT market_id,
                (SELECT run_id FROM snapshots WHERE market_id = g.market_id AND timestamp = first_at) AS first_run,
@@ -2301,9 +2298,8 @@ VIEWS: Final[Mapping[str, str]] = {
     FROM (
         SELECT market_id, since, until, json_group_array(run_id) AS run_ids
         FROM (SELECT * FROM missed ORDER BY run_id) GROUP BY market_id, since
-    ) AS gap
-    """,
-}
+    ) AS gap;
+"""  # noqa: S608
 
 
 def insert_into(table: str, columns: Sequence[str]) -> str:
@@ -2331,20 +2327,11 @@ SAVE_MARKET: Final = f"""
         {", ".join(f"{column} = {value}" for column, value in _MARKET_CHANGES.items())}
     WHERE ({", ".join(_MARKET_CHANGES.values())}) IS NOT ({", ".join(_MARKET_CHANGES)})
 """
-SAVE_BOOK: Final = insert_into("books", ("book_id", *Book._fields))
-SAVE_SNAPSHOT: Final = insert_into("snapshots", (*Snapshot._fields, "book_id"))
 SAVE_SEEN: Final = """
     INSERT INTO seen (market_id, last_seen, snapshot_id) SELECT market_id, timestamp, id FROM snapshots WHERE id > ?
     ON CONFLICT (market_id) DO UPDATE SET last_seen = excluded.last_seen, snapshot_id = excluded.snapshot_id
 """
 SAVE_FAILURE: Final = insert_into("failures", Failure._fields)
-LAST_IDS: Final = """
-    SELECT coalesce(max(id), 0), coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'books'), 0) FROM snapshots
-"""
-# of the markets in a JSON array
-SAME_SECOND: Final = """
-    SELECT market_id FROM snapshots WHERE timestamp = ? AND market_id IN (SELECT value FROM json_each(?))
-"""
 # the book of each market's newest snapshot, and its UTC day; of the markets in a JSON array
 LAST_BOOKS: Final = """
     SELECT s.market_id, book_id, date(b.timestamp), b.bids, b.asks, b.mirrored, b.bids_no, b.asks_no
@@ -2608,16 +2595,12 @@ class Database:
             new_file.executescript(SCHEMA)
             columns = new_file.execute(OUR_COLUMNS).fetchall()
         async with self.transaction("upgrade"):
-            for view in VIEWS:
-                await self._connection.execute(f"DROP VIEW IF EXISTS {view}")
             for statement in re.split(r";(?: *--.*)?\n", SCHEMA):
                 try:
                     await self._connection.execute(statement)
                 except sqlite3.OperationalError as error:
                     if "duplicate column name" not in str(error):  # of an older schema, or the user has added it
                         raise
-            for view, query in VIEWS.items():
-                await self._connection.execute(f"CREATE VIEW {view} AS {query}")
             await self._connection.create_function("sql_time_of", 1, sql_time_of, deterministic=True)
             for table, column, kind in columns:
                 # a file that others have made may lack it
@@ -2704,9 +2687,13 @@ class Database:
         A market that already has a snapshot of that second becomes a failure.
         """
         ids = msgspec.json.encode([snapshot.market_id for snapshot in batch.snapshots]).decode()
-        stored = {market_id for (market_id,) in await self.rows(SAME_SECOND, batch.snapshots[0].timestamp, ids)}
+        of_the_same_second = (
+            "SELECT market_id FROM snapshots WHERE timestamp = ? AND market_id IN (SELECT value FROM json_each(?))"
+        )
+        stored = {row[0] for row in await self.rows(of_the_same_second, batch.snapshots[0].timestamp, ids)}
         last = {market_id: row for market_id, *row in await self.rows(LAST_BOOKS, ids)}
-        ((last_snapshot, last_book),) = await self.rows(LAST_IDS)
+        last_snapshot = await self.value("SELECT max(id) FROM snapshots") or 0
+        last_book = await self.value("SELECT seq FROM sqlite_sequence WHERE name = 'books'") or 0
         snapshots: list[Sequence[object]] = []
         books: list[Sequence[object]] = []
         for snapshot in batch.snapshots:
@@ -2720,8 +2707,8 @@ class Database:
                 book_id = last_book + len(books) + 1
                 books.append((book_id, *book))
             snapshots.append((*snapshot, book_id))
-        await self.execute(SAVE_BOOK, books)
-        await self.execute(SAVE_SNAPSHOT, snapshots)
+        await self.execute(insert_into("books", ("book_id", *Book._fields)), books)
+        await self.execute(insert_into("snapshots", (*Snapshot._fields, "book_id")), snapshots)
         await self.execute(SAVE_SEEN, [(last_snapshot,)])
         reason = "the market has a snapshot of the same second: the clock was set back"
         await self.execute(SAVE_FAILURE, [Failure(batch.run_id, market_id, "save", reason) for market_id in stored])
@@ -3946,8 +3933,9 @@ def distinctive_words(text: str) -> set[str]:
 
 def _single_best(scores: Mapping[int, Any]) -> int | None:
     """Return the key of the highest score, or None if there is none or two share it."""
-    best = sorted(scores, key=lambda key: scores[key], reverse=True)[:2]
-    return None if not best or len({scores[key] for key in best}) < len(best) else best[0]
+    highest = max(scores.values(), default=None)
+    best = [key for key, score in scores.items() if score == highest]
+    return best[0] if len(best) == 1 else None
 
 
 def is_in(numbers: Sequence[int], number: int) -> bool:
@@ -4138,7 +4126,6 @@ class Post(NamedTuple):
         )
 
 
-SAVE_POST: Final = insert_into("tweets", Post._fields) + " ON CONFLICT (tweet_id) DO NOTHING"
 # parameters: new posts, failures, the newest post of the search, the run
 COUNT_POSTS: Final = """
     UPDATE runs SET tweets = tweets + ?, errors = errors + ?, newest_tweet_id = coalesce(?, newest_tweet_id)
@@ -4280,26 +4267,24 @@ class Posts:
         self.reason = self.reason or next(iter(problems), None)
         failures = [Failure(self._run_id, None, "posts", problem) for problem in problems]
         async with self._database.transaction("store posts"):
-            new = await self._database.execute(SAVE_POST, posts)
+            insert = insert_into("tweets", Post._fields)
+            new = await self._database.execute(f"{insert} ON CONFLICT (tweet_id) DO NOTHING", posts)
             await self._database.execute(SAVE_FAILURE, failures)
             await self._database.execute(COUNT_POSTS, [(new, len(failures), newest_id, self._run_id)])
         self.stored += new
         self.errors += len(failures)
 
+    @uninterrupted
     async def score(self, snapshots: int) -> None:
         """Match the newest posts to the markets of the run's *snapshots*, and store the attention for each market."""
-        now = self._clock.now()
+        database, run_id, now = self._database, self._run_id, self._clock.now()
         an_hour_ago, two_hours_ago = (sql_time(now - timedelta(hours=hours)) for hours in (1, 2))
         searched = sql_time(now - timedelta(days=8))  # X searches the last seven
-        posts = await self._database.rows(UNMATCHED_POSTS, searched, self._run_id, an_hour_ago)
+        posts = await database.rows(UNMATCHED_POSTS, searched, run_id, an_hour_ago)
+        matches: list[tuple[str, str, str]] = []
         if posts and snapshots:
-            matches = await asyncio.to_thread(_match_all, posts, self._database.absolute_path, self._run_id, snapshots)
-            await self._write("UPDATE tweets SET market_id = ?, keywords = ? WHERE tweet_id = ?", matches)
-        attention = await self._database.rows(ATTENTION, an_hour_ago, two_hours_ago, sql_time(now))
-        await self._write(SAVE_HYPE, [(*_hype_signal(row), sql_time(now), self._run_id) for row in attention])
-
-    @uninterrupted
-    async def _write(self, statement: str, rows: Sequence[Sequence[object]]) -> None:
-        if rows:
-            async with self._database.transaction("store the attention for markets"):
-                await self._database.execute(statement, rows)
+            matches = await asyncio.to_thread(_match_all, posts, database.absolute_path, run_id, snapshots)
+        async with database.transaction("store the attention for markets"):
+            await database.execute("UPDATE tweets SET market_id = ?, keywords = ? WHERE tweet_id = ?", matches)
+            attention = await database.rows(ATTENTION, an_hour_ago, two_hours_ago, sql_time(now))
+            await database.execute(SAVE_HYPE, [(*_hype_signal(row), sql_time(now), run_id) for row in attention])

@@ -35,8 +35,6 @@ SAMPLED: Final = ("markets", "seen", "books", "snapshots", "runs", "failures", "
 def make_schema(connection: sqlite3.Connection) -> None:
     """Make the tables and views of a new file."""
     connection.executescript(ac.SCHEMA)
-    for view, query in ac.VIEWS.items():
-        connection.execute(f"CREATE VIEW {view} AS {query}")
     connection.execute(f"PRAGMA user_version = {ac.SCHEMA_VERSION}")
 
 
