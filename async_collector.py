@@ -2332,7 +2332,10 @@ SAVE_SEEN: Final = """
     ON CONFLICT (market_id) DO UPDATE SET last_seen = excluded.last_seen, snapshot_id = excluded.snapshot_id
 """
 SAVE_FAILURE: Final = insert_into("failures", Failure._fields)
-# the book of each market's newest snapshot, and its UTC day; of the markets in a JSON array
+# of the markets in a JSON array: those with a snapshot of a certain second, and the newest snapshot's book and UTC day
+SAME_SECOND: Final = """
+    SELECT market_id FROM snapshots WHERE timestamp = ? AND market_id IN (SELECT value FROM json_each(?))
+"""
 LAST_BOOKS: Final = """
     SELECT s.market_id, book_id, date(b.timestamp), b.bids, b.asks, b.mirrored, b.bids_no, b.asks_no
     FROM seen JOIN snapshots AS s ON s.id = seen.snapshot_id JOIN books AS b USING (book_id)
@@ -2502,11 +2505,10 @@ def locked(path: Path, wait_s: float = 0.0) -> Iterator[Path]:
         DatabaseBusy: another process still holds it after *wait_s* seconds.
     """
     real_path = _real_path(path)
-    signature = f"process {os.getpid()} since {sql_time(datetime.now(UTC))} UTC"
 
     def sign(descriptor: int) -> None:
         os.ftruncate(descriptor, 0)
-        os.write(descriptor, signature.encode())
+        os.write(descriptor, f"process {os.getpid()} since {sql_time(datetime.now(UTC))} UTC".encode())
 
     lock_path = real_path.with_name(f"{real_path.name}.lock")
     lock = filelock.FileLock(lock_path, timeout=wait_s, mode=FILE_MODE, preserve_lock_file=True, on_acquired=sign)
@@ -2687,10 +2689,7 @@ class Database:
         A market that already has a snapshot of that second becomes a failure.
         """
         ids = msgspec.json.encode([snapshot.market_id for snapshot in batch.snapshots]).decode()
-        of_the_same_second = (
-            "SELECT market_id FROM snapshots WHERE timestamp = ? AND market_id IN (SELECT value FROM json_each(?))"
-        )
-        stored = {row[0] for row in await self.rows(of_the_same_second, batch.snapshots[0].timestamp, ids)}
+        stored = {market_id for (market_id,) in await self.rows(SAME_SECOND, batch.snapshots[0].timestamp, ids)}
         last = {market_id: row for market_id, *row in await self.rows(LAST_BOOKS, ids)}
         last_snapshot = await self.value("SELECT max(id) FROM snapshots") or 0
         last_book = await self.value("SELECT seq FROM sqlite_sequence WHERE name = 'books'") or 0
@@ -3805,10 +3804,9 @@ def decode_posts(body: Body) -> tuple[XPage, list[XPost], list[str]]:
     page = decode_answer(_X_PAGE, body)
     posts, rejected = decode_elements(page.data or [], _X_POST)
     users = objects(page.includes.get("users")) if isinstance(page.includes, dict) else []
-    names = {user["id"]: user.get("username") for user in users if isinstance(user.get("id"), str)}
+    names = {str(user.get("id")): name for user in users if isinstance(name := user.get("username"), str)}
     for post in posts:
-        name = names.get(post.author_id)
-        post.author_username = name if isinstance(name, str) else None
+        post.author_username = names.get(post.author_id or "")
     problems = [bad.reason for bad in rejected]
     if page.errors:
         texts = (error.get(key) for error in objects(page.errors) for key in ("detail", "title", "message"))
@@ -4047,14 +4045,10 @@ def hype_score(
     """Return how much attention a market has, from 0 (none) to 100; it grows with each of its parts.
 
     Half of a part is reached at 10 posts, of which 3 per author count, at an engagement of 100, at three times the
-    posts of the hour before, at 5 authors, and at a neutral tone. Velocity and tone count by their breadth.
+    posts of the hour before, at 5 authors, and at a neutral tone. Velocity and tone count the more, the more authors
+    there are.
 
-    Args:
-        tweet_count: posts in the last hour.
-        total_engagement: of these posts: likes + 2 x reposts + replies.
-        avg_sentiment: of these posts, from -1 to 1.
-        unique_users: authors of these posts.
-        velocity: see `velocity`; at least -1.
+    All figures are those of the last hour. Engagement is likes + 2 x reposts + replies, sentiment goes from -1 to 1.
     """
     counted = min(tweet_count, 3 * unique_users)
     growth = velocity + 1
