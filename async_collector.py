@@ -1306,7 +1306,7 @@ class Batch:
         )
         for name in ("markets", "snapshots", "failures", "resolutions", "undecided"):
             for row in getattr(self, name):
-                market_id = getattr(row, "market_id", row[-1])
+                market_id = getattr(row, "market_id", row[-1])  # an undecided one is a plain tuple
                 getattr(parts[market_id], name).append(row)
         return parts
 
@@ -2439,7 +2439,7 @@ def uninterrupted(work: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coro
 
 
 @contextmanager
-def _naming(path: Path, doing: str) -> Iterator[None]:
+def _storage_errors(path: Path, doing: str) -> Iterator[None]:
     """Turn the errors of SQLite and of the file system into a `StorageError` that names the file."""
     try:
         yield
@@ -2485,7 +2485,7 @@ def reading(path: Path, *, briefly: bool = False) -> Iterator[sqlite3.Connection
 
     *briefly*: for a moment only, and without a log or an index left beside the file.
     """
-    with _naming(path, "read"):
+    with _storage_errors(path, "read"):
         real_path = _real_path(path)
         logs = (Path(f"{real_path}{suffix}") for suffix in ("-wal", "-journal"))
         # beside a file that nobody has open a reader makes a log and an index, which it may not remove at its end
@@ -2567,13 +2567,13 @@ class Database:
         With the *file* of an earlier `Database`, no other file is opened and none is made.
         """
         async with AsyncExitStack() as stack:
-            with _naming(path, "open"):
+            with _storage_errors(path, "open"):
                 if file and _file_id(path) != file:
                     moved = "it was moved or replaced, or its disk is not mounted"
                     raise StorageError(f"{path}: is not the file of the runs before: {moved}")
                 real_path = stack.enter_context(locked(path, LOCK_WAIT_S))
                 with suppress(FileExistsError):  # an empty file is an empty database; SQLite's everybody could read
-                    os.close(os.open(real_path, os.O_CREAT | os.O_EXCL, FILE_MODE))
+                    real_path.touch(FILE_MODE, exist_ok=False)
                 _warn_of_old_sqlite()
                 # aiosqlite's thread outlives a connect that fails and may write a traceback: let it fail here
                 sqlite3.connect(path).close()
@@ -2627,7 +2627,7 @@ class Database:
 
     async def rows(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:
         """Return the rows that *query* finds."""
-        with _naming(self._path, "read"):
+        with _storage_errors(self._path, "read"):
             return [tuple(row) for row in await self._connection.execute_fetchall(query, values)]
 
     async def value(self, query: str, *values: str | int) -> Any:  # noqa: ANN401  whatever SQLite has there
@@ -2666,10 +2666,10 @@ class Database:
             for part in parts.values():
                 saved = saved.plus(await self.save(part))
             return saved
-        refused = [*batch.failures, *(Failure(batch.run_id, market_id, "save", reason) for market_id in parts)]
+        failures = [*batch.failures, Failure(batch.run_id, next(iter(parts), None), "save", reason)]
         with suppress(StorageError):  # the market's own row may be as good as ever
-            return await self._save_whole(Batch(batch.run_id, batch.markets, failures=refused, follow=batch.follow))
-        return await self._save_whole(Batch(batch.run_id, failures=refused))
+            return await self._save_whole(Batch(batch.run_id, batch.markets, failures=failures, follow=batch.follow))
+        return await self._save_whole(Batch(batch.run_id, failures=failures))
 
     async def _save_whole(self, batch: Batch) -> Saved:
         async with self.transaction("store a batch"):
@@ -2733,7 +2733,7 @@ class Database:
     async def transaction(self, doing: str) -> AsyncIterator[None]:
         """Begin a transaction, and commit it at the end or undo it; *doing* is for the text of an error."""
         async with self._one_at_a_time:
-            with _naming(self._path, doing):
+            with _storage_errors(self._path, doing):
                 if _file_id(self.absolute_path) != self.file:
                     lost = "was deleted or replaced while it was in use; what was stored went with it"
                     raise StorageError(f"{self._path}: {lost}")
@@ -4250,8 +4250,10 @@ class Posts:
             now = sql_time(self._clock.now())
             rows = [Post.from_wire(post, self._run_id, received_at=now) for post in posts]
             await self._save(rows, problems, newest_id)
-            if not (page.data and page.meta.next_token):
-                return not page.meta.next_token and self.reason is None
+            if not page.meta.next_token:
+                return self.reason is None
+            if not page.data:
+                return False
             params["next_token"] = page.meta.next_token
         return False
 
