@@ -1294,7 +1294,7 @@ class Batch:
     snapshots: list[Snapshot] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     resolutions: list[Resolution] = field(default_factory=list)
-    # not open and without an outcome: the time, the minutes until they are asked for again at most, the market
+    # of markets that are not open and have no outcome: when it was asked for, the longest wait in minutes, market id
     undecided: list[tuple[str, int, str]] = field(default_factory=list)
     books: dict[str, Book] = field(default_factory=dict)  # by market, of these snapshots
     follow: bool = False  # whether these markets are collected from now on until they resolve
@@ -2616,12 +2616,12 @@ class Database:
 
         A value that is no time stays as it is, and so does the later of two rows that would get the same time.
         """
-        odd = f"{column} IS NOT NULL AND NOT (typeof({column}) = 'text' AND {column} GLOB '{TIME_FORM}')"
+        other_form = f"{column} IS NOT NULL AND NOT (typeof({column}) = 'text' AND {column} GLOB '{TIME_FORM}')"
         time = f"sql_time_of({column})"
         await self._connection.execute(
-            f"UPDATE OR IGNORE {table} SET {column} = {time} WHERE {odd} AND {time} IS NOT NULL"  # noqa: S608
+            f"UPDATE OR IGNORE {table} SET {column} = {time} WHERE {other_form} AND {time} IS NOT NULL"  # noqa: S608
         )
-        if kept := await self.value(f"SELECT count(*) FROM {table} WHERE {odd}"):  # noqa: S608
+        if kept := await self.value(f"SELECT count(*) FROM {table} WHERE {other_form}"):  # noqa: S608
             why = "are no times, or would be those of another row; they stay as they are"
             log.warning("%s: %d values of %s.%s %s", self._path, kept, table, column, why)
 
@@ -3783,7 +3783,7 @@ class XMeta(msgspec.Struct, gc=False):
 
 
 class XPage(msgspec.Struct):
-    """A page of X's search, the newest post first. An odd user or error costs no post."""
+    """A page of X's search, the newest post first. A user or an error of another shape costs no post."""
 
     meta: XMeta
     data: list[msgspec.Raw] | None = None  # absent without a single post
@@ -3905,6 +3905,7 @@ _LINK: Final = re.compile(
     r"(?<![\w.-])(?:www\.)?polymarket\.com/(?:[a-z]{2}/)?(?:event/([\w-]+)(?:/([\w-]+))?|market/([\w-]+))",
     re.IGNORECASE,
 )
+# a number and its scale, or a word
 _TOKEN: Final = re.compile(r"(\d+(?:,\d{3})*(?:\.\d+)?)(?:(k|m|b|bn)(?![^\W\d_]))?|([^\W\d_]+)")
 _SCALES: Final = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9, "bn": 1e9}
 MIN_SHARED_WORDS: Final = 2  # that a post shares with a question
@@ -3916,7 +3917,7 @@ def _normal_word(number: str, scale: str, word: str) -> str:
         return f"{float(number.replace(',', '')) * _SCALES[scale]:.15g}"
     if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):  # noqa: PLR2004  not "gas"
         word = word[:-1]
-    return SYNONYMS.get(word, word) if len(word) > 1 else "a"
+    return SYNONYMS.get(word, word) if len(word) > 1 else "a"  # which is a stop word
 
 
 def distinctive_words(text: str) -> set[str]:
@@ -4045,10 +4046,10 @@ def hype_score(
     """Return how much attention a market has, from 0 (none) to 100; it grows with each of its parts.
 
     Half of a part is reached at 10 posts, of which 3 per author count, at an engagement of 100, at three times the
-    posts of the hour before, at 5 authors, and at a neutral tone. Velocity and tone count the more, the more authors
-    there are.
+    posts of the hour before, at 5 authors, and at a neutral tone. Velocity and tone count in full only with many
+    authors.
 
-    All figures are those of the last hour. Engagement is likes + 2 x reposts + replies, sentiment goes from -1 to 1.
+    The figures are those of the last hour. Engagement is likes + 2 x reposts + replies, sentiment goes from -1 to 1.
     """
     counted = min(tweet_count, 3 * unique_users)
     growth = velocity + 1
@@ -4136,7 +4137,7 @@ QUESTIONS: Final = f"""
         SELECT market_id FROM snapshots WHERE run_id = ? ORDER BY id DESC LIMIT ?
     ) JOIN markets USING (market_id)
 """  # noqa: S608
-# a count as another program may have stored it: what is no number counts as nothing
+# a count that another program may have stored; what is no number counts as 0
 _COUNT: Final = "iif(typeof({0}) IN ('integer', 'real'), max(0, min(CAST({0} AS INTEGER), 1000000000000)), 0)"
 # parameters: an hour ago, two hours ago, now
 ATTENTION: Final = f"""
