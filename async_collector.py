@@ -2037,13 +2037,11 @@ class PolymarketApi:
 
 # --- Schema -----------------------------------------------------------------------------------------------------------
 
-
-def _mirror(side: str) -> str:
-    """Return SQL for the other token's side: bid p of a NO book that mirrors YES is ask 1 - p of YES."""
-    level = "json_array(round(1 - json_extract(value, '$[0]'), 9), json_extract(value, '$[1]'))"
-    return f"(SELECT json_group_array({level}) FROM json_each({side}))"  # noqa: S608
-
-
+# the other token's side: bid p of a NO book that mirrors YES is ask 1 - p of YES
+_MIRROR: Final = (
+    "(SELECT json_group_array(json_array(round(1 - json_extract(value, '$[0]'), 9), json_extract(value, '$[1]')))"
+    " FROM json_each({0}))"
+)
 SCHEMA_VERSION: Final = 4
 # Brings a new file and every older one to the same shape; a column that is there already is skipped. To add a column,
 # append its ALTER TABLE to those of its table and raise SCHEMA_VERSION. A CREATE TABLE is never changed: the first four
@@ -2233,8 +2231,8 @@ SCHEMA: Final = f"""
     CREATE VIEW order_books AS
     SELECT s.id AS snapshot_id, s.market_id, s.timestamp, s.run_id, b.book_id, b.mirrored,
            b.bids AS bids_yes, b.asks AS asks_yes,
-           CASE b.mirrored WHEN 0 THEN b.bids_no WHEN 1 THEN {_mirror("b.asks")} END AS bids_no,
-           CASE b.mirrored WHEN 0 THEN b.asks_no WHEN 1 THEN {_mirror("b.bids")} END AS asks_no
+           CASE b.mirrored WHEN 0 THEN b.bids_no WHEN 1 THEN {_MIRROR.format("b.asks")} END AS bids_no,
+           CASE b.mirrored WHEN 0 THEN b.asks_no WHEN 1 THEN {_MIRROR.format("b.bids")} END AS asks_no
     FROM snapshots AS s JOIN books AS b USING (book_id);
     -- one row per level of each snapshot, level 1 being the best
     CREATE VIEW book_levels AS
@@ -2555,9 +2553,6 @@ class Database:
         self._one_at_a_time = asyncio.Lock()
         self.absolute_path: Final = path.absolute()  # the program may go to another folder meanwhile
         self.file: Final = _file_id(self.absolute_path)
-
-    def __repr__(self) -> str:
-        return f"<Database {self._path}>"
 
     @classmethod
     @asynccontextmanager
