@@ -2685,25 +2685,25 @@ class Database:
         """
         ids = msgspec.json.encode([snapshot.market_id for snapshot in batch.snapshots]).decode()
         stored = {market_id for (market_id,) in await self.rows(SAME_SECOND, batch.snapshots[0].timestamp, ids)}
-        last = {market_id: row for market_id, *row in await self.rows(LAST_BOOKS, ids)}
-        last_snapshot = await self.value("SELECT max(id) FROM snapshots") or 0
-        last_book = await self.value("SELECT seq FROM sqlite_sequence WHERE name = 'books'") or 0
+        last_books = {market_id: row for market_id, *row in await self.rows(LAST_BOOKS, ids)}
+        last_snapshot_id = await self.value("SELECT max(id) FROM snapshots") or 0
+        last_book_id = await self.value("SELECT seq FROM sqlite_sequence WHERE name = 'books'") or 0
         snapshots: list[Sequence[object]] = []
         books: list[Sequence[object]] = []
         for snapshot in batch.snapshots:
             if snapshot.market_id in stored:
                 continue
             book = batch.books.get(snapshot.market_id)
-            book_id, *before = last.get(snapshot.market_id, (None,))
+            book_id, *before = last_books.get(snapshot.market_id, (None,))
             if book is None:
                 book_id = None
             elif before != [book.timestamp[:10], *book.content]:
-                book_id = last_book + len(books) + 1
+                book_id = last_book_id + len(books) + 1
                 books.append((book_id, *book))
             snapshots.append((*snapshot, book_id))
         await self.execute(insert_into("books", ("book_id", *Book._fields)), books)
         await self.execute(insert_into("snapshots", (*Snapshot._fields, "book_id")), snapshots)
-        await self.execute(SAVE_SEEN, [(last_snapshot,)])
+        await self.execute(SAVE_SEEN, [(last_snapshot_id,)])
         reason = "the market has a snapshot of the same second: the clock was set back"
         await self.execute(SAVE_FAILURE, [Failure(batch.run_id, market_id, "save", reason) for market_id in stored])
         with_book = sum(row[-1] is not None for row in snapshots)
