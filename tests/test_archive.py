@@ -328,6 +328,7 @@ def kill_and_look(lake: str, folder: Path, database: Path, kills: int, fetch: An
     assert archive(lake, "--check") == 0
 
 
+@pytest.mark.slow
 def test_kills_lose_and_double_no_row(sample: Path, tmp_path: Path) -> None:
     lake = tmp_path / "lake"
     lake.mkdir()

@@ -319,6 +319,7 @@ async def test_a_listing_whose_order_wavers_is_read_until_it_has_fallen_below_th
 # --- a deadline
 
 
+@pytest.mark.slow
 async def test_under_a_deadline_those_longest_without_a_snapshot_come_first(
     exchange: FakePolymarket,
     make_collector: Callable[..., AsyncCollector],

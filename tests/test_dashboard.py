@@ -314,7 +314,14 @@ def everything(served: Served) -> dict[str, tuple[int, str]]:
     return answers
 
 
-@pytest.mark.parametrize("kind", ["sample", "empty_file", "file_of_nulls"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "sample",
+        pytest.param("empty_file", marks=pytest.mark.slow),
+        pytest.param("file_of_nulls", marks=pytest.mark.slow),
+    ],
+)
 def test_every_page_table_query_and_chart_answers(kind: str, request: pytest.FixtureRequest) -> None:
     with serve(request.getfixturevalue(kind)) as served:
         answers = everything(served)

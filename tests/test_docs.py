@@ -190,7 +190,7 @@ def test_an_old_python_is_told_so_before_any_dependency() -> None:
 
 
 def test_the_ci_runs_the_readmes_test_command() -> None:
-    assert re.search(r"^python3 -m venv .* \.venv/bin/pytest -n 4$", section("Development"), re.MULTILINE)
+    assert re.search(r"^python3 -m venv .* \.venv/bin/pytest -n 3$", section("Development"), re.MULTILINE)
     assert "eval" in (PROJECT / ".ci/run").read_text()
 
 

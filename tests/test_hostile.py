@@ -500,6 +500,7 @@ async def test_a_breaker_forgets_failures_at_the_first_success(host: ac.HttpHost
         host._check()
 
 
+@pytest.mark.slow
 async def test_retries_are_a_bounded_share_of_the_requests(
     exchange: FakePolymarket, make_collector: Callable[..., ac.AsyncCollector]
 ) -> None:
