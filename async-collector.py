@@ -224,7 +224,7 @@ def read_named(result: ac.CollectionResult, selection: ac.Selection) -> list[dic
     if not (selection.markets or selection.events):
         return []
     names = {"run": result["run_id"]} | {kind: json.dumps(getattr(selection, kind)) for kind in ("markets", "events")}
-    with ac.reading(Path(result["database"]), briefly=True) as connection:
+    with ac.open_read_only(Path(result["database"]), leave_no_log=True) as connection:
         connection.row_factory = sqlite3.Row
         return [dict(row) for row in connection.execute(NAMED, names)]
 
@@ -405,7 +405,7 @@ def missed_ticks(starts: Sequence[float], since: float, now: float, interval_s: 
 def read_status(path: Path, interval_min: float, now: datetime) -> dict[str, Any]:
     """Return how the collection into *path* is going at *now*, as `--json` prints it, without writing to it."""
     interval_s = interval_min * 60
-    with ac.reading(path, briefly=True) as connection:
+    with ac.open_read_only(path, leave_no_log=True) as connection:
         connection.row_factory = sqlite3.Row
         runs = [dict(row) for row in connection.execute(RECENT_RUNS)]
         (last_complete_at,) = connection.execute(LAST_COMPLETE).fetchone() or (None,)

@@ -14,15 +14,18 @@ read the file at any time.
 
 How a price gets from the exchange into its row:
 
-    Discovery                  which markets: pages of `GammaMarket`, handed on in batches of 250
-    PolymarketApi.fetch_books  one request per batch
-      HttpHost.fetch           rate limit, retries, size and time limits; the body goes to
-      decode_books             -> {token_id: OrderBook}
-    Snapshot.from_wire         GammaMarket + the books of YES and NO -> the row
-    Database.save              one transaction per batch
+    Discovery                    which markets: pages of `GammaMarket`, handed on in batches of 250
+    AsyncCollector._snapshot     one batch: fetches its books, builds its rows
+      PolymarketApi.fetch_books  one request per batch
+        HttpHost.fetch_divided   in halves where the host refuses the request or fails
+        HttpHost.fetch           rate limit, retries, limits on size and time; the body goes to
+        decode_books             -> {token_id: OrderBook}
+      Snapshot.from_wire         GammaMarket + the books of YES and NO -> the row
+    Database.save                one transaction per batch
 
 The module reads from top to bottom: a section uses names of the sections above it. Posts on X come last, and the
-collector starts them at one place; whoever cares for prices alone may skip them.
+collector starts them at one place; whoever cares for prices alone may skip them. Signals are left to the scripts:
+on SIGTERM they set the `stop` of `continuous_collection`, or cancel the one run.
 """
 
 from __future__ import annotations
@@ -602,11 +605,6 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
         """Why it is not open, in words for a person."""
         tokens = "" if self.clob_token_ids else ", without tokens"
         return f"the exchange names it as active: {self.active}, closed: {self.closed}{tokens}"
-
-    @property
-    def has_book(self) -> bool:
-        """Whether the CLOB should have books for it: orders stop some time before a market closes."""
-        return self.accepting_orders and self.enable_order_book
 
     @property
     def disputed(self) -> bool:
@@ -1214,7 +1212,7 @@ def outcome_of(market: GammaMarket) -> str | None:
     return SPLIT if set(prices) == {0.5} else None
 
 
-def settled_by(market: GammaMarket, on_clob: ClobMarket | None) -> str | None:
+def outcome_on_clob(market: GammaMarket, on_clob: ClobMarket | None) -> str | None:
     """Return how the CLOB says that *market* has ended, in Gamma's words, or None where it does not say.
 
     Prices of one half each are a `SPLIT` if the CLOB has closed the market and names no winner of its two tokens.
@@ -1244,7 +1242,7 @@ def next_look(closed_at: str | None, now: datetime) -> str | None:
     return next((sql_time(look) for look in looks if look > now), None)
 
 
-class Identity(NamedTuple):
+class StoredIdentity(NamedTuple):
     """What is stored of a market and never changes: its condition, its tokens and their order."""
 
     condition_id: str | None
@@ -1254,7 +1252,7 @@ class Identity(NamedTuple):
     outcome_no: str | None
 
 
-def identified(market: GammaMarket, known: Identity) -> str | None:
+def put_in_stored_order(market: GammaMarket, known: StoredIdentity) -> str | None:
     """Bring the outcomes of *market* into the stored order, or return why it is another market than *known*.
 
     A value that is not stored yet is no difference.
@@ -1522,7 +1520,7 @@ MAX_FAILED_PIECES: Final = 40  # in a row, until a request is not halved any mor
 
 
 @dataclass(slots=True, kw_only=True)
-class Wire:
+class Network:
     """What the hosts of one run share, and counts of their requests."""
 
     session: aiohttp.ClientSession
@@ -1559,11 +1557,11 @@ class HttpHost:
     A host with a token charges for its answers: what may have been paid for is not asked for again.
     """
 
-    def __init__(self, endpoint: Endpoint, limiter: RateLimiter, wire: Wire) -> None:
+    def __init__(self, endpoint: Endpoint, limiter: RateLimiter, network: Network) -> None:
         self.url: Final = endpoint.url
         self._endpoint = endpoint
         self._limiter = limiter
-        self._wire = wire
+        self._network = network
         self._turn = asyncio.Lock()
         self._failed_at: list[float] = []  # when, since the last success
         self._final_error: ApiError | None = None  # after which the host is not asked any more in this run
@@ -1575,9 +1573,9 @@ class HttpHost:
         Raises:
             ApiError: retries are used up, or a retry would not help, or the run has no time left.
         """
-        wire = self._wire
+        network = self._network
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, wire.deadline - wire.clock.monotonic())):
+            async with asyncio.timeout(max(0.0, network.deadline - network.clock.monotonic())):
                 for retries in itertools.count():
                     try:
                         answer = await self._attempt(request, decode)
@@ -1589,8 +1587,8 @@ class HttpHost:
                         if not self._may_retry(error, retries, retry_server_errors=retry_server_errors):
                             raise
                         log.debug("attempt %d failed, trying again: %s", retries + 1, error)
-                        wire.retries += 1
-                        await wire.clock.sleep(max(backoff_delay(retries, wire.rng), error.retry_after or 0.0))
+                        network.retries += 1
+                        await network.clock.sleep(max(backoff_delay(retries, network.rng), error.retry_after or 0.0))
                     else:
                         self._update_breaker(None)
                         return answer
@@ -1598,8 +1596,8 @@ class HttpHost:
 
     def _may_retry(self, error: ApiError, retries: int, *, retry_server_errors: bool) -> bool:
         """Return whether a request that failed with *error* is sent again, after so many *retries* of it."""
-        wire, wait_s = self._wire, error.retry_after or 0.0
-        if retries >= wire.settings.max_retries or wire.retries >= FREE_RETRIES + RETRY_SHARE * wire.requests:
+        network, wait_s = self._network, error.retry_after or 0.0
+        if retries >= network.settings.max_retries or network.retries >= FREE_RETRIES + RETRY_SHARE * network.requests:
             return False
         if self._endpoint.token and (error.may_be_charged or wait_s > MAX_PAID_WAIT_S):
             return False
@@ -1618,7 +1616,7 @@ class HttpHost:
         elif error is None or not (error.retryable or error.too_large):
             self._failed_at.clear()
         else:
-            self._failed_at.append(self._wire.clock.monotonic())
+            self._failed_at.append(self._network.clock.monotonic())
             most = MAX_REFUSALS if isinstance(error, RequestRejectedError) else MAX_FAILURES
             lasting = error.too_large or self._failed_at[-1] - self._failed_at[0] >= OUTAGE_S
             if len(self._failed_at) >= most and lasting:
@@ -1630,20 +1628,20 @@ class HttpHost:
         self._check()
         async with AsyncExitStack() as stack:
             async with self._turn:  # one request per host waits for the limiter in a slot; the rest leaves them free
-                await stack.enter_async_context(self._wire.slots)
+                await stack.enter_async_context(self._network.slots)
                 started = await self._limiter.acquire()
             self._check()
-            self._wire.requests += 1
+            self._network.requests += 1
             response, body, started = await self._send(request, url, started)
         log.debug("%s %s: %d, %d bytes", response.method, url, response.status, len(body))
-        server_now = _http_date(response.headers.get("Date", "")) or self._wire.clock.now()
+        server_now = _http_date(response.headers.get("Date", "")) or self._network.clock.now()
         self._read_quota(response, server_now)
         error = self._error_in(response, body, url, server_now)
         if error is None:
             self._limiter.reset_backoff(started=started)
             return self._decoded(response, body, url, decode)
         if isinstance(error, RateLimitedError):
-            self._wire.rate_limit_hits += 1
+            self._network.rate_limit_hits += 1
             self._limiter.apply_backoff(error.retry_after, started=started)
         raise error
 
@@ -1652,14 +1650,14 @@ class HttpHost:
         if error := self._final_error:
             message = f"not asked any more in this run, after {error.message}"
             raise type(error)(message, error.url, error.status, retryable=False)
-        if self._wire.clock.monotonic() >= self._wire.deadline:
+        if self._network.clock.monotonic() >= self._network.deadline:
             raise self._too_late()
-        if (closed_s := self._limiter.closed_until - self._wire.clock.monotonic()) > 0:
+        if (closed_s := self._limiter.closed_until - self._network.clock.monotonic()) > 0:
             message = f"its quota is used up for {closed_s:.0f} s more"
             raise RateLimitedError(message, self.url, HTTPStatus.TOO_MANY_REQUESTS, closed_s)
 
     def _too_late(self) -> NetworkError:
-        return NetworkError(f"the run's {self._wire.settings.run_timeout_s:g} s are over", self.url, retryable=False)
+        return NetworkError(f"the run's {self._network.settings.run_timeout_s:g} s are over", self.url, retryable=False)
 
     async def _send(
         self, request: Request, url: str, started: float
@@ -1668,7 +1666,7 @@ class HttpHost:
 
         Waiting for the limiter is no part of the timeout.
         """
-        timeout_s, json_type = self._wire.settings.timeout_s, {"Content-Type": "application/json"}
+        timeout_s, json_type = self._network.settings.timeout_s, {"Content-Type": "application/json"}
 
         async def restart() -> None:
             nonlocal started
@@ -1678,7 +1676,7 @@ class HttpHost:
             self._check()  # much may have happened meanwhile
             timeout.reschedule(loop.time() + left_s)
 
-        exchange = self._wire.session.request(
+        exchange = self._network.session.request(
             "POST" if request.body else "GET",
             url,
             params=request.params,
@@ -1741,7 +1739,7 @@ class HttpHost:
         refused = response.status == HTTPStatus.TOO_MANY_REQUESTS
         if reset.isdecimal() and (refused or response.headers.get("x-rate-limit-remaining") == "0"):
             wait_s = min(max(float(reset) - server_now.timestamp(), 0.0), MAX_QUOTA_S)
-            self._limiter.closed_until = self._wire.clock.monotonic() + wait_s
+            self._limiter.closed_until = self._network.clock.monotonic() + wait_s
 
     def _error_in(
         self, response: aiohttp.ClientResponse, body: bytearray, url: str, server_now: datetime
@@ -2383,7 +2381,8 @@ LAST_LISTED: Final = """
     WHERE selection IS NULL AND status = 'complete' AND started_at > datetime(?, '-7 days') ORDER BY run_id DESC LIMIT 1
 """
 IDENTITIES: Final = f"""
-    SELECT market_id, {", ".join(Identity._fields)} FROM markets WHERE market_id IN (SELECT value FROM json_each(?))
+    SELECT market_id, {", ".join(StoredIdentity._fields)} FROM markets
+    WHERE market_id IN (SELECT value FROM json_each(?))
 """  # noqa: S608  the names are ours
 TIME_FORM: Final = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9] [0-9][0-9]:[0-9][0-9]:[0-9][0-9]"
 # rows are stored in about the order of their times; other programs may have stored values of any type
@@ -2478,16 +2477,16 @@ def _check_owner(path: Path, version: int, of_another_program: int) -> None:
 
 
 @contextmanager
-def reading(path: Path, *, briefly: bool = False) -> Iterator[sqlite3.Connection]:
+def open_read_only(path: Path, *, leave_no_log: bool = False) -> Iterator[sqlite3.Connection]:
     """Open the database at *path* for reading only, beside whoever writes to it; refuse what a collector refuses.
 
-    *briefly*: for a moment only, and without a log or an index left beside the file.
+    With *leave_no_log* no log and no index is made beside a file that nobody has open; it must be read at once then.
     """
     with _storage_errors(path, "read"):
         real_path = _real_path(path)
         logs = (Path(f"{real_path}{suffix}") for suffix in ("-wal", "-journal"))
         # beside a file that nobody has open a reader makes a log and an index, which it may not remove at its end
-        mode = "ro&immutable=1" if briefly and not any(log.exists() for log in logs) else "ro"
+        mode = "ro&immutable=1" if leave_no_log and not any(log.exists() for log in logs) else "ro"
         with closing(sqlite3.connect(f"{real_path.as_uri()}?mode={mode}", uri=True)) as connection:
             _check_owner(path, *connection.execute(FILE_OWNER).fetchone())
             yield connection
@@ -2769,7 +2768,7 @@ class Run:
     started_at: str  # the database's form
     database: Database
     api: PolymarketApi
-    wire: Wire
+    network: Network
     # to `AsyncCollector._write`; None is the end
     rows: asyncio.Queue[Batch | None] = field(default_factory=lambda: asyncio.Queue(MAX_WAITING_BATCHES))
     reason: str | None = None  # of the first failure
@@ -3134,11 +3133,11 @@ class Discovery:
     async def _same_as_stored(self, markets: Sequence[GammaMarket]) -> list[GammaMarket]:
         """Return *markets* in the stored order of their outcomes, without those that are others under the same id."""
         ids = msgspec.json.encode([market.market_id for market in markets]).decode()
-        stored = {row[0]: Identity._make(row[1:]) for row in await self._run.database.rows(IDENTITIES, ids)}
+        stored = {row[0]: StoredIdentity._make(row[1:]) for row in await self._run.database.rows(IDENTITIES, ids)}
         same: list[GammaMarket] = []
         for market in markets:
             known = stored.get(market.market_id)
-            if known and (why_not := identified(market, known)):
+            if known and (why_not := put_in_stored_order(market, known)):
                 await self._run.put(self._run.failure("list", why_not, market.market_id))
             else:
                 same.append(market)
@@ -3203,7 +3202,7 @@ class Discovery:
         if not market.closed or not market.condition_id or market.disputed:
             return None
         try:
-            return settled_by(market, await self._run.api.fetch_clob_market(market.condition_id))
+            return outcome_on_clob(market, await self._run.api.fetch_clob_market(market.condition_id))
         except ApiError as error:
             batch.failures.append(self._run.failure("outcome", str(error), market.market_id))
             return None
@@ -3302,7 +3301,9 @@ def missing_books(
             if token not in books:
                 problem = problems.get(token) or problems.get(None) or "the exchange has no book"
                 missing[str(problem)].append(side)
-        if not missing or (not market.has_book and problems.keys().isdisjoint(market.tokens)):
+        # orders stop some time before a market closes
+        should_have_books = market.accepting_orders and market.enable_order_book
+        if not missing or not (should_have_books or problems.keys() & market.tokens):
             continue
         run.books_missing += 1
         reason = "; ".join(f"{' and '.join(sides)}: {why}" for why, sides in missing.items())
@@ -3459,7 +3460,7 @@ class AsyncCollector:
     async def _open_run(self) -> AsyncIterator[tuple[Run, Discovery, Posts]]:
         """Open the database and the session with the hosts, and start a run; the caller finishes it."""
         settings = self.settings
-        async with Database.open(settings.db_path, self.file) as database, self.connect() as (wire, api):
+        async with Database.open(settings.db_path, self.file) as database, self.connect() as (network, api):
             self.file = database.file
             # a market has one row per second; a clock that was set back by more than two is not waited for
             last_at: str | None = await database.value(LAST_SNAPSHOT_AT)
@@ -3472,13 +3473,13 @@ class AsyncCollector:
                 follow=self._follow or settings.selection.whole_exchange,
                 depth=settings.depth,
             )
-            run = Run(run_id, started_at, database, api, wire)
+            run = Run(run_id, started_at, database, api, network)
             discovery = Discovery(run, settings.selection, settings.workers, self._follow, self._clock)
-            x_host = HttpHost(settings.twitter, self.twitter_limiter, wire)
+            x_host = HttpHost(settings.twitter, self.twitter_limiter, network)
             yield run, discovery, Posts(run_id, database, x_host, settings, self._clock)
 
     @asynccontextmanager
-    async def connect(self) -> AsyncIterator[tuple[Wire, PolymarketApi]]:
+    async def connect(self) -> AsyncIterator[tuple[Network, PolymarketApi]]:
         """Open a session with the hosts; its run timeout begins now."""
         settings = self.settings
         trace = aiohttp.TraceConfig()
@@ -3495,7 +3496,7 @@ class AsyncCollector:
         )
         session._retry_connection = False  # noqa: SLF001  aiohttp would repeat a GET unpaced and uncounted
         async with session:
-            wire = Wire(
+            network = Network(
                 session=session,
                 slots=asyncio.Semaphore(settings.workers),
                 settings=settings,
@@ -3503,9 +3504,9 @@ class AsyncCollector:
                 clock=self._clock,
                 rng=self._rng,
             )
-            gamma = HttpHost(settings.gamma, self.gamma_limiter, wire)
-            clob = HttpHost(settings.clob, self.clob_limiter, wire)
-            yield wire, PolymarketApi(gamma, clob)
+            gamma = HttpHost(settings.gamma, self.gamma_limiter, network)
+            clob = HttpHost(settings.clob, self.clob_limiter, network)
+            yield network, PolymarketApi(gamma, clob)
 
     async def _fetch_books(self, run: Run, discovery: Discovery) -> None:
         """Turn batches of markets into rows, `workers` of them at a time."""
@@ -3589,8 +3590,8 @@ class AsyncCollector:
                 snapshots_saved=run.saved.snapshots,
                 tweets_fetched=posts.received,
                 errors=run.saved.errors + posts.errors,
-                retries=run.wire.retries,
-                rate_limit_hits=run.wire.rate_limit_hits,
+                retries=run.network.retries,
+                rate_limit_hits=run.network.rate_limit_hits,
             ),
             run_id=run.run_id,
             status=status,
@@ -3602,7 +3603,7 @@ class AsyncCollector:
             drift=run.drift,
             tweets_reason=posts.reason,
             notes=discovery.notes,
-            requests=run.wire.requests,
+            requests=run.network.requests,
             database=str(self.settings.db_path),
         )
 
@@ -4182,7 +4183,7 @@ def _match_all(posts: Iterable[Sequence[Any]], path: Path, run_id: int, newest: 
 
     A post is (id, text, JSON array of links). The run's snapshots are the *newest* ones in the file.
     """
-    with reading(path) as connection:  # row by row: a list of all questions takes 20 MB for 60,000 markets
+    with open_read_only(path) as connection:  # row by row: a list of all questions takes 20 MB for 60,000 markets
         index = MarketIndex(Question(*row) for row in connection.execute(QUESTIONS, (run_id, newest)))
     matches = ((post_id, index.match(text, json.loads(links or "[]"))) for post_id, text, links in posts)
     return [(*match, post_id) for post_id, match in matches if match]

@@ -484,7 +484,7 @@ def _text(stored: bytes) -> str:
 @contextmanager
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
     """Open the collector's file for reading, in one transaction, beside whoever writes to it."""
-    with ac.reading(path) as connection:
+    with ac.open_read_only(path) as connection:
         connection.isolation_level = None
         connection.text_factory = _text
         connection.execute("BEGIN")

@@ -135,10 +135,10 @@ async def test_a_429_counts_also_when_its_body_is_cut(
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     clob = dataclasses.replace(collector.settings.clob, url=url)
     collector.settings = dataclasses.replace(collector.settings, clob=clob)
-    async with server, collector.connect() as (wire, api):
+    async with server, collector.connect() as (network, api):
         with pytest.raises(ac.RateLimitedError):
             await api.fetch_books(["1"])
-    assert (wire.rate_limit_hits, clock.slept) == (2, [30.0])
+    assert (network.rate_limit_hits, clock.slept) == (2, [30.0])
     assert exchange.url
 
 
@@ -250,11 +250,11 @@ async def test_an_attempt_that_aiohttp_repeats_by_itself_passes_the_limiter_too(
     server = await asyncio.start_server(closing.serve, "127.0.0.1", 0)
     monkeypatch.setenv("GAMMA_API", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     collector = make_collector()
-    async with server, collector.connect() as (wire, api):
+    async with server, collector.connect() as (network, api):
         for _ in range(3):
             assert await listed(api) == ["1"]
-    assert wire.requests == closing.requests == 11, "six requests, each but the first on a connection that ends"
-    assert wire.retries == 5
+    assert network.requests == closing.requests == 11, "six requests, each but the first on a connection that ends"
+    assert network.retries == 5
 
 
 async def test_a_proxy_from_the_environment_is_used(

@@ -41,8 +41,8 @@ GZIP = b"Content-Encoding: gzip\r\n"
 async def host(make_collector: Callable[..., ac.AsyncCollector]) -> AsyncIterator[ac.HttpHost]:
     """A client that sends nothing; the test tells it how requests went."""
     collector = make_collector()
-    async with collector.connect() as (wire, _):
-        yield ac.HttpHost(collector.settings.clob, collector.clob_limiter, wire)
+    async with collector.connect() as (network, _):
+        yield ac.HttpHost(collector.settings.clob, collector.clob_limiter, network)
 
 
 @contextlib.asynccontextmanager

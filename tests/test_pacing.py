@@ -255,11 +255,11 @@ def test_retry_after_is_seconds_or_a_date(value: str | None, seconds: float | No
 
 async def attempts_until(error: type[ApiError], exchange: FakePolymarket, collector: AsyncCollector) -> int:
     """Return how many attempts are made at a request that never works, and fails with *error*."""
-    async with collector.connect() as (wire, api):
+    async with collector.connect() as (network, api):
         with pytest.raises(error):
             await api.fetch_books(["1"])
         attempts = len(exchange.asked("/books"))
-        assert (wire.requests, wire.retries) == (attempts, attempts - 1)
+        assert (network.requests, network.retries) == (attempts, attempts - 1)
     return attempts
 
 

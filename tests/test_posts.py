@@ -394,8 +394,8 @@ async def test_without_a_token_nothing_is_asked_and_one_line_says_so(
     assert rows(database, "SELECT DISTINCT tweets_complete FROM runs") == [{"tweets_complete": None}]
 
 
-async def first_page(collector: ac.AsyncCollector, wire: ac.Wire) -> object:
-    host = ac.HttpHost(collector.settings.twitter, collector.twitter_limiter, wire)
+async def first_page(collector: ac.AsyncCollector, network: ac.Network) -> object:
+    host = ac.HttpHost(collector.settings.twitter, collector.twitter_limiter, network)
     return await host.fetch(ac.Request(ac.SEARCH_PATH), ac.decode_posts)
 
 
@@ -412,9 +412,9 @@ async def test_the_token_shows_up_nowhere(
             exchange.fail_next(SEARCH, **fault)
             await collector.collect_all()
         exchange.fail_next(SEARCH, status=400, body=echo)
-        async with collector.connect() as (wire, _):
+        async with collector.connect() as (network, _):
             with pytest.raises(ac.RequestRejectedError) as caught:
-                await first_page(collector, wire)
+                await first_page(collector, network)
         told += traces(caught.value)
     stored = b"".join(path.read_bytes() for path in database.parent.iterdir())
     assert exchange.token not in "\n".join([*told, caplog.text, *map(repr, caplog.records)])
@@ -434,9 +434,9 @@ async def test_a_host_that_repeats_the_token_in_what_is_no_http_shows_it_to_nobo
     monkeypatch.setenv("TWITTER_BEARER_TOKEN", exchange.token)
     monkeypatch.setenv("TWITTER_API", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     collector = make_collector()
-    async with server, collector.connect() as (wire, _):
+    async with server, collector.connect() as (network, _):
         with pytest.raises(ac.NetworkError) as caught:
-            await first_page(collector, wire)
+            await first_page(collector, network)
     told = traces(caught.value)
     assert exchange.token not in "\n".join(told)
 

@@ -24,7 +24,7 @@ from async_collector import (
     Saved,
     Snapshot,
     StorageError,
-    reading,
+    open_read_only,
 )
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ async def test_a_file_with_a_second_name_is_refused_and_told(tmp_path: Path) -> 
         with pytest.raises(StorageError, match=r"\.db: has a second name \(a hard link\)") as caught:
             await opened_once(name)
         assert caught.value.lasting
-        with pytest.raises(StorageError, match="has a second name"), reading(name):
+        with pytest.raises(StorageError, match="has a second name"), open_read_only(name):
             pass
 
 
