@@ -811,11 +811,8 @@ def json_decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
 _MARKET: Final = json_decoder(GammaMarket)
 _PAGE: Final = json_decoder(_Page)
 _MARKET_TAG: Final = json_decoder(GammaTag)
-_SERIES: Final = json_decoder(list[Named])
-_TAG: Final = json_decoder(Named)
 _BOOK: Final = json_decoder(OrderBook)
 _ELEMENTS: Final = json_decoder(list[msgspec.Raw])
-_CLOB_MARKET: Final = json_decoder(ClobMarket)
 _ERROR_OBJECT: Final = json_decoder(dict[str, Any])
 
 
@@ -1847,6 +1844,9 @@ EVENTS_SIZE: Final = 20  # of a page of events, each with all its markets
 MAX_EVENTS_BYTES: Final = 64 * 2**20  # an event of 2,000 markets has 10 MB
 MAX_PAGES: Final = 20_000  # of a listing; the whole exchange has 1,600
 MAX_EMPTY_PAGES: Final = 3  # in a row
+_SERIES: Final = json_decoder(list[Named])
+_TAG: Final = json_decoder(Named)
+_CLOB_MARKET: Final = json_decoder(ClobMarket)
 
 
 # why there is no book for a token; None stands for the tokens of which nothing else is known
