@@ -24,8 +24,8 @@ How a price gets from the exchange into its row:
     Database.save                one transaction per batch
 
 The module reads from top to bottom: a section uses names of the sections above it. Posts on X come last, and the
-collector starts them at one place; whoever cares for prices alone may skip them. Signals are left to the scripts:
-on SIGTERM they set the `stop` of `continuous_collection`, or cancel the one run.
+collector runs them as a stage of their own; whoever cares for prices alone may skip them. Signals are left to the
+scripts: on SIGTERM they set the `stop` of `continuous_collection`, or cancel the one run.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ from collections.abc import (
 )
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -230,7 +231,7 @@ class AnswerTooLongError(MalformedResponseError):
 
 # A function that checks a setting raises a `ConfigError` that names the setting.
 
-# every variable that is read, and its default
+# every variable that is read, but for those of proxies, and its default
 ENVIRONMENT: Final[Mapping[str, str]] = {
     "POLYMARKET_DB": "polymarket_data.db",
     "GAMMA_API": "https://gamma-api.polymarket.com",
@@ -255,12 +256,9 @@ class _DefaultPath(str):
     __slots__ = ()
 
 
-class _DefaultVolume(int):
-    """Marks the default threshold: it does not hold for named markets, but an explicit 100,000 does."""
-
-
 DEFAULT_DB_PATH: Final = _DefaultPath(ENVIRONMENT["POLYMARKET_DB"])
-DEFAULT_MIN_VOLUME: Final = _DefaultVolume(100_000)  # USD in 24 hours
+# USD in 24 hours; recognised by identity, for unlike an explicit 100,000 it does not hold for what is named
+DEFAULT_MIN_VOLUME: Final[float] = int("100_000")  # an object of its own, which no literal is
 
 
 def read_variables(environment: Mapping[str, str], defaults: Mapping[str, str] = ENVIRONMENT) -> dict[str, str]:
@@ -373,9 +371,9 @@ class Endpoint:
         api, rate_limit, bearer = f"{name}_API", f"{name}_RATE_LIMIT", f"{name}_BEARER_TOKEN"
         url = _http_url(api, environment[api])
         is_local = url.host == "localhost" or _is_in_network(url.host or "", "127.0.0.0/8 ::1")
+        token = environment.get(bearer, "")
         if bearer in environment and url.scheme == "http" and not is_local:
             raise ConfigError(f"{api}={str(url)!r}: must be an https address, for others would see the token")
-        token = environment.get(bearer, "")
         if token and not re.fullmatch("[!-~]+", token):
             raise ConfigError(f"{bearer}: must be a token of visible ASCII characters (it is not shown here)")
         proxy = None if token and url.scheme == "http" else _proxy_for(url)  # a proxy would see the token
@@ -467,7 +465,7 @@ class Selection:
         within = None if ends_within is None else minutes("ends_within", ends_within)
         if within is not None and not (chosen["series"] or chosen["tags"]):
             raise ConfigError(f"ends_within={ends_within!r}: must come with series or tags, the only ones it is for")
-        is_default = isinstance(min_volume, _DefaultVolume) and any(chosen.values())
+        is_default = min_volume is DEFAULT_MIN_VOLUME and any(chosen.values())
         return cls(0 if is_default else finite_number("min_volume", min_volume), ends_within_min=within, **chosen)
 
     @property
@@ -615,8 +613,8 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
 
     @property
     def tokens(self) -> tuple[str, str]:
-        """The token ids of the first outcome (YES) and the second (NO)."""
-        yes, no = self.clob_token_ids or ("", "")
+        """The token ids of the first outcome (YES) and the second (NO), empty where there are not two of them."""
+        yes, no = self.clob_token_ids if self.clob_token_ids and len(self.clob_token_ids) == 2 else ("", "")  # noqa: PLR2004
         return yes, no
 
     @property
@@ -717,7 +715,7 @@ class _Page(msgspec.Struct):
     markets: list[msgspec.Raw] | None = None
     events: list[_Event] | None = None
     next_cursor: str | None = None
-    error: None = None  # an answer with an error object is none
+    error: None = None  # an error object is refused here, for `HttpHost._decoded` to see
 
 
 # What decodes raises ValueError for what is no JSON, msgspec.ValidationError (a ValueError as well) for JSON of another
@@ -873,22 +871,23 @@ def _decode_element(decoder: msgspec.json.Decoder[S], element: msgspec.Raw) -> S
     """Decode an element as it is, else with values in their usual form, else in parts."""
     try:
         return decoder.decode(element)
-    except ValueError:
+    except (ValueError, RecursionError):
         body = bytes(element)
     for other_form, usual_form in _OTHER_FORMS:
         body, found = other_form.subn(usual_form, body)
         if found:
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 return decoder.decode(body)
     sent: dict[str, Any] = {}
     try:
         sent = _ERROR_OBJECT.decode(_mended(body))
         return _decode_parts(decoder.type, sent)
-    except ValueError as error:
-        ids = (re.fullmatch("[0-9]{1,18}", str(sent.get("id"))), re.fullmatch("[0-9]{1,78}", str(sent.get("asset_id"))))
+    except (ValueError, RecursionError) as error:
+        key, digits = ("asset_id", 78) if decoder.type is OrderBook else ("id", 18)
+        sent_id = re.fullmatch(f"[0-9]{{1,{digits}}}", str(sent.get(key)))
         volume: Any = sent.get("volume24hr")
         return Rejected(
-            id=next((found[0] for found in ids if found), None),
+            id=sent_id[0] if sent_id else None,
             reason=printable(str(error)),
             is_open=sent.get("active") is not False and sent.get("closed") is not True,
             max_volume_24h=volume if type(volume) in {int, float} else math.inf,
@@ -1257,7 +1256,7 @@ def put_in_stored_order(market: GammaMarket, known: StoredIdentity) -> str | Non
     tokens, stored = market.tokens, (known.token_id_yes, known.token_id_no)
     if known.condition_id and market.condition_id and known.condition_id != market.condition_id:
         return f"its condition was {known.condition_id}, and now another market has its id: {market.condition_id}"
-    if market.clob_token_ids and all(stored) and set(stored) != set(tokens):
+    if all(tokens) and all(stored) and set(stored) != set(tokens):
         return f"its tokens were {' and '.join(map(str, stored))}, and now they are {' and '.join(tokens)}"
     if all(stored) and stored == tokens[::-1]:
         market.clob_token_ids = InText(stored)
@@ -1540,9 +1539,22 @@ class Request(NamedTuple):
     max_bytes: int = MAX_PAGE_BYTES  # of the decoded answer
 
 
-async def on_connection(_session: aiohttp.ClientSession, context: Any, _params: object) -> None:  # noqa: ANN401
-    """Call the `trace_request_ctx` of a request, which has a connection now and has not been sent."""
-    await context.trace_request_ctx()
+# called between having a connection and sending on it
+_before_sending: ContextVar[Callable[[], Awaitable[None]]] = ContextVar("before_sending")
+
+
+class Connector(aiohttp.TCPConnector):
+    """Lets each request start when its connection is open, which may take long, and closes it if that fails."""
+
+    async def connect(self, *args: Any, **kwargs: Any) -> aiohttp.connector.Connection:  # noqa: ANN401  aiohttp's
+        """Return a connection, after `_before_sending`."""
+        connection = await super().connect(*args, **kwargs)
+        try:
+            await _before_sending.get()()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
 
 class HttpHost:
@@ -1602,9 +1614,9 @@ class HttpHost:
         return allowed and error.retryable and wait_s <= MAX_WAIT_S
 
     def _update_breaker(self, error: ApiError | None) -> None:
-        """Count failures in a row; None is a success. After too many, or a denial, the host is not asked any more.
+        """Count failures in a row. After too many, or a denial, the host is not asked any more.
 
-        A 429 does not count, for the limiter waits then.
+        A success (None) and an error that a retry would not mend end the row. A 429 does neither: the limiter waits.
         """
         if self._final_error or isinstance(error, RateLimitedError):
             return
@@ -1682,8 +1694,8 @@ class HttpHost:
             proxy=self._endpoint.proxy,
             proxy_headers=self._endpoint.proxy_headers,
             allow_redirects=False,
-            trace_request_ctx=restart,
         )
+        _before_sending.set(restart)
         loop, timeout = asyncio.get_running_loop(), asyncio.timeout(timeout_s)
         try:
             async with timeout, exchange as response:
@@ -1807,6 +1819,7 @@ class HttpHost:
         """
         answers: list[tuple[Sequence[K], T | ApiError]] = []
         pieces = deque([keys])
+        divided = False
         searching = False  # for a key at fault
         failures = 0  # in a row
         while pieces:
@@ -1831,8 +1844,9 @@ class HttpHost:
                 continue
             if error.too_large and isinstance(error, RequestRejectedError):
                 self._max_keys = min(self._max_keys, middle)
+            divided = True
             pieces += halves
-        if len(answers) > 1 and not any(isinstance(answer, ApiError) for _, answer in answers):  # it was too much
+        if divided and not any(isinstance(answer, ApiError) for _, answer in answers):  # it was too much
             self._max_keys = min(self._max_keys, max(len(piece) for piece, _ in answers))
         return answers
 
@@ -2042,9 +2056,10 @@ _MIRROR: Final = (
 )
 SCHEMA_VERSION: Final = 4
 # Brings a new file and every older one to the same shape; a column that is there already is skipped. To add a column,
-# append its ALTER TABLE to those of its table and raise SCHEMA_VERSION. A CREATE TABLE is never changed: the first four
-# are those of collectors before this one. The views are made anew. The last semicolon of a line, before its comment,
-# ends a statement. Times are UTC, 'YYYY-MM-DD HH:MM:SS', so that they compare with datetime('now', '-1 hour').
+# append its ALTER TABLE to those of its table, raise SCHEMA_VERSION, and give its record (`Market`, `Snapshot`) the
+# field, and `GammaMarket` too if Gamma sends it. A CREATE TABLE is never changed: the first four are those of
+# collectors before this one. The views are made anew. The last semicolon of a line, before its comment, ends a
+# statement. Times are UTC, 'YYYY-MM-DD HH:MM:SS', so that they compare with datetime('now', '-1 hour').
 SCHEMA: Final = f"""
     DROP VIEW IF EXISTS latest_snapshots;
     DROP VIEW IF EXISTS order_books;
@@ -2407,6 +2422,7 @@ OUR_COLUMNS: Final = """
 FILE_MODE: Final = 0o660  # less the umask: nobody but the owner and the group reads or writes a new file
 BUSY_TIMEOUT_S: Final = 30.0
 LOCK_WAIT_S: Final = 3.0  # an archive holds the lock for a moment at a time
+LOCK_POLL_S: Final = 0.05
 WAL_LIMIT_BYTES: Final = 64 * 2**20
 # errors that may pass without anybody's help
 PASSING_CODES: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM}
@@ -2519,6 +2535,15 @@ def locked(path: Path, wait_s: float = 0.0) -> Iterator[Path]:
         raise DatabaseBusy(f"{path}: in use by {holder}") from error
 
 
+async def _lock(path: Path, stack: AsyncExitStack) -> Path:
+    """Enter `locked` without holding up the event loop, as soon as nobody else holds the lock within `LOCK_WAIT_S`."""
+    for _ in range(round(LOCK_WAIT_S / LOCK_POLL_S)):
+        with suppress(DatabaseBusy):
+            return stack.enter_context(locked(path))
+        await asyncio.sleep(LOCK_POLL_S)
+    return stack.enter_context(locked(path))
+
+
 def _file_id(path: Path) -> tuple[int, int] | None:
     """Return what identifies the file at *path*, without opening it: that would drop SQLite's locks."""
     with suppress(FileNotFoundError):
@@ -2565,7 +2590,7 @@ class Database:
                 if file and _file_id(path) != file:
                     moved = "it was moved or replaced, or its disk is not mounted"
                     raise StorageError(f"{path}: is not the file of the runs before: {moved}")
-                real_path = stack.enter_context(locked(path, LOCK_WAIT_S))
+                real_path = await _lock(path, stack)
                 with suppress(FileExistsError):  # an empty file is an empty database; SQLite's everybody could read
                     real_path.touch(FILE_MODE, exist_ok=False)
                 _warn_of_old_sqlite()
@@ -2725,7 +2750,10 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self, doing: str) -> AsyncIterator[None]:
-        """Begin a transaction, and commit it at the end or undo it; *doing* is for the text of an error."""
+        """Begin a transaction, and commit it at the end or undo it; *doing* is for the text of an error.
+
+        The caller is `uninterrupted`, for a cancellation in the middle would meet a statement that still runs.
+        """
         async with self._one_at_a_time:
             with _storage_errors(self._path, doing):
                 if _file_id(self.absolute_path) != self.file:
@@ -2773,13 +2801,13 @@ class Run:
     rows: asyncio.Queue[Batch | None] = field(default_factory=lambda: asyncio.Queue(MAX_WAITING_BATCHES))
     reason: str | None = None  # of the first failure
     drift: str | None = None  # what the exchange sends in a shape that is not known
-    books_missing: int = 0  # markets without both of their books
+    books_missing: int = 0  # markets that lack one or both of their books
     unmirrored: int = 0  # markets whose NO book is not the mirror of their YES book
     left_out: Counter[str] = field(default_factory=Counter)  # markets by what of them cannot be read
     saved: Saved = field(default_factory=Saved)
 
     def failure(self, stage: str, reason: str | ApiError, *market_ids: object) -> Failure:
-        """Return the one row of `failures` for what happened to all of *market_ids*; none of them stand for a listing.
+        """Return the one row of `failures` for what happened to all of *market_ids*, or without ids to a listing.
 
         The first failure is the reason why the run is not complete.
         """
@@ -2816,9 +2844,9 @@ class Run:
 class Discovery:
     """Finds the markets of a run and hands them on in `batches`.
 
-    A run with a threshold lists the most traded markets down to it. A run with names asks for what they name, and for
-    nothing else. A run over the whole exchange walks every open market by id, from both ends at once; within a day of
-    that it walks only the newest, and asks for the known ones by id. How the end of a listing is recognised is told at
+    A run with a threshold lists the most traded markets down to it. A run with names lists what they name. A run over
+    the whole exchange walks every open market by id, from both ends at once; within a day of that it walks only the
+    newest, and asks for the known ones by id. How the end of a listing is recognised is told at
     `PolymarketApi.iter_market_pages`; a walk stops before that where it has come to the threshold
     (`_is_below_threshold`), to the other walk, or to known ids.
 
@@ -2867,9 +2895,9 @@ class Discovery:
         else:
             await self._list_all()
         await self._ask_for_unlisted()
-        await self._hand_on(self._next_batch)
-        self.all_listed = True
+        await self._hand_on()
         await self._check_count()
+        self.all_listed = True
         await self.batches.put(None)
 
     async def save(self) -> dict[str, object]:
@@ -2899,7 +2927,10 @@ class Discovery:
             now = self._clock.now()
             is_recent = sql_time(now - FULL_WALK_EVERY) < (self._full_walk_at or "") <= sql_time(now)
             self._kind = "known" if self._listed_before and is_recent else "full"
-        if await database.value(LAST_STATUS, run.run_id) not in {None, "complete"}:  # else no market has waited
+        if await database.value(LAST_STATUS, run.run_id) not in {
+            None,
+            "complete",
+        }:  # after a complete run any order is as good
             last_rows = 2 * max(len(self._followed), len(self._listed_before))
             ids = await database.ids(LAST_WITH_BOOK, last_rows)
             self._last_books = {market_id: place for place, market_id in enumerate(ids, 1)}
@@ -2967,16 +2998,17 @@ class Discovery:
         """Take the markets with these ids and slugs."""
         for by in ("id", "slug"):
             absent = [name for name in names if name.isdecimal() == (by == "id")]
+            rejected: list[Rejected] = []
             for closed in (False, True):
                 page, absent, failed = await self._run.api.fetch_markets(absent, by=by, closed=closed)
-                if by == "slug" and page.rejected:  # one of them may be what is missing
-                    absent = []
+                rejected += page.rejected
                 await self._take(page, named=True)
                 closed_ones = [market for market in page.markets if not market.is_open]
                 self.notes += [printable(f"the market {one.slug} is not open: {one.state}") for one in closed_ones]
                 for _, error in failed:
                     await self._fail(error)
-            await self._report_unknown("market", absent)
+            if by == "id" or not rejected:  # else one of them may be what is missing
+                await self._report_unknown("market", absent)
 
     async def _take_groups(self, groups: Sequence[tuple[str, str]]) -> None:
         """Take the markets of events, series or tags, each given as its kind and its slug."""
@@ -3101,9 +3133,10 @@ class Discovery:
             await self._take(page)
             for ids, error in failed:
                 log.warning("%d known markets could not be listed: %s", len(ids), error)
-                self.listed += len(ids)
-                self._seen.update(ids)
-                await self._run.put(self._run.failure("list", error, *ids))
+                unseen = [id_ for id_ in ids if id_ not in self._seen]  # the walk may have listed some
+                self.listed += len(unseen)
+                self._seen.update(unseen)
+                await self._run.put(self._run.failure("list", error, *unseen))
 
         await self._in_parallel(take, sorted(market_ids, key=lambda id_: (self._last_books.get(id_, 0), id_)))
 
@@ -3123,11 +3156,11 @@ class Discovery:
         await self._run.put(*(self._run.failure("list", bad.reason, bad.id) for bad in rejected))
         self._next_batch += wanted
         while len(self._next_batch) >= BATCH_MARKETS:
-            batch, self._next_batch = self._next_batch[:BATCH_MARKETS], self._next_batch[BATCH_MARKETS:]
-            await self._hand_on(batch)
+            await self._hand_on()
 
-    async def _hand_on(self, markets: Sequence[GammaMarket]) -> None:
-        if same := await self._same_as_stored(markets):
+    async def _hand_on(self) -> None:
+        batch, self._next_batch = self._next_batch[:BATCH_MARKETS], self._next_batch[BATCH_MARKETS:]
+        if same := await self._same_as_stored(batch):
             await self.batches.put(same)
 
     async def _same_as_stored(self, markets: Sequence[GammaMarket]) -> list[GammaMarket]:
@@ -3180,7 +3213,7 @@ class Discovery:
     async def _settle(self, market: GammaMarket, batch: Batch) -> None:
         """Put into *batch* how *market*, which is not open, has ended, and what has changed since it was resolved."""
         market_id = market.market_id
-        before, _ = self._resolved.get(int(market_id), (None, None))
+        before, closed_before = self._resolved.get(int(market_id), (None, None))
         outcome = await self._outcome(market, batch)
         if not outcome and not market.disputed:
             outcome = before
@@ -3188,8 +3221,8 @@ class Discovery:
             reason = f"its outcome was {before}, and now it is {outcome or 'disputed'}"
             batch.failures.append(self._run.failure("outcome", reason, market_id))
         if outcome:
-            closed_at = sql_time_of(market.closed_time)
-            look_at = next_look(closed_at, self._clock.now())
+            closed_at = sql_time_of(market.closed_time) or closed_before
+            look_at = next_look(closed_at, self._clock.now()) if closed_at or not before else None
             batch.resolutions.append(Resolution(outcome, closed_at, look_at, market_id))
         else:
             batch.undecided.append((self._run.started_at, MAX_OUTCOME_WAIT_MINUTES, market_id))
@@ -3482,12 +3515,8 @@ class AsyncCollector:
     async def connect(self) -> AsyncIterator[tuple[Network, PolymarketApi]]:
         """Open a session with the hosts; its run timeout begins now."""
         settings = self.settings
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_create_end.append(on_connection)
-        trace.on_connection_reuseconn.append(on_connection)
         session = aiohttp.ClientSession(
-            trace_configs=[trace],
-            connector=aiohttp.TCPConnector(limit=settings.workers, ttl_dns_cache=300),
+            connector=Connector(limit=settings.workers, ttl_dns_cache=300),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": f"polymarket-async-collector/{__version__}", "Accept-Encoding": "gzip"},
             max_line_size=MAX_HEADER_BYTES,
@@ -4267,7 +4296,6 @@ class Posts:
         self.stored += new
         self.errors += len(failures)
 
-    @uninterrupted
     async def score(self, snapshots: int) -> None:
         """Match the newest posts to the markets of the run's *snapshots*, and store the attention for each market."""
         database, run_id, now = self._database, self._run_id, self._clock.now()
@@ -4277,7 +4305,13 @@ class Posts:
         matches: list[tuple[str, str, str]] = []
         if posts and snapshots:
             matches = await asyncio.to_thread(_match_all, posts, database.absolute_path, run_id, snapshots)
+        await self._save_signals(matches, an_hour_ago, two_hours_ago, sql_time(now))
+
+    @uninterrupted
+    async def _save_signals(self, matches: Sequence[tuple[str, str, str]], *times: str) -> None:
+        """Store which markets the posts are about, and the attention of the last of *times* for each market."""
+        database = self._database
         async with database.transaction("store the attention for markets"):
             await database.execute("UPDATE tweets SET market_id = ?, keywords = ? WHERE tweet_id = ?", matches)
-            attention = await database.rows(ATTENTION, an_hour_ago, two_hours_ago, sql_time(now))
-            await database.execute(SAVE_HYPE, [(*_hype_signal(row), sql_time(now), run_id) for row in attention])
+            attention = await database.rows(ATTENTION, *times)
+            await database.execute(SAVE_HYPE, [(*_hype_signal(row), times[-1], self._run_id) for row in attention])

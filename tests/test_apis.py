@@ -82,6 +82,43 @@ async def test_a_request_that_is_too_large_is_halved(api: ac.PolymarketApi, exch
     assert [arrival.tokens for arrival in exchange.asked("/books")[6:]] == [30, 30, 30, 30]
 
 
+async def test_a_smaller_batch_makes_later_ones_no_smaller(api: ac.PolymarketApi, exchange: FakePolymarket) -> None:
+    tokens = [token for market in exchange.markets.values() for token in market.tokens]
+    exchange.fail_next("/books", status=413, body=b"")
+    for number in (120, 70, 120, 61, 120):
+        await api.fetch_books(tokens[:number])
+    assert [arrival.tokens for arrival in exchange.asked("/books")] == [0, 60, 60, 35, 35, 60, 60, 30, 31, 60, 60]
+
+
+class ShuttingLimiter(ac.RateLimiter):
+    """Has its host closed while a connection is being opened."""
+
+    async def restart(self, started: float) -> float:
+        """Close the host for a minute."""
+        self.closed_until = self._clock.monotonic() + 60
+        return await super().restart(started)
+
+
+async def test_a_request_that_does_not_leave_leaves_no_connection_open(
+    monkeypatch: pytest.MonkeyPatch, make_collector: Callable[..., ac.AsyncCollector], clock: JumpingClock
+) -> None:
+    received: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def read_to_the_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received.set_result(await reader.read())
+        writer.close()
+
+    server = await asyncio.start_server(read_to_the_end, "127.0.0.1", 0)
+    monkeypatch.setenv("CLOB_API", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    collector = make_collector(max_retries=0)
+    collector.clob_limiter = ShuttingLimiter(20, clock=clock)
+    async with server, collector.connect() as (network, api):
+        with pytest.raises(ac.RateLimitedError, match="its quota is used up for 60 s more"):
+            await api.fetch_books(["1"])
+        assert await asyncio.wait_for(received, 5) == b""
+        assert network.requests == 1
+
+
 @pytest.mark.parametrize(
     ("status", "kind", "asked"),
     [

@@ -482,7 +482,7 @@ async def test_a_bug_in_a_hook_ends_the_run_as_itself(
 async def test_a_second_collector_is_turned_away_while_the_first_one_works(
     exchange: FakePolymarket, make_collector: Callable[..., ac.AsyncCollector]
 ) -> None:
-    assert exchange.url
+    exchange.fail_next("/books", delay_s=ac.LOCK_WAIT_S + 1)
     results = await asyncio.gather(*(make_collector().collect_all() for _ in range(3)), return_exceptions=True)
     assert sorted(type(result).__name__ for result in results) == ["DatabaseBusy", "DatabaseBusy", "dict"]
 

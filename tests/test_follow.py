@@ -128,6 +128,26 @@ async def test_a_closed_market_gets_the_outcome_that_the_exchange_names(
     assert len(exchange.asked(f"/markets/{market.condition_id}")) == (on_clob is not None)
 
 
+@pytest.mark.parametrize("tokens", ["[]", '["1"]', '["1", "2", "3"]', None])
+async def test_a_closed_market_without_two_tokens_ends_no_run(
+    exchange: FakePolymarket, next_run: Callable[[], Any], database: Path, tokens: str | None
+) -> None:
+    market = first(exchange)
+    await next_run()
+    exchange.close(market, "1", "0")
+
+    def spoil(page: dict[str, Any]) -> dict[str, Any]:
+        for sent in page["markets"]:
+            if sent["id"] == market.id:
+                sent["clobTokenIds"] = tokens
+        return page
+
+    exchange.fail_next("/markets/keyset", times=math.inf, mutate=spoil)
+    result = await next_run()
+    assert (result["markets"], result["status"]) == (59, "complete")
+    assert outcome(database, market) == ended(market.outcomes[0])
+
+
 async def test_a_resolved_market_is_not_asked_for_again_within_a_day(
     exchange: FakePolymarket, next_run: Callable[[], Any]
 ) -> None:

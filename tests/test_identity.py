@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -197,6 +198,25 @@ async def test_an_outcome_is_looked_at_again_one_and_seven_days_after_the_close(
         asked.append((later_s, f"id={market.id}" in " ".join(one.query for one in exchange.asked("/markets/keyset"))))
     assert [looked for _, looked in asked] == [False, False, True, False, False, True, False, False]
     assert failures(database) == []
+
+
+async def test_an_outcome_is_looked_at_again_once_where_nobody_says_when_the_market_closed(
+    exchange: FakePolymarket, next_run: Run, market: FakeMarket
+) -> None:
+    def undated(page: dict[str, Any]) -> dict[str, Any]:
+        for sent in page["markets"]:
+            sent.pop("closedTime", None)
+        return page
+
+    await next_run()
+    exchange.close(market, "1", "0")
+    exchange.fail_next("/markets/keyset", times=math.inf, mutate=undated)
+    await next_run()
+    looked: list[bool] = []
+    for later_s in (HOUR, DAY, HOUR, DAY, 7 * DAY, 30 * DAY):
+        await next_run(later_s)
+        looked.append(f"id={market.id}" in " ".join(one.query for one in exchange.asked("/markets/keyset")))
+    assert looked == [False, True, False, False, False, False]
 
 
 @pytest.mark.parametrize("prices", [("0", "1"), ("0.5", "0.5")])
