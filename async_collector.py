@@ -2864,6 +2864,7 @@ class Discovery:
     batches: asyncio.Queue[list[GammaMarket] | None] = field(default_factory=lambda: asyncio.Queue(MAX_WAITING_BATCHES))
     notes: list[str] = field(default_factory=list)  # which names have no market to collect just now
     listed: int = 0  # markets that the run should store
+    unknown: int = 0  # names among them that the exchange does not have
     all_listed: bool = False  # whether `listed` is final
     error: ApiError | None = None  # why the listing is not complete
     # what earlier runs know: unresolved markets that they have collected, resolved ones that are due for a second look
@@ -3056,8 +3057,9 @@ class Discovery:
         return has_open or not came_to_end
 
     async def _report_unknown(self, kind: str, names: Sequence[str]) -> None:
-        """Record that the exchange does not know these names; each counts as listed and not stored."""
+        """Record that the exchange does not know these names; each counts as listed, and no run is complete with it."""
         self.listed += len(names)
+        self.unknown += len(names)
         reasons = [f"the exchange has no {kind} {name!r}" for name in names]
         await self._run.put(*(self._run.failure("list", reason, None) for reason in reasons))
 
@@ -3607,7 +3609,8 @@ class AsyncCollector:
     def _result(self, run: Run, discovery: Discovery, posts: Posts, duration: float) -> CollectionResult:
         status = "partial" if run.saved.snapshots else "failed"
         with_books = run.saved.snapshots - run.books_missing
-        if discovery.all_listed and not discovery.error and with_books >= MIN_COMPLETE_SHARE * discovery.listed:
+        all_found = discovery.all_listed and not discovery.error and not discovery.unknown
+        if all_found and with_books >= MIN_COMPLETE_SHARE * discovery.listed:
             status = "complete"
         return CollectionResult(
             markets=run.saved.snapshots,

@@ -336,8 +336,7 @@ class Lake:
         """Open the lake at *address*: a path, or `s3://`, `gs://` or `az://` with bucket and prefix."""
         self.address: Final = address
         self.folder: Path | None = None
-        scheme, _, rest = address.partition("://")
-        if not rest:
+        if address.strip() and not re.match("[A-Za-z][A-Za-z0-9+.-]+:", address):  # one letter is a drive
             self.folder = Path(address)
             if self.folder.exists() and not self.folder.is_dir():
                 raise LakeError(f"{address}: is no folder")
@@ -348,7 +347,13 @@ class Lake:
                 self._store: Any = obstore.store.LocalStore(str(self.folder.resolve()))
             return
         parts = urlsplit(address)
-        if scheme not in {"s3", "gs", "az"} or not parts.netloc or "@" in parts.netloc or parts.query or parts.fragment:
+        if (
+            parts.scheme not in {"s3", "gs", "az"}
+            or not parts.netloc
+            or "@" in parts.netloc
+            or parts.query
+            or parts.fragment
+        ):
             raise ac.ConfigError(
                 "LAKE: must be a folder or s3://bucket/prefix (or gs://, az://), with the keys in the environment"
             )

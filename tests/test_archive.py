@@ -489,6 +489,10 @@ def test_a_lake_that_cannot_be_is_said_and_costs_nothing(
         (74, "cannot read", (tmp_path / "lake", "--db", tmp_path / "none.db")),
         (74, "cannot read", (tmp_path / "lake", "--db", tmp_path / "text.db")),
         (78, "LAKE: must be", ("ftp://host/lake", "--db", sample)),
+        *(
+            (78, "LAKE: must be", (lake, "--db", sample))
+            for lake in ("", " ", "s3:", "s3://", "s3:/bucket/lake", "gs://")
+        ),
         (78, "LAKE: must be", ("s3://key:secret@bucket/lake", "--db", sample)),
         (74, "there is no such folder", (tmp_path / "none", "--check")),
         (74, "exists", (tmp_path / "lake", "--restore", DAY, "--db", sample)),

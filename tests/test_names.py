@@ -140,6 +140,17 @@ async def test_unknown_names_are_failures_and_the_rest_is_stored(
     ]
 
 
+async def test_no_run_with_an_unknown_name_is_complete(
+    exchange: FakePolymarket, make_collector: Callable[..., ac.AsyncCollector], clock: JumpingClock
+) -> None:
+    """However many markets are followed beside it."""
+    assert (await make_collector().collect_all())["markets"] == len(exchange.markets) == 60
+    clock.elapsed_s += 900
+    result = await make_collector(markets=["nope"]).collect_all()
+    assert (result["status"], result["markets"]) == ("partial", 60)
+    assert result["reason"] == "the exchange has no market 'nope'"
+
+
 async def test_what_is_over_is_said_and_no_failure(
     exchange: FakePolymarket, make_collector: Callable[..., ac.AsyncCollector], database: Path
 ) -> None:
