@@ -614,8 +614,8 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
     @property
     def tokens(self) -> tuple[str, str]:
         """The token ids of the first outcome (YES) and the second (NO), empty where there are not two of them."""
-        yes, no = self.clob_token_ids if self.clob_token_ids and len(self.clob_token_ids) == 2 else ("", "")  # noqa: PLR2004
-        return yes, no
+        tokens = self.clob_token_ids or ()
+        return (tokens[0], tokens[1]) if len(tokens) == 2 else ("", "")  # noqa: PLR2004
 
     @property
     def max_volume_24h(self) -> float | None:
@@ -2352,6 +2352,9 @@ LAST_BOOKS: Final = """
     FROM seen JOIN snapshots AS s ON s.id = seen.snapshot_id JOIN books AS b USING (book_id)
     WHERE seen.market_id IN (SELECT value FROM json_each(?))
 """
+LAST_IDS: Final = """
+    SELECT coalesce(max(id), 0), coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'books'), 0) FROM snapshots
+"""
 COUNT_SAVED: Final = """
     UPDATE runs SET snapshots_saved = snapshots_saved + ?, books_saved = books_saved + ?,
         books_unchanged = books_unchanged + ?, errors = errors + ?
@@ -2710,8 +2713,7 @@ class Database:
         ids = msgspec.json.encode([snapshot.market_id for snapshot in batch.snapshots]).decode()
         stored = {market_id for (market_id,) in await self.rows(SAME_SECOND, batch.snapshots[0].timestamp, ids)}
         last_books = {market_id: row for market_id, *row in await self.rows(LAST_BOOKS, ids)}
-        last_snapshot_id = await self.value("SELECT max(id) FROM snapshots") or 0
-        last_book_id = await self.value("SELECT seq FROM sqlite_sequence WHERE name = 'books'") or 0
+        ((last_snapshot_id, last_book_id),) = await self.rows(LAST_IDS)
         snapshots: list[Sequence[object]] = []
         books: list[Sequence[object]] = []
         for snapshot in batch.snapshots:
@@ -3071,13 +3073,13 @@ class Discovery:
         try:
             async with aclosing(self._run.api.iter_market_pages(listing)) as pages:
                 async for page in pages:
-                    if by_id and page.ids != sorted(page.ids, reverse=not listing.ascending):
+                    ids = page.ids
+                    if by_id and ids != sorted(ids, reverse=not listing.ascending):
                         raise self._run.api.bad_listing("the listing is not in the order of id")
                     last = is_last(page)  # before the page is taken, for it refuses one that is not in order
-                    ids = set(page.ids)
-                    if ids and before >= ids and page.next_cursor is not None:
+                    if ids and before.issuperset(ids) and page.next_cursor is not None:
                         raise self._run.api.bad_listing("the listing repeats itself")
-                    before = ids
+                    before = set(ids)
                     await self._take(page)
                     gap = gap or page.gap
                     if last:
@@ -3140,7 +3142,8 @@ class Discovery:
                 self._seen.update(unseen)
                 await self._run.put(self._run.failure("list", error, *unseen))
 
-        await self._in_parallel(take, sorted(market_ids, key=lambda id_: (self._last_books.get(id_, 0), id_)))
+        by_id = sorted(market_ids)
+        await self._in_parallel(take, sorted(by_id, key=lambda id_: self._last_books.get(id_, 0)))
 
     async def _take(self, page: MarketPage, *, named: bool = False) -> None:
         """Hand on the markets of *page* that are to be collected: those that are *named* whatever they trade."""
@@ -3365,9 +3368,11 @@ def left_out_parts(run: Run, markets: Iterable[GammaMarket], books: Mapping[str,
             lacking["book", ", ".join(sides)].append(market.market_id)
     failures: list[Failure] = []
     for (stage, keys_text), ids in lacking.items():
-        shared = len(ids) > MAX_BAD_ELEMENTS
-        of_each = Failure(run.run_id, None, stage, f"left out, for it cannot be read: {keys_text}")
-        failures += [of_each._replace(markets=len(ids))] if shared else [of_each._replace(market_id=id_) for id_ in ids]
+        reason = f"left out, for it cannot be read: {keys_text}"
+        if len(ids) > MAX_BAD_ELEMENTS:
+            failures.append(Failure(run.run_id, None, stage, reason, len(ids)))
+        else:
+            failures += [Failure(run.run_id, market_id, stage, reason) for market_id in ids]
     return failures
 
 
@@ -3765,7 +3770,7 @@ class DaemonThreads(ThreadPoolExecutor):
 
 
 # --- End of the price path --------------------------------------------------------------------------------------------
-# What follows is off without TWITTER_BEARER_TOKEN.
+# Without TWITTER_BEARER_TOKEN nothing is asked of X; posts that other programs store are scored all the same.
 
 # --- Posts: X as it answers -------------------------------------------------------------------------------------------
 
