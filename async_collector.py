@@ -838,11 +838,12 @@ def _fitting(elements: list[Any], kind: Any) -> list[Any]:  # noqa: ANN401
     return good
 
 
-def _decode_parts(kind: type[S], sent: dict[str, Any]) -> S:
-    """Decode what of *sent* fits, and put the keys of the rest into `left_out`, if *kind* has that field.
+def _decode_parts(decoder: msgspec.json.Decoder[S], sent: dict[str, Any]) -> S:
+    """Decode what of *sent* fits, and put the keys of the rest into `left_out`, if its type has that field.
 
     Left out are elements of lists, items of objects, and fields that are optional. No text is the same as no value.
     """
+    kind: Any = decoder.type  # a type[S], which msgspec 0.23 calls a TypeForm[S]
     fitting: dict[str, object] = {}
     left_out: list[str] = []
     for field_ in _fields(kind):
@@ -861,7 +862,7 @@ def _decode_parts(kind: type[S], sent: dict[str, Any]) -> S:
             left_out += lost
         elif value not in ("", None):
             left_out.append(key)
-    read = msgspec.convert(fitting, kind, strict=False, dec_hook=_decode_in_text)
+    read: S = msgspec.convert(fitting, kind, strict=False, dec_hook=_decode_in_text)
     if left_out and "left_out" in kind.__struct_fields__:
         return msgspec.structs.replace(read, left_out=tuple(left_out))
     return read
@@ -881,9 +882,9 @@ def _decode_element(decoder: msgspec.json.Decoder[S], element: msgspec.Raw) -> S
     sent: dict[str, Any] = {}
     try:
         sent = _ERROR_OBJECT.decode(_mended(body))
-        return _decode_parts(decoder.type, sent)
+        return _decode_parts(decoder, sent)
     except (ValueError, RecursionError) as error:
-        key, digits = ("asset_id", 78) if decoder.type is OrderBook else ("id", 18)
+        key, digits = ("asset_id", 78) if decoder is _BOOK else ("id", 18)
         sent_id = re.fullmatch(f"[0-9]{{1,{digits}}}", str(sent.get(key)))
         volume: Any = sent.get("volume24hr")
         return Rejected(
