@@ -99,7 +99,7 @@ __all__ = [
     "Tick", "continuous_collection", "hype_score", "tone", "velocity",
 ]  # fmt: skip
 
-__version__ = "0.1.0"
+__version__ = "0.3.0"
 
 log = logging.getLogger("async_collector")
 log.addHandler(logging.NullHandler())  # a library says nothing until its program asks for it

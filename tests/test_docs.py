@@ -167,7 +167,8 @@ async def test_the_reading_example_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page: Path) -> None:
     text = page.read_text()
-    assert len(set(anchors(text))) == len(anchors(text))
+    repeats = page.name == "CHANGELOG.md"  # each version has its own Added, Changed and Fixed
+    assert repeats or len(set(anchors(text))) == len(anchors(text))
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if not link.startswith("https://"):
             path, _, anchor = link.partition("#")
