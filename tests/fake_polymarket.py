@@ -6,12 +6,13 @@ As a command it runs another command against itself, so that anyone without a ne
     python tests/fake_polymarket.py --event who-wins-the-cup async-collector --event who-wins-the-cup
 
 For tests it is a server to be started with `async with FakePolymarket(...)`. Everything follows from the seed, and
-`FakePolymarket.markets` is the truth that stored rows are compared with. What a test may script, in four groups:
+`FakePolymarket.markets` is the truth that stored rows are compared with. What a test may script, in five groups:
 
 - markets, events and series: `add_market`, `add_event`, `add_windows`, `close`, `reopen`, `remove`, `change`
 - books: `move_books`, `deepen`, and of each market `digits`, `bids_no` and `asks_no`, `book_changes`
 - one answer that fails: `fail_next`
 - an exchange that is odd all the time: the attributes of `Oddities`, and `swap_sides` and `replace` for one market
+- posts on X: `say`, and the attributes of `FakeX` (`fake_x.py`)
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 from aiohttp import web
+from fake_x import FakeX, chatter, compressed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -172,26 +174,6 @@ class FakeSeries:
     @property
     def id(self) -> str:
         """Gamma's id, as it is sent."""
-        return str(self.number)
-
-
-@dataclass(slots=True)
-class FakePost:
-    """The truth on one post of X."""
-
-    number: int  # its id; ids grow with time
-    text: str
-    author: int = 7_000_001
-    created_at: str = "2026-11-22T14:14:00.000Z"
-    likes: int = 0
-    reposts: int = 0
-    replies: int = 0
-    links: tuple[str, ...] = ()
-    times_sent: int = 0  # each time costs the reader money
-
-    @property
-    def id(self) -> str:
-        """The id, as it is sent."""
         return str(self.number)
 
 
@@ -368,8 +350,8 @@ class Oddities:
     moving_share: float = 0.0  # of the books, before each collection: at a listing's first page after some books
 
 
-class FakePolymarket:
-    """The exchange on loopback: Gamma under /gamma, the CLOB under /clob.
+class FakePolymarket(FakeX):
+    """The exchange on loopback: Gamma under /gamma, the CLOB under /clob, and X under /x.
 
     Args:
         markets: how many open markets there are at the start.
@@ -393,6 +375,7 @@ class FakePolymarket:
         now: Callable[[], float] = time.time,
     ) -> None:
         """Make the markets; nothing listens yet."""
+        super().__init__()
         self._maker = Maker(seed)
         self.latency_s = latency_s
         self.limits = dict(limits or {})
@@ -407,12 +390,6 @@ class FakePolymarket:
         self._arrived = asyncio.Event()
         self.in_flight = 0
         self.most_in_flight = 0
-        self.posts: list[FakePost] = []  # the oldest first
-        self.token = "AAAA-loopback-token"  # noqa: S105  opens nothing
-        self.authors_sent = 0
-        self.oldest_since_id = 0  # posts before this one are more than a week old
-        self.searches_left = 450
-        self.searches_reset_at = 1_795_358_400  # Unix time
         self.unknown: list[str] = []  # requests that the real exchange does not have, and our own bugs
         self._faults: dict[str, deque[Fault]] = {}
         self._windows: dict[str, deque[float]] = {}
@@ -572,12 +549,6 @@ class FakePolymarket:
         self._pages.clear()
         self._names.clear()
 
-    def say(self, text: str, **traits: Any) -> FakePost:  # noqa: ANN401
-        """Post *text* on X; see `FakePost`. Later posts have greater ids, whatever their time."""
-        post = FakePost(2_000_000_000_000_000_000 + 4_194_304 * len(self.posts), text, **traits)
-        self.posts.append(post)
-        return post
-
     def fail_next(self, path: str, **fault: Any) -> None:  # noqa: ANN401
         """Let the next requests whose path ends with *path* fail; see `Fault`. *retry_after* sets that header."""
         if (retry_after := fault.pop("retry_after", None)) is not None:
@@ -624,7 +595,7 @@ class FakePolymarket:
         app.router.add_get("/clob/book", self._book)
         app.router.add_get("/clob/markets/{condition_id}", self._clob_market)
         app.router.add_post("/clob/books", self._books)
-        app.router.add_get("/x/2/tweets/search/recent", self._search)
+        app.router.add_get("/x/2/tweets/search/recent", self.search)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
@@ -1151,104 +1122,13 @@ class FakePolymarket:
         book["hash"] = hashlib.sha1(msgspec.json.encode(book), usedforsecurity=False).hexdigest()
         return msgspec.json.encode(book | market.book_changes[side])
 
-    # --- X
-
-    async def _search(self, request: web.Request) -> web.Response:
-        query = request.query
-        if request.headers.get("Authorization") != f"Bearer {self.token}":
-            return x_problem(401, "Unauthorized", "Unauthorized")
-        unknown = set(query) - X_PARAMETERS
-        size = int(query.get("max_results", 10))
-        if unknown or not 10 <= size <= 100 or not 1 <= len(query.get("query", "")) <= 512:
-            return x_problem(400, "Invalid Request", f"One or more parameters to your request was invalid: {unknown}")
-        since = int(query.get("since_id", 0))
-        if since and since < self.oldest_since_id:
-            detail = f"'since_id' must be a tweet id created after [TIMESTAMP]. Please use one larger than {since}"
-            return x_problem(400, "Invalid Request", detail)
-        if not self.searches_left:
-            return x_problem(429, "Too Many Requests", "Too Many Requests", self._x_headers)
-        self.searches_left -= 1
-        before = int(query.get("next_token", f"b{len(self.posts)}")[1:])
-        found = [post for post in reversed(self.posts) if since < post.number and self.posts.index(post) < before]
-        return compressed(msgspec.json.encode(self._posts_page(found, size, query)), self._x_headers)
-
-    def _posts_page(self, found: Sequence[FakePost], size: int, query: Mapping[str, str]) -> dict[str, Any]:
-        shown = found[:size]
-        meta: dict[str, Any] = {"result_count": len(shown)}
-        if not shown:
-            return {"meta": meta}
-        fields = set(query.get("tweet.fields", "").split(","))
-        meta |= {"newest_id": shown[0].id, "oldest_id": shown[-1].id}
-        if len(found) > size:
-            meta["next_token"] = f"b{self.posts.index(shown[-1])}"
-        for post in shown:
-            post.times_sent += 1
-        page: dict[str, Any] = {"data": [x_post(post, fields) for post in shown], "meta": meta}
-        if query.get("expansions") == "author_id":
-            authors = sorted({post.author for post in shown})
-            self.authors_sent += len(authors)
-            users = [{"id": str(author), "name": "N", "username": f"user{author}"} for author in authors]
-            page["includes"] = {"users": users}
-        return page
-
-    @property
-    def _x_headers(self) -> dict[str, str]:
-        return {
-            "x-rate-limit-limit": "450",
-            "x-rate-limit-remaining": str(self.searches_left),
-            "x-rate-limit-reset": str(self.searches_reset_at),
-            "Date": "Sun, 22 Nov 2026 14:15:00 GMT",
-        }
-
 
 NOT_FOUND = {"type": "not found error", "error": "not found"}
-X_PARAMETERS = {
-    *("query", "max_results", "tweet.fields", "expansions", "user.fields"),
-    *("since_id", "next_token", "start_time", "end_time"),
-}
-
-
-def x_post(post: FakePost, fields: set[str]) -> dict[str, Any]:
-    """Return *post* as X writes it; links are only in the entities, the text has short forms."""
-    short = [f"https://t.co/{post.number % 10**9:010d}{number}" for number in range(len(post.links))]
-    answer: dict[str, Any] = {
-        "id": post.id,
-        "text": " ".join([post.text, *short]),
-        "edit_history_tweet_ids": [post.id],
-        "author_id": str(post.author),
-        "created_at": post.created_at,
-        "lang": "en",
-        "public_metrics": {
-            "retweet_count": post.reposts,
-            "reply_count": post.replies,
-            "like_count": post.likes,
-            "quote_count": 0,
-            "bookmark_count": 0,
-            "impression_count": 12,
-        },
-    }
-    if post.links:
-        urls = [{"url": url, "expanded_url": link} for url, link in zip(short, post.links, strict=True)]
-        answer["entities"] = {"urls": urls}
-    always = {"id", "text", "edit_history_tweet_ids"}
-    return {key: value for key, value in answer.items() if key in fields | always}
-
-
-def x_problem(status: int, title: str, detail: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    """Return an error as X words it."""
-    body = {"title": title, "detail": detail, "type": "about:blank", "status": str(status)}
-    return web.json_response(body, status=status, headers=headers)
 
 
 def problem(status: int, body: Mapping[str, str], headers: Mapping[str, str] | None = None) -> web.Response:
     """Return an error as the exchange words it."""
     return web.json_response(body, status=status, headers=headers)
-
-
-def compressed(body: bytes, headers: Mapping[str, str] | None = None) -> web.Response:
-    """Return *body* with gzip, as the exchange does for everyone who accepts it."""
-    always = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
-    return web.Response(body=gzip.compress(body, 1), headers={**(headers or {}), **always})
 
 
 def rfc3339(unix: float) -> str:
@@ -1305,34 +1185,6 @@ def decoded_cursor(cursor: str) -> SortKey:
 
 
 # --- the command
-
-PHRASES = (
-    "{question} Loaded up, this is free money 🚀 #Polymarket",
-    "{question} Rigged. I am losing on this one. https://polymarket.com/",
-    "No chance that this one resolves early, says the prediction market",
-    "polymarket is buzzing about it: {question}",
-    "kalshi and polymarket are {n} points apart again",
-)
-
-
-def chatter(exchange: FakePolymarket, posts: int, seed: int) -> None:
-    """Let *posts* posts of the last two hours be found on X, most of them about one of the ten most traded markets."""
-    rng = random.Random(seed)
-    now = datetime.now(UTC)
-    popular = sorted(exchange.markets.values(), key=lambda market: market.volume_24h or 0)[-10:]
-    for number in range(posts):
-        market = rng.choice(popular)
-        links = (f"https://polymarket.com/event/{market.event_slug}/{market.slug}",) if rng.random() < 0.5 else ()
-        moment = now - timedelta(hours=2) * (1 - (number + 1) / posts) - timedelta(seconds=1)
-        exchange.say(
-            rng.choice(PHRASES).format(question=market.question, n=number),
-            author=7_000_000 + rng.randrange(posts),
-            created_at=f"{moment:%Y-%m-%dT%H:%M:%S}.000Z",
-            likes=int(rng.expovariate(0.1)),
-            reposts=int(rng.expovariate(0.5)),
-            replies=int(rng.expovariate(0.5)),
-            links=links,
-        )
 
 
 async def serve(exchange: FakePolymarket, command: Sequence[str]) -> int:
