@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pytest
 from conftest import PROJECT, rows
 from forked import run_script
+
+import async_collector as ac
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
 
 COLLECTOR = "async-collector.py"
 SERVICE = "collector-service.py"
+T0 = "2026-11-22 14:15:00"  # when the clock of the tests starts
 COLUMNS = (
     *("market_id", "price_yes", "price_no", "volume_24h", "liquidity", "last_trade_price"),
     *("best_bid_yes", "best_ask_yes", "best_bid_no", "best_ask_no", "spread"),
@@ -93,6 +98,107 @@ def assert_no_untruth(database: Path, exchange: FakePolymarket) -> None:
     """Fail if the last run has stored anything but what the exchange has."""
     found = stored_rows(database)
     assert [row for id_, row in found.items() if row != true_row(exchange.markets[id_])] == []
+
+
+# --- whole rows, with every column
+
+
+def level(value: tuple[str, str] | None) -> tuple[float | None, float | None]:
+    return (float(value[0]), float(value[1])) if value else (None, None)
+
+
+def opposite_level(value: tuple[str, str] | None) -> tuple[float | None, float | None]:
+    return (round(1 - float(value[0]), 3), float(value[1])) if value else (None, None)
+
+
+def true_snapshot(market: FakeMarket, run_id: int = 1, timestamp: str = T0) -> dict[str, Any]:
+    """Return the row that *market* must have, from the stand-in's truth alone."""
+    (bid_yes, bid_size_yes), (ask_yes, ask_size_yes) = level(market.best_bid), level(market.best_ask)
+    (bid_no, bid_size_no), (ask_no, ask_size_no) = opposite_level(market.best_ask), opposite_level(market.best_bid)
+    price = ((bid_yes or 0) + (1 if ask_yes is None else ask_yes)) / 2
+    moment = datetime.fromtimestamp(market.book_ms // 1000, tz=UTC)
+    return {
+        "market_id": market.id,
+        "timestamp": timestamp,
+        "price_yes": pytest.approx(price),
+        "price_no": pytest.approx(1 - price),
+        "volume_24h": market.volume_24h,
+        "liquidity": market.liquidity,
+        "best_bid_yes": bid_yes,
+        "best_ask_yes": ask_yes,
+        "best_bid_no": bid_no,
+        "best_ask_no": ask_no,
+        "spread": None if bid_yes is None or ask_yes is None else pytest.approx(ask_yes - bid_yes),
+        "run_id": run_id,
+        "last_trade_price": float(market.last_trade) if market.last_trade else None,
+        "book_time": f"{moment:%Y-%m-%d %H:%M:%S}.{market.book_ms % 1000:03d}",
+        "bid_size_yes": bid_size_yes,
+        "ask_size_yes": ask_size_yes,
+        "bid_size_no": bid_size_no,
+        "ask_size_no": ask_size_no,
+    }
+
+
+def without_books(market: FakeMarket, run_id: int = 1) -> dict[str, Any]:
+    """Return the row of a market whose books cannot be had: Gamma's fields, and NULL for the rest."""
+    price = market.gamma_price
+    known = {
+        "market_id": market.id,
+        "timestamp": T0,
+        "price_yes": price,
+        "price_no": None if price is None else pytest.approx(1 - price),
+        "volume_24h": market.volume_24h,
+        "liquidity": market.liquidity,
+        "run_id": run_id,
+        "last_trade_price": float(market.last_trade) if market.last_trade else None,
+    }
+    return dict.fromkeys(ac.Snapshot._fields) | known
+
+
+def true_market(market: FakeMarket) -> dict[str, Any]:
+    """Return the row of `markets` that *market* must have."""
+    topics = {
+        "Sports": "Sports",
+        "Crypto": "Crypto",
+        "Trump": "Politics",
+        "Fed Rates": "Economy",
+        "OpenAI": "Tech",
+        "Music": "Culture",
+        "Weekly": None,
+    }
+    return {
+        "market_id": market.id,
+        "slug": market.slug,
+        "question": market.question,
+        "description": market.description,
+        "category": topics.get(market.tags[0], market.tags[0]),
+        "token_id_yes": market.tokens[0],
+        "token_id_no": market.tokens[1],
+        "start_time": market.start_date[:19].replace("T", " "),
+        "end_time": market.end_date and market.end_date[:19].replace("T", " "),
+        "condition_id": market.condition_id,
+        "event_slug": market.event_slug,
+        "outcome_yes": market.outcomes[0],
+        "outcome_no": market.outcomes[1],
+        "tags": "[" + ",".join(f'"{tag}"' for tag in market.tags) + "]",
+        "first_seen": T0,
+    }
+
+
+def stored_snapshots(path: Path, run_id: int = 1) -> list[dict[str, Any]]:
+    columns = ", ".join(ac.Snapshot._fields)
+    return rows(path, f"SELECT {columns} FROM snapshots WHERE run_id = ? ORDER BY market_id", run_id)  # noqa: S608
+
+
+def stored_markets(path: Path) -> list[dict[str, Any]]:
+    return rows(path, f"SELECT {', '.join(ac.Market._fields)} FROM markets ORDER BY market_id")  # noqa: S608
+
+
+def by_id(markets: list[FakeMarket]) -> list[FakeMarket]:
+    return sorted(markets, key=lambda market: market.id)
+
+
+# --- what else a run has left
 
 
 def failures(database: Path, run_id: int | None = None) -> list[dict[str, Any]]:
