@@ -21,6 +21,8 @@ from async_collector import AsyncCollector, Clock
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
+pytest_plugins = ["lakes"]  # the fixtures of the archive
+
 settings.register_profile("shared", deadline=None)  # a busy neighbour is no fault of ours
 settings.load_profile("shared")
 

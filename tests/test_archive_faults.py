@@ -1,0 +1,155 @@
+"""covers: what the archive refuses, and what a full disk, a changed lake or a missing package costs: no row."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import rows
+from lakes import COMMAND, DAY, OF_THE_ARCHIVE, archive, change, everything, script
+from sample_database import fill
+
+import async_collector as ac
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = OF_THE_ARCHIVE
+
+
+def test_check_names_what_was_changed_or_lost(sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lake = tmp_path / "lake"
+    archive(lake, "--db", sample, "--shard", "north")
+    changed, lost = lake / "books/date=2026-11-01/north.parquet", lake / "runs/date=2026-11-02/north.parquet"
+    content = bytearray(changed.read_bytes())
+    content[100] ^= 1
+    changed.write_bytes(content)
+    lost.unlink()
+    assert archive(lake, "--check") == 74
+    errors = capsys.readouterr().err
+    assert "books/date=2026-11-01/north.parquet: was changed" in errors
+    assert "runs/date=2026-11-02/north.parquet: is lost" in errors
+    assert "2 of 14 files" in errors
+    assert archive(lake, "--restore", DAY, "--db", tmp_path / "new.db") == 74
+    assert not (tmp_path / "new.db").exists()
+
+
+def test_a_lake_that_cannot_be_is_said_and_costs_nothing(
+    sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = everything(sample)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "text.db").write_text("no database" * 1_000)
+    cases: list[tuple[int, str, tuple[str | Path, ...]]] = [
+        (74, "is no folder", (tmp_path / "file", "--db", sample)),
+        (74, "cannot open", (tmp_path / "file" / "lake", "--db", sample)),
+        (74, "cannot read", (tmp_path / "lake", "--db", tmp_path / "none.db")),
+        (74, "cannot read", (tmp_path / "lake", "--db", tmp_path / "text.db")),
+        (78, "LAKE: must be", ("ftp://host/lake", "--db", sample)),
+        *(
+            (78, "LAKE: must be", (lake, "--db", sample))
+            for lake in ("", " ", "s3:", "s3://", "s3:/bucket/lake", "gs://")
+        ),
+        (78, "LAKE: must be", ("s3://key:secret@bucket/lake", "--db", sample)),
+        (74, "there is no such folder", (tmp_path / "none", "--check")),
+        (74, "exists", (tmp_path / "lake", "--restore", DAY, "--db", sample)),
+        (74, "is not there", (tmp_path, "--restore", DAY, "--db", tmp_path / "new.db")),
+    ]
+    for code, text, args in cases:
+        assert (archive(*args), args) == (code, args)
+        error = capsys.readouterr().err
+        assert text in error
+        assert "secret" not in error
+        assert error.count("\n") == 1
+    assert everything(sample) == before
+    assert rows(sample, "SELECT * FROM archived_days") == []
+
+
+def test_a_disk_that_fills_deletes_nothing(tmp_path: Path) -> None:
+    sample = tmp_path / "x.db"
+    fill(sample, markets=400, days=1, runs_per_day=6)
+    before = everything(sample)
+    limited = f"""
+import resource, runpy, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+sys.argv = sys.argv[1:]
+runpy.run_path({COMMAND!r}, run_name="__main__")
+"""
+    args = [sys.executable, "-c", limited, COMMAND, str(tmp_path / "lake"), "--db", str(sample)]
+    done = subprocess.run(args, capture_output=True, text=True, check=False)
+    assert done.returncode == 74, done.stderr
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert everything(sample) == before
+    assert not list((tmp_path / "lake").glob("_manifest/**/*.json"))
+    assert archive(tmp_path / "lake", "--db", sample) == 0
+
+
+def test_other_versions_are_refused(sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lake = tmp_path / "lake"
+    change(sample, "PRAGMA user_version = 3")
+    assert archive(lake, "--db", sample) == 74
+    assert "has schema 3" in capsys.readouterr().err
+    change(sample, f"PRAGMA user_version = {ac.SCHEMA_VERSION}")
+    assert archive(lake, "--db", sample, "--no-prune") == 0
+    for path in lake.glob("_manifest/*/*.json"):
+        path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    change(sample, "DELETE FROM archived_days")
+    before = everything(sample)
+    for args in (("--db", str(sample)), ("--check",), ("--restore", DAY, "--db", str(tmp_path / "new.db"))):
+        capsys.readouterr()
+        assert archive(lake, *args) == 74
+        assert "was written by a newer version" in capsys.readouterr().err
+    assert everything(sample) == before
+
+
+def test_a_day_that_the_lake_has_otherwise_is_not_deleted(
+    sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file from a backup, or one that was edited: the manifest there tells of other rows."""
+    archive(tmp_path / "lake", "--db", sample, "--no-prune")
+    change(sample, "DELETE FROM archived_days", "UPDATE snapshots SET price_yes = 0.123 WHERE id = 5")
+    before = everything(sample)
+    assert archive(tmp_path / "lake", "--db", sample) == 74
+    assert "tells of other snapshots" in capsys.readouterr().err
+    assert everything(sample) == before
+
+
+def test_one_archive_at_a_time_and_none_while_the_file_is_held(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ac.locked(sample.with_name(f"{sample.name}.archiving")):
+        assert archive(tmp_path / "lake", "--db", sample) == 75
+    monkeypatch.setitem(script()["main"].__globals__, "PATIENCE_S", 0.1)
+    with ac.locked(sample):
+        assert archive(tmp_path / "lake", "--db", sample) == 75
+    assert archive(tmp_path / "lake", "--db", sample) == 0
+
+
+def test_without_its_packages_it_names_the_extra(sample: Path, tmp_path: Path) -> None:
+    without = f"""
+import runpy, sys
+sys.modules["pyarrow"] = None
+sys.argv = sys.argv[1:]
+runpy.run_path({COMMAND!r}, run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", without, COMMAND, str(tmp_path / "lake"), "--db", str(sample)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (78, 1)
+    assert "[archive]" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "args", [("--restore", "1st"), ("--restore", DAY), ("--shard", "a/b"), ("--keep", "-1"), ("--check", "--dry-run")]
+)
+def test_a_bad_command_line_is_refused(args: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        archive(tmp_path / "lake", *args)
+    assert stopped.value.code == 2
