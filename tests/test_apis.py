@@ -1,4 +1,4 @@
-"""What is asked of the exchange, and what is made of its answers."""
+"""covers: what is asked of Gamma, the CLOB and X, and what is made of their answers."""
 
 from __future__ import annotations
 

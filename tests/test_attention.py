@@ -1,4 +1,4 @@
-"""How posts become a signal: tone, what a post is about, and the score. All of it pure."""
+"""covers: how posts become a signal: tone, what a post is about, and the score; all of it pure."""
 
 from __future__ import annotations
 

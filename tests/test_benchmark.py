@@ -1,4 +1,4 @@
-"""The benchmark measures both ways on the same markets, and leaves the user's file alone."""
+"""covers: `--benchmark`: both ways measured on the same markets, and the user's file left alone."""
 
 from __future__ import annotations
 

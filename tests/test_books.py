@@ -1,4 +1,4 @@
-"""Every level of every book: what the exchange served is what a reader gets back, stored once while it stays."""
+"""covers: whole order books: every level served is what a reader gets back, stored once while it stays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command as its users run it: in a shell, in a pipe, on a terminal, under cron."""
+"""covers: `async-collector` as its users run it: in a shell, in a pipe, on a terminal, under cron."""
 
 from __future__ import annotations
 

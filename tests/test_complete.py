@@ -1,4 +1,4 @@
-"""A run is complete only if it can show that nothing is missing: the end of a listing, an answer, a batch is proven."""
+"""covers: when a run is complete: the end of a listing, an answer and a batch are proven, and nothing is missing."""
 
 from __future__ import annotations
 

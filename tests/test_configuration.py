@@ -1,4 +1,4 @@
-"""Every knob: where its value comes from, and what is refused."""
+"""covers: every knob: where its value comes from, and what is refused."""
 
 from __future__ import annotations
 

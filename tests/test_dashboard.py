@@ -1,4 +1,4 @@
-"""The file in a browser: `collector-dashboard` as its user starts it, breaks it and looks at it."""
+"""covers: `collector-dashboard`: the file in a browser, as its user starts it, breaks it and looks at it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The units are ones that systemd takes, and that leave the service little to do harm with."""
+"""covers: the units in `deploy/`: systemd takes them, and they leave the service little to do harm with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every open market: found from both ends at once, and found again by what earlier runs have listed."""
+"""covers: the whole exchange: every open market, found from both ends at once, and again by what runs have listed."""
 
 from __future__ import annotations
 

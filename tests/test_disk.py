@@ -1,4 +1,4 @@
-"""The disk and the database under stress: full, read-only, corrupt, gone, shared, and what is left afterwards."""
+"""covers: disk and database under stress: full, read-only, corrupt, gone, shared, and what is left afterwards."""
 
 from __future__ import annotations
 

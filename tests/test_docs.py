@@ -1,4 +1,4 @@
-"""The README, the pages in docs and the program say the same, in both directions."""
+"""covers: README, `docs/`, changelog and packaging against the program, in both directions."""
 
 from __future__ import annotations
 

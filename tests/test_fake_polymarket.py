@@ -1,4 +1,4 @@
-"""The stand-in behaves as the exchange does, quirks included: what it gets wrong, no other test can see."""
+"""covers: the stand-in itself, quirks included: what it gets wrong, no other test can see."""
 
 from __future__ import annotations
 

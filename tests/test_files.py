@@ -1,4 +1,4 @@
-"""Files that move, have two names or are not there, outputs that are full, and settings as people paste them."""
+"""covers: files that move, have two names or are not there, full outputs, and settings as people paste them."""
 
 from __future__ import annotations
 

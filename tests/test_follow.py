@@ -1,4 +1,4 @@
-"""A market once collected stays collected until it resolves, and its outcome is what the exchange says, exactly."""
+"""covers: markets that stay collected until they resolve, and outcomes that are what the exchange says, exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run costs in rows, bytes and requests grows with what is new, not with what is known or what fails."""
+"""covers: what a run costs in rows, bytes and requests: it grows with what is new, not with what is known or fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A market stays the market it was: its tokens, their order, its book, and an outcome that the exchange may correct."""
+"""covers: a market stays the market it was: its tokens, their order, its book, and an outcome that may be corrected."""
 
 from __future__ import annotations
 

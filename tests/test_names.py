@@ -1,4 +1,4 @@
-"""Markets chosen by name: what is asked for, what is taken, and what is said of names that lead nowhere."""
+"""covers: markets chosen by name: what is asked for, what is taken, and what is said of names that lead nowhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Odd values cost what they are and nothing else: not their row, not their list, not their run."""
+"""covers: odd values cost what they are and nothing else: not their row, not their list, not their run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast we ask and how patient we are."""
+"""covers: how fast we ask and how patient we are: `RateLimiter`, retries, `Retry-After`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exchange counts arrivals, not intentions: what a server sees in any second stays within the rate that was set."""
+"""covers: arrivals as a server counts them: in any second they stay within the rate that was set."""
 
 from __future__ import annotations
 

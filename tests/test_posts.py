@@ -1,4 +1,4 @@
-"""Posts on X: read once, paid for once, stored whole, and never at the cost of the markets."""
+"""covers: posts on X: read once, paid for once, stored whole, and never at the cost of the markets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a row means: pure functions from what the exchange sends to what is stored."""
+"""covers: what a row means: pure functions from what the exchange sends to what is stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a run comes: at once, then on the ticks of the wall clock, whatever happens to it."""
+"""covers: when a run comes: at once, then on the ticks of the wall clock, whatever happens to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No user name and no password leaves the process or enters the file, whoever words the text."""
+"""covers: no user name and no password leaves the process or enters the file, whoever words the text."""
 
 from __future__ import annotations
 

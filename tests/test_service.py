@@ -1,4 +1,4 @@
-"""The service and the continuous command as an operating system sees them: signals, sockets, kills, other readers."""
+"""covers: `collector-service` and `--continuous` as a system sees them: signals, sockets, kills, other readers."""
 
 from __future__ import annotations
 

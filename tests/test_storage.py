@@ -1,4 +1,4 @@
-"""What is in the file: its shape, what survives, and who may use it."""
+"""covers: what is in the file: its shape, upgrades, what survives, and who may use it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Times that other programs, other clocks and older collectors have left in the file."""
+"""covers: times that other programs, other clocks and older collectors have left in the file."""
 
 from __future__ import annotations
 
