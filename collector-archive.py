@@ -76,16 +76,20 @@ class LostError(LakeError):
 
 
 class Table(NamedTuple):
-    """Which rows of a table belong to a day, and how they are laid out in a file."""
+    """A table of the file, and how its rows are laid out in the lake; `TABLES` has them all.
+
+    To archive another table, add a row there, and give the table `archived_days` a column of its name (INTEGER NOT NULL
+    DEFAULT 0). Its time should have an index. What readers need to know of it stands in docs/lake.md.
+    """
 
     name: str
-    number: str  # the id that grows with every row
+    number: str  # the id, an integer that grows with every row
     time: str  # SQL for the time that decides on the day
-    order: str
-    rows: int  # in a row group, and in memory
+    order: str  # of the rows in a file
+    rows: int = 20_000  # in a row group, and in memory
     level: int = 3  # of compression
-    is_pruned: bool = True
-    reuses_ids: bool = True  # the id of the newest row is given again once that row is deleted
+    is_pruned: bool = True  # archived rows are deleted from the file
+    reuses_ids: bool = False  # the id of the newest row is given again once that row is deleted
 
     @property
     def condition(self) -> str:
@@ -93,17 +97,17 @@ class Table(NamedTuple):
         return f"{self.time} >= :day AND {self.time} < :next AND +{self.number} > :after AND +{self.number} <= :upto"
 
 
-SNAPSHOTS: Final = Table("snapshots", "id", "timestamp", "market_id, timestamp", 20_000, reuses_ids=False)
-MARKETS: Final = Table("markets", "", "", "market_id", 20_000, is_pruned=False)  # of the day's snapshots
+SNAPSHOTS: Final = Table("snapshots", "id", "timestamp", "market_id, timestamp")
+MARKETS: Final = Table("markets", "", "", "market_id", is_pruned=False)  # of the day's snapshots
 RUN_START: Final = "(SELECT started_at FROM runs WHERE runs.run_id = failures.run_id)"
 # in the order in which they are deleted: a book goes after the snapshots that refer to it
 TABLES: Final = (
-    Table("runs", "run_id", "started_at", "run_id", 20_000, is_pruned=False),
-    Table("failures", "rowid", RUN_START, "rowid", 50_000),
-    Table("tweets", "rowid", "created_at", "market_id, timestamp, rowid", 20_000),
-    Table("hype_signals", "id", "timestamp", "market_id, timestamp", 50_000, reuses_ids=False),
+    Table("runs", "run_id", "started_at", "run_id", is_pruned=False),
+    Table("failures", "rowid", RUN_START, "rowid", rows=50_000, reuses_ids=True),
+    Table("tweets", "rowid", "created_at", "market_id, timestamp, rowid", reuses_ids=True),
+    Table("hype_signals", "id", "timestamp", "market_id, timestamp", rows=50_000),
     SNAPSHOTS,
-    Table("books", "book_id", "timestamp", "market_id, timestamp, book_id", 5_000, level=9),
+    Table("books", "book_id", "timestamp", "market_id, timestamp, book_id", rows=5_000, level=9, reuses_ids=True),
 )
 LEVELS: Final = {"bids", "asks", "bids_no", "asks_no"}
 MILLISECONDS: Final = {"book_time"}  # the other times are to the second
@@ -551,10 +555,11 @@ NOTE: Final = f"""
     VALUES (:day, :now, :part, {", ".join(f":{table.name}" for table in TABLES)})
 """  # noqa: S608
 OPEN_RUNS: Final = "SELECT run_id FROM runs WHERE status = 'running' AND started_at < ? ORDER BY run_id"
-# runs are never deleted: of them only those count that are not in the lake
-RUN_DAYS: Final = """
-    SELECT DISTINCT substr(started_at, 1, 10) FROM runs LEFT JOIN archived_days ON day = substr(started_at, 1, 10)
-    WHERE day IS NULL OR run_id > runs
+# of a table that is not pruned only those rows count that are not in the lake
+NEW_DAYS: Final = """
+    SELECT DISTINCT substr({table.time}, 1, 10) FROM {table.name}
+    LEFT JOIN archived_days AS known ON day = substr({table.time}, 1, 10)
+    WHERE day IS NULL OR {table.number} > known.{table.name}
 """
 DAY: Final = re.compile(r"\d{4}-\d\d-\d\d")
 WHOLE: Final = re.compile(r"[0-9]{1,5}")
@@ -571,9 +576,10 @@ def is_day(text: object) -> bool:
 
 def days_before(connection: sqlite3.Connection, end: str) -> list[str]:
     """Return the days before *end* of which the file has rows, the oldest first."""
-    days = {row[0] for row in connection.execute(RUN_DAYS)}
+    days: set[str] = set()
     for table in TABLES:
         if not table.is_pruned:
+            days.update(day for (day,) in connection.execute(NEW_DAYS.format(table=table)))
             continue
         after = "0"
         find = f"SELECT min({table.time}) FROM {table.name} WHERE {table.time} > ? AND {table.time} < ?"  # noqa: S608
@@ -676,8 +682,9 @@ class Part:
             # of levels and numbers it would hide from the compression that the next row repeats them
             "use_dictionary": [item.name for item in schema if item.type == pa.string()],
         }
-        with self._lake.naming(f"write {path.name}"), path.open("wb") as file, ThreadPoolExecutor(1) as pool:
-            with pq.ParquetWriter(file, schema, **layout) as writer:
+        with self._lake.naming(f"write {path.name}"), path.open("wb") as file:
+            # the thread ends before the writer is closed, also after Ctrl-C
+            with pq.ParquetWriter(file, schema, **layout) as writer, ThreadPoolExecutor(1) as pool:
 
                 def write(batch: dict[str, pa.Array]) -> None:
                     digests.add(batch)
