@@ -2055,189 +2055,174 @@ _MIRROR: Final = (
     "(SELECT json_group_array(json_array(round(1 - json_extract(value, '$[0]'), 9), json_extract(value, '$[1]')))"
     " FROM json_each({0}))"
 )
-SCHEMA_VERSION: Final = 4
-# Brings a new file and every older one to the same shape; a column that is there already is skipped. To add a column,
-# append its ALTER TABLE to those of its table, raise SCHEMA_VERSION, and give its record (`Market`, `Snapshot`) the
-# field, and `GammaMarket` too if Gamma sends it. A CREATE TABLE is never changed: the first four are those of
-# collectors before this one. The views are made anew. The last semicolon of a line, before its comment, ends a
-# statement. Times are UTC, 'YYYY-MM-DD HH:MM:SS', so that they compare with datetime('now', '-1 hour').
+SCHEMA_VERSION: Final = 5
+# What a new file consists of. An older file, also one that another collector has made, gets what it lacks of this by
+# comparison (`Database._upgrade`). To add a column, a table, an index or a view, or to change an index or a view:
+# write it here, and raise SCHEMA_VERSION. A column stands on a line of its own, with its comment, which says what it
+# means to whoever reads the file (`column_comments`); one that older files lack is nullable or has a constant default.
+# A new column of a record is a field of `Market` or `Snapshot` too, and one of `GammaMarket` if Gamma sends it. Nothing
+# of markets, snapshots, tweets and hype_signals is ever renamed or removed: other programs read them. What else is
+# taken from an older file stands in `MOVES`. Times are UTC, 'YYYY-MM-DD HH:MM:SS', so that they compare with
+# datetime('now', '-1 hour').
 SCHEMA: Final = f"""
-    DROP VIEW IF EXISTS latest_snapshots;
-    DROP VIEW IF EXISTS order_books;
-    DROP VIEW IF EXISTS book_levels;
-    DROP VIEW IF EXISTS gaps;
-    CREATE TABLE IF NOT EXISTS markets (
-        market_id TEXT PRIMARY KEY,                 -- Gamma: id
-        slug TEXT,
-        question TEXT,
-        description TEXT,
-        category TEXT,                              -- the main topic among the tags
-        token_id_yes TEXT,                          -- of the first outcome, whatever it is called
-        token_id_no TEXT,                           -- of the second
-        start_time TIMESTAMP,
-        end_time TIMESTAMP,                         -- nominal: a market may close before or after
-        resolved INTEGER DEFAULT 0,
-        resolution_outcome TEXT,
-        first_seen TIMESTAMP DEFAULT CURRENT_TIMESTAMP
+    CREATE TABLE markets (
+        market_id TEXT PRIMARY KEY, -- the exchange's id, from Gamma
+        slug TEXT, -- the last part of the market's address
+        question TEXT, -- as the exchange asks it
+        description TEXT, -- the rules, from Gamma
+        category TEXT, -- the main topic among the tags
+        token_id_yes TEXT, -- of the first outcome, whatever it is called
+        token_id_no TEXT, -- of the second outcome
+        start_time TIMESTAMP, -- UTC, from Gamma
+        end_time TIMESTAMP, -- UTC, nominal: a market may close before or after
+        resolved INTEGER DEFAULT 0, -- 1: its outcome is known
+        resolution_outcome TEXT, -- the winning outcome's own word, or split
+        first_seen TIMESTAMP DEFAULT CURRENT_TIMESTAMP, -- UTC: when it was first listed as open
+        condition_id TEXT, -- the market's id on the CLOB and on chain
+        event_slug TEXT, -- the last part of its event's address
+        outcome_yes TEXT, -- the first outcome's own word: Yes, Up, a team
+        outcome_no TEXT, -- the second outcome's own word
+        tags TEXT, -- JSON array of labels
+        closed_at TIMESTAMP, -- UTC: when it closed, from Gamma; filled together with the outcome
+        outcome_asked INTEGER DEFAULT 0, -- how often the outcome was asked for in vain
+        outcome_ask_at TIMESTAMP, -- UTC: the outcome is not asked for again before
+        followed INTEGER NOT NULL DEFAULT 0 -- 1: collected in every run until it resolves
     );
-    ALTER TABLE markets ADD COLUMN condition_id TEXT;       -- the market's id on the CLOB and on chain
-    ALTER TABLE markets ADD COLUMN event_slug TEXT;
-    ALTER TABLE markets ADD COLUMN outcome_yes TEXT;        -- the first outcome's own word: Yes, Up, a team
-    ALTER TABLE markets ADD COLUMN outcome_no TEXT;
-    ALTER TABLE markets ADD COLUMN tags TEXT;               -- JSON array of labels
-    ALTER TABLE markets ADD COLUMN last_seen TIMESTAMP;     -- older files only: moves to the table seen
-    ALTER TABLE markets ADD COLUMN closed_at TIMESTAMP;
-    ALTER TABLE markets ADD COLUMN outcome_asked INTEGER DEFAULT 0; -- how often the outcome was asked for in vain
-    ALTER TABLE markets ADD COLUMN outcome_ask_at TIMESTAMP;        -- not to be asked for again before
-    ALTER TABLE markets ADD COLUMN followed INTEGER NOT NULL DEFAULT 0; -- 1: collected in every run until it resolves
-    CREATE TABLE IF NOT EXISTS snapshots (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        market_id TEXT REFERENCES markets(market_id),
-        timestamp TIMESTAMP DEFAULT CURRENT_TIMESTAMP, -- when the books were received
-        price_yes REAL,                             -- USD: midpoint of the YES book, else Gamma's price
-        price_no REAL,                              -- 1 - price_yes
-        volume_24h REAL,                            -- USD, Gamma
-        liquidity REAL,                             -- USD, Gamma
-        best_bid_yes REAL,                          -- USD, CLOB; NULL without bids or without a book
-        best_ask_yes REAL,
-        best_bid_no REAL,
-        best_ask_no REAL,
-        spread REAL,                                -- best_ask_yes - best_bid_yes
+    CREATE TABLE snapshots (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, -- grows with time
+        market_id TEXT REFERENCES markets(market_id), -- the market
+        timestamp TIMESTAMP DEFAULT CURRENT_TIMESTAMP, -- UTC: when the books of this market were received
+        price_yes REAL, -- USD, or probability: midpoint of the YES book (no bid: 0, no ask: 1), else Gamma's price
+        price_no REAL, -- USD: 1 - price_yes
+        volume_24h REAL, -- USD traded in 24 hours
+        liquidity REAL, -- USD, as the exchange states it
+        best_bid_yes REAL, -- USD, CLOB; NULL without a bid or without a book
+        best_ask_yes REAL, -- USD, CLOB; NULL without an ask or without a book
+        best_bid_no REAL, -- USD, CLOB, from the book of NO itself
+        best_ask_no REAL, -- USD, CLOB, from the book of NO itself
+        spread REAL, -- USD: best_ask_yes - best_bid_yes
+        run_id INTEGER, -- the run that stored it; NULL in rows of other programs
+        last_trade_price REAL, -- USD, Gamma, in terms of YES
+        book_time TIMESTAMP, -- UTC, with milliseconds: when the book last changed
+        bid_size_yes REAL, -- shares at best_bid_yes
+        ask_size_yes REAL, -- shares at best_ask_yes
+        bid_size_no REAL, -- shares at best_bid_no
+        ask_size_no REAL, -- shares at best_ask_no
+        book_id INTEGER REFERENCES books(book_id), -- the whole book of this snapshot; NULL: no book, or none was kept
         UNIQUE (market_id, timestamp)
     );
-    ALTER TABLE snapshots ADD COLUMN run_id INTEGER;
-    ALTER TABLE snapshots ADD COLUMN last_trade_price REAL; -- USD, Gamma, in terms of YES
-    ALTER TABLE snapshots ADD COLUMN book_time TIMESTAMP;   -- when the book last changed, with milliseconds
-    ALTER TABLE snapshots ADD COLUMN bid_size_yes REAL;     -- shares at best_bid_yes
-    ALTER TABLE snapshots ADD COLUMN ask_size_yes REAL;
-    ALTER TABLE snapshots ADD COLUMN bid_size_no REAL;
-    ALTER TABLE snapshots ADD COLUMN ask_size_no REAL;
-    ALTER TABLE snapshots ADD COLUMN book_id INTEGER REFERENCES books(book_id); -- NULL: no book, or none was kept
-    CREATE TABLE IF NOT EXISTS tweets (
-        tweet_id TEXT PRIMARY KEY,
-        timestamp TIMESTAMP,
-        text TEXT,
-        author_username TEXT,
-        author_id TEXT,
-        likes INTEGER,
-        retweets INTEGER,
-        replies INTEGER,
-        engagement_score INTEGER,
-        sentiment_score REAL,
-        market_id TEXT,
-        keywords TEXT,
-        created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP
+    CREATE TABLE tweets (
+        tweet_id TEXT PRIMARY KEY, -- the post's id on X
+        timestamp TIMESTAMP, -- UTC: when it was posted
+        text TEXT, -- of the post
+        author_username TEXT, -- without @; only if it was bought
+        author_id TEXT, -- on X
+        likes INTEGER, -- when it was read
+        retweets INTEGER, -- when it was read
+        replies INTEGER, -- when it was read
+        engagement_score INTEGER, -- likes + 2 x retweets + replies
+        sentiment_score REAL, -- from -1 (scam, losing) to 1 (winning)
+        market_id TEXT, -- the market that it is about; NULL: none, or several equally well
+        keywords TEXT, -- the link, or the words, by which that market was found
+        created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP, -- UTC: when the row was stored
+        run_id INTEGER, -- the run that stored it; NULL in rows of other programs
+        lang TEXT, -- the language, as X names it
+        links TEXT -- JSON array of full addresses; the text only has short forms
     );
-    ALTER TABLE tweets ADD COLUMN run_id INTEGER;           -- NULL in rows of other programs
-    ALTER TABLE tweets ADD COLUMN lang TEXT;
-    ALTER TABLE tweets ADD COLUMN links TEXT;               -- JSON array; the text only has short forms
-    CREATE TABLE IF NOT EXISTS hype_signals (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        market_id TEXT,
-        timestamp TIMESTAMP,
-        tweet_count INTEGER,
-        total_engagement INTEGER,
-        avg_sentiment REAL,
-        unique_users INTEGER,
-        velocity REAL,
-        hype_score REAL,
+    CREATE TABLE hype_signals (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, -- grows with time
+        market_id TEXT, -- the market
+        timestamp TIMESTAMP, -- UTC: the end of the hour that is counted
+        tweet_count INTEGER, -- posts of that hour
+        total_engagement INTEGER, -- sum of likes + 2 x retweets + replies
+        avg_sentiment REAL, -- from -1 to 1
+        unique_users INTEGER, -- authors of the posts
+        velocity REAL, -- change of posts against the hour before; 1: twice as many
+        hype_score REAL, -- from 0 to 100
+        run_id INTEGER, -- the run that stored it; NULL in rows of other programs
         UNIQUE (market_id, timestamp)
     );
-    ALTER TABLE hype_signals ADD COLUMN run_id INTEGER;
-    CREATE TABLE IF NOT EXISTS runs (
-        run_id INTEGER PRIMARY KEY AUTOINCREMENT,
-        started_at TIMESTAMP NOT NULL,
-        finished_at TIMESTAMP,                      -- NULL while running, and for ever if the process died
-        status TEXT NOT NULL,                       -- running, complete, partial or failed
-        markets_listed INTEGER NOT NULL DEFAULT 0,  -- open markets that the exchange named
-        snapshots_saved INTEGER NOT NULL DEFAULT 0,
-        books_missing INTEGER NOT NULL DEFAULT 0,   -- markets without both of their books
-        tweets INTEGER NOT NULL DEFAULT 0,
-        requests INTEGER NOT NULL DEFAULT 0,        -- attempts on the wire, retries included
-        retries INTEGER NOT NULL DEFAULT 0,
+    CREATE TABLE runs (
+        run_id INTEGER PRIMARY KEY AUTOINCREMENT, -- grows with time
+        started_at TIMESTAMP NOT NULL, -- UTC
+        finished_at TIMESTAMP, -- UTC; NULL while running, and for ever if the process died
+        status TEXT NOT NULL, -- running, complete, partial or failed
+        markets_listed INTEGER NOT NULL DEFAULT 0, -- open markets that the exchange named and the run had to store
+        snapshots_saved INTEGER NOT NULL DEFAULT 0, -- rows in snapshots
+        books_missing INTEGER NOT NULL DEFAULT 0, -- markets without both of their books
+        tweets INTEGER NOT NULL DEFAULT 0, -- rows added to tweets
+        requests INTEGER NOT NULL DEFAULT 0, -- attempts on the wire, retries included
+        retries INTEGER NOT NULL DEFAULT 0, -- how many of them were repetitions
         rate_limit_hits INTEGER NOT NULL DEFAULT 0, -- answers with status 429
-        errors INTEGER NOT NULL DEFAULT 0,          -- rows in failures
-        listing TEXT,                               -- top: by volume; full: both walks; known: the newest and by id
-        full_walk_at TIMESTAMP,                     -- start of the last complete full walk, this run's included
-        follow INTEGER,                             -- 1: should have stored every market that was collected before
-        duration REAL,                              -- seconds
-        min_volume REAL,                            -- USD in 24 hours
-        version TEXT                                -- of the collector
+        errors INTEGER NOT NULL DEFAULT 0, -- rows in failures
+        listing TEXT, -- top: by volume; full: both walks; known: the newest and by id; named: what was named
+        full_walk_at TIMESTAMP, -- UTC: start of the last complete full walk, this run's included
+        follow INTEGER, -- 1: should have stored every market that was collected before
+        duration REAL, -- seconds
+        min_volume REAL, -- USD in 24 hours; NULL: all that was named
+        version TEXT, -- of the collector
+        newest_tweet_id TEXT, -- the next search goes on after it
+        tweets_complete INTEGER, -- 1: no post since the last search is left out; NULL: none was searched
+        selection TEXT, -- JSON of the names that were asked for; NULL: none
+        depth INTEGER, -- levels kept of each side of a book; 0: none; NULL: all
+        books_saved INTEGER NOT NULL DEFAULT 0, -- rows added to books: changed, or the first of a day
+        books_unchanged INTEGER NOT NULL DEFAULT 0, -- snapshots with the book of the snapshot before
+        unmirrored INTEGER NOT NULL DEFAULT 0 -- markets whose NO book is not the mirror of their YES book
     );
-    ALTER TABLE runs ADD COLUMN newest_tweet_id TEXT;       -- the next search goes on after it
-    ALTER TABLE runs ADD COLUMN tweets_complete INTEGER;    -- 1: no post since the last search is left out
-    ALTER TABLE runs ADD COLUMN selection TEXT;             -- JSON of the names that were asked for; NULL: none
-    ALTER TABLE runs ADD COLUMN depth INTEGER;              -- levels kept of each side; NULL: all
-    ALTER TABLE runs ADD COLUMN books_saved INTEGER NOT NULL DEFAULT 0; -- anew: changed, or the first of a day
-    ALTER TABLE runs ADD COLUMN books_unchanged INTEGER NOT NULL DEFAULT 0;
-    ALTER TABLE runs ADD COLUMN unmirrored INTEGER NOT NULL DEFAULT 0; -- markets whose NO book is no mirror
-    CREATE TABLE IF NOT EXISTS failures (
-        run_id INTEGER NOT NULL REFERENCES runs(run_id),
-        market_id TEXT,                             -- NULL where a whole answer failed
-        stage TEXT NOT NULL,                        -- list, book, outcome, save or posts
-        reason TEXT NOT NULL
+    CREATE TABLE failures (
+        run_id INTEGER NOT NULL REFERENCES runs(run_id), -- the run
+        market_id TEXT, -- NULL where a whole answer failed
+        stage TEXT NOT NULL, -- list, book, outcome, save or posts
+        reason TEXT NOT NULL, -- what the exchange or the file said
+        markets INTEGER -- how many markets it concerns; NULL where that is not known
     );
-    ALTER TABLE failures ADD COLUMN markets INTEGER; -- how many it concerns; NULL where that is not known
-    CREATE TABLE IF NOT EXISTS listed_ids (         -- by the last full walk and since, placeholders included
-        market_id INTEGER PRIMARY KEY
+    CREATE TABLE listed_ids ( -- by the last full walk and since, placeholders included
+        market_id INTEGER PRIMARY KEY -- the exchange's id, as a number
     );
-    CREATE TABLE IF NOT EXISTS books (              -- one row per content, market and UTC day
-        book_id INTEGER PRIMARY KEY AUTOINCREMENT,
-        market_id TEXT NOT NULL REFERENCES markets(market_id),
-        timestamp TIMESTAMP NOT NULL,               -- when it was first received
-        bids TEXT,                                  -- of YES: JSON [[price, size], ...], the best level first
-        asks TEXT,                                  -- '[]' is an empty side; NULL: there is no YES book
-        mirrored INTEGER,                           -- 1: NO mirrors YES exactly; 0: it does not; NULL: no NO book
-        bids_no TEXT,                               -- of NO, where it is no mirror
-        asks_no TEXT
+    CREATE TABLE books ( -- one row per content, market and UTC day
+        book_id INTEGER PRIMARY KEY AUTOINCREMENT, -- never used twice
+        market_id TEXT NOT NULL REFERENCES markets(market_id), -- the market
+        timestamp TIMESTAMP NOT NULL, -- UTC: when this content was first received
+        bids TEXT, -- of YES: JSON [[price in USD, shares], ...], the best first; [] is an empty side; NULL: no YES book
+        asks TEXT, -- of YES: JSON [[price in USD, shares], ...], the best first; [] is an empty side; NULL: no YES book
+        mirrored INTEGER, -- 1: the NO book is the exact mirror of YES, and not stored; 0: it is not; NULL: no NO book
+        bids_no TEXT, -- of NO, only where it is no mirror
+        asks_no TEXT -- of NO, only where it is no mirror
     );
-    CREATE TABLE IF NOT EXISTS seen (               -- what changes in every run
-        market_id TEXT PRIMARY KEY,
-        last_seen TIMESTAMP,                        -- when the market was last listed as open
-        snapshot_id INTEGER                         -- its snapshot of the newest run
+    CREATE TABLE seen ( -- what changes in every run
+        market_id TEXT PRIMARY KEY, -- the market
+        last_seen TIMESTAMP, -- UTC: when the market was last listed as open
+        snapshot_id INTEGER -- its snapshot of the newest run
     ) WITHOUT ROWID;
-    INSERT OR IGNORE INTO seen
-        SELECT market_id, last_seen, (SELECT max(id) FROM snapshots WHERE market_id = m.market_id)
-        FROM markets AS m WHERE market_id IS NOT NULL;
-    ALTER TABLE markets DROP COLUMN last_seen;
-    CREATE TABLE IF NOT EXISTS lake (               -- one row, made by the first archiving
-        database_id TEXT NOT NULL,                  -- a UUID
-        shard TEXT NOT NULL
+    CREATE TABLE lake ( -- one row, made by the first archiving
+        database_id TEXT NOT NULL, -- a UUID
+        shard TEXT NOT NULL -- the name of its files in the lake
     );
-    CREATE TABLE IF NOT EXISTS archived_days (      -- rows of the day with ids up to these are in the lake
-        day TEXT PRIMARY KEY,                       -- YYYY-MM-DD, UTC
-        archived_at TIMESTAMP NOT NULL,
-        parts INTEGER NOT NULL DEFAULT 1,           -- files per table
-        snapshots INTEGER NOT NULL,
-        books INTEGER NOT NULL,
-        runs INTEGER NOT NULL,
-        failures INTEGER NOT NULL,
-        tweets INTEGER NOT NULL,
-        hype_signals INTEGER NOT NULL
+    CREATE TABLE archived_days ( -- rows of the day with ids up to these are in the lake
+        day TEXT PRIMARY KEY, -- YYYY-MM-DD, UTC
+        archived_at TIMESTAMP NOT NULL, -- UTC
+        parts INTEGER NOT NULL DEFAULT 1, -- files per table
+        snapshots INTEGER NOT NULL, -- the greatest archived id, as in the columns that follow
+        books INTEGER NOT NULL, -- the greatest archived book_id
+        runs INTEGER NOT NULL, -- the greatest archived run_id
+        failures INTEGER NOT NULL, -- the greatest archived rowid
+        tweets INTEGER NOT NULL, -- the greatest archived rowid
+        hype_signals INTEGER NOT NULL -- the greatest archived id
     );
-    CREATE INDEX IF NOT EXISTS unresolved_markets ON markets(CAST(market_id AS INTEGER), outcome_ask_at)
+    CREATE INDEX unresolved_markets ON markets(CAST(market_id AS INTEGER), outcome_ask_at)
         WHERE resolved = 0 AND market_id NOT GLOB '*[^0-9]*';
-    DROP INDEX IF EXISTS failures_by_run;
-    CREATE INDEX IF NOT EXISTS failures_by_run_and_market ON failures(run_id, market_id);
-    CREATE INDEX IF NOT EXISTS tweets_by_time ON tweets(timestamp);
-    CREATE INDEX IF NOT EXISTS tweets_by_market ON tweets(market_id, timestamp);
-    CREATE INDEX IF NOT EXISTS snapshots_by_time ON snapshots(timestamp);
-    CREATE INDEX IF NOT EXISTS snapshots_by_run ON snapshots(run_id);
-    CREATE INDEX IF NOT EXISTS books_by_time ON books(timestamp);
-    CREATE INDEX IF NOT EXISTS runs_by_start ON runs(started_at);
-    CREATE INDEX IF NOT EXISTS second_looks ON markets(outcome_ask_at)
-        WHERE resolved = 1 AND outcome_ask_at IS NOT NULL;
+    CREATE INDEX second_looks ON markets(outcome_ask_at) WHERE resolved = 1 AND outcome_ask_at IS NOT NULL;
+    CREATE INDEX failures_by_run_and_market ON failures(run_id, market_id);
+    CREATE INDEX tweets_by_time ON tweets(timestamp);
+    CREATE INDEX tweets_by_market ON tweets(market_id, timestamp);
+    CREATE INDEX snapshots_by_time ON snapshots(timestamp);
+    CREATE INDEX snapshots_by_run ON snapshots(run_id);
+    CREATE INDEX books_by_time ON books(timestamp);
+    CREATE INDEX runs_by_start ON runs(started_at);
     -- without these, SQLite looks for the snapshots of a slug by walking all of snapshots_by_time
-    CREATE INDEX IF NOT EXISTS markets_by_slug ON markets(slug);
-    CREATE INDEX IF NOT EXISTS markets_by_event ON markets(event_slug);
-    CREATE INDEX IF NOT EXISTS markets_by_category ON markets(category);
-    -- rows of older collectors: any spelling of a bool; what is not true is not resolved
-    UPDATE markets SET resolved = coalesce(lower(CAST(resolved AS TEXT)), '') IN ('1', 'true', 'yes')
-        WHERE typeof(resolved) <> 'integer' OR resolved NOT IN (0, 1);
-    UPDATE markets SET followed = 1 WHERE resolved IS NOT 1 AND market_id IN (
-        SELECT market_id FROM snapshots
-        WHERE run_id IS NULL OR run_id IN (SELECT run_id FROM runs WHERE min_volume > 0)
-    );
+    CREATE INDEX markets_by_slug ON markets(slug);
+    CREATE INDEX markets_by_event ON markets(event_slug);
+    CREATE INDEX markets_by_category ON markets(category);
     CREATE VIEW latest_snapshots AS
     SELECT m.question, m.category, m.outcome_yes, m.outcome_no, s.*,
            m.slug, m.event_slug, m.end_time, m.resolved, m.resolution_outcome, seen.last_seen
@@ -2312,6 +2297,56 @@ SCHEMA: Final = f"""
         FROM (SELECT * FROM missed ORDER BY run_id) GROUP BY market_id, since
     ) AS gap;
 """  # noqa: S608
+# what an older file has in another place or form: the query that finds it, and what moves it, repeatable
+MOVES: Final = (
+    (  # schemas 2 and 3
+        "SELECT 1 FROM pragma_table_info('markets') WHERE name = 'last_seen'",
+        """
+        INSERT OR IGNORE INTO seen (market_id, last_seen)
+            SELECT market_id, last_seen FROM markets WHERE market_id IS NOT NULL;
+        ALTER TABLE markets DROP COLUMN last_seen;
+        """,
+    ),
+    (  # schema 4 at first
+        "SELECT 1 FROM pragma_table_info('failures') WHERE name = 'markets' AND \"notnull\" = 1",
+        """
+        ALTER TABLE failures RENAME COLUMN markets TO markets_before;
+        ALTER TABLE failures ADD COLUMN markets INTEGER;
+        UPDATE failures SET markets = markets_before;
+        ALTER TABLE failures DROP COLUMN markets_before;
+        """,
+    ),
+    (  # any; other collectors wrote a bool in any spelling, and what is not true is not resolved
+        "SELECT 1",
+        """
+        DROP INDEX IF EXISTS failures_by_run;
+        INSERT OR IGNORE INTO seen (market_id) SELECT market_id FROM markets WHERE market_id IS NOT NULL;
+        UPDATE seen SET snapshot_id = (SELECT max(id) FROM snapshots WHERE market_id = seen.market_id)
+            WHERE snapshot_id IS NULL;
+        UPDATE markets SET resolved = coalesce(lower(CAST(resolved AS TEXT)), '') IN ('1', 'true', 'yes')
+            WHERE typeof(resolved) <> 'integer' OR resolved NOT IN (0, 1);
+        UPDATE markets SET followed = 1 WHERE resolved IS NOT 1 AND market_id IN (
+            SELECT market_id FROM snapshots
+            WHERE run_id IS NULL OR run_id IN (SELECT run_id FROM runs WHERE min_volume > 0)
+        );
+        """,
+    ),
+)
+
+
+@cache
+def _schema_columns() -> dict[str, dict[str, tuple[str, str]]]:
+    """Return the definition and the comment of every column in `SCHEMA`, by table and by name."""
+    tables = re.findall(r"^ +CREATE TABLE (\w+) \(.*\n((?:.*\n)*?) +\)", SCHEMA, re.MULTILINE)
+    column = re.compile(r"^ +([a-z]\w*) (.+?),?(?: +-- (.*))?$", re.MULTILINE)  # a constraint begins with a capital
+    return {table: {name: (kind, says) for name, kind, says in column.findall(body)} for table, body in tables}
+
+
+def column_comments() -> dict[str, dict[str, str]]:
+    """Return what each column of each table means, for a person: {table: {column: comment}}."""
+    return {
+        table: {name: comment for name, (_, comment) in columns.items()} for table, columns in _schema_columns().items()
+    }
 
 
 def insert_into(table: str, columns: Sequence[str]) -> str:
@@ -2414,11 +2449,8 @@ FILE_OWNER: Final = """
     SELECT (SELECT user_version FROM pragma_user_version), count(*) > 0 AND sum(name IN ('markets', 'snapshots')) < 2
     FROM sqlite_master WHERE type = 'table' AND name NOT GLOB 'sqlite_*'
 """
-# every column of ours: table, name and type
-OUR_COLUMNS: Final = """
-    SELECT t.name, c.name, c.type FROM sqlite_master AS t JOIN pragma_table_info(t.name) AS c
-    WHERE t.type = 'table' AND t.name NOT GLOB 'sqlite_*'
-"""
+# what a file consists of, in the order in which it was made
+OBJECTS: Final = "SELECT type, lower(name), sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT GLOB 'sqlite_*'"
 
 
 # --- Database ---------------------------------------------------------------------------------------------------------
@@ -2616,23 +2648,37 @@ class Database:
 
     @uninterrupted
     async def _upgrade(self) -> None:
+        """Make what the file lacks of `SCHEMA`, and what differs of its indexes and views, and do the `MOVES`."""
         with closing(sqlite3.connect(":memory:")) as new_file:
             new_file.executescript(SCHEMA)
-            columns = new_file.execute(OUR_COLUMNS).fetchall()
+            objects = new_file.execute(OBJECTS).fetchall()
         async with self.transaction("upgrade"):
-            for statement in re.split(r";(?: *--.*)?\n", SCHEMA):
-                try:
-                    await self._connection.execute(statement)
-                except sqlite3.OperationalError as error:
-                    if "duplicate column name" not in str(error):  # of an older schema, or the user has added it
-                        raise
+            there = {(kind, name): sql for kind, name, sql in await self.rows(OBJECTS)}
+            for kind, name, sql in objects:
+                if kind == "table" and (kind, name) in there:
+                    await self._add_columns(name)
+                elif there.get((kind, name), "").split() != sql.split():
+                    await self._connection.execute(f"DROP {kind} IF EXISTS {name}")
+                    await self._connection.execute(sql)
+            for found, statements in MOVES:
+                if await self.value(found):
+                    for statement in statements.split(";"):
+                        await self._connection.execute(statement)
             await self._connection.create_function("sql_time_of", 1, sql_time_of, deterministic=True)
-            for table, column, kind in columns:
-                # a file that others have made may lack it
-                await self._connection.execute(f"EXPLAIN {insert_into(table, [column])}", [None])
-                if kind == "TIMESTAMP" and column != "book_time":  # which has milliseconds, and which only we write
-                    await self._normalise(table, column)
+            for table, columns in _schema_columns().items():
+                for column, (definition, _) in columns.items():
+                    if definition.startswith("TIMESTAMP") and column != "book_time":  # has milliseconds, and is ours
+                        await self._normalise(table, column)
             await self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    async def _add_columns(self, table: str) -> None:
+        """Add to *table* the columns that it lacks; rows that are there have their defaults, or NULL for a time."""
+        there = {name.lower() for (name,) in await self.rows("SELECT name FROM pragma_table_info(?)", table)}
+        for column, (definition, _) in _schema_columns()[table].items():
+            if column not in there:
+                constant = definition.removesuffix(" DEFAULT CURRENT_TIMESTAMP")  # which SQLite cannot add
+                with _storage_errors(self._path, f"add the column {table}.{column}"):
+                    await self._connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {constant}")
 
     async def _normalise(self, table: str, column: str) -> None:
         """Bring the times of *column* into the form that queries compare.

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import OLDER_TABLES, PROJECT, rows
+from older_schemas import LANDED, Landed, script_of
 
 from async_collector import (
+    SCHEMA,
     SCHEMA_VERSION,
     Batch,
     Database,
@@ -24,6 +28,7 @@ from async_collector import (
     Saved,
     Snapshot,
     StorageError,
+    column_comments,
     open_read_only,
 )
 
@@ -42,54 +47,6 @@ OLD_ROWS = """
     INSERT INTO my_notes VALUES ('mine');
 """
 OLD_FILE = OLDER_TABLES + OLD_ROWS
-
-# what the schemas before this one added, one after the other
-ADDED = {
-    1: "",
-    2: """
-    ALTER TABLE markets ADD COLUMN condition_id TEXT;
-    ALTER TABLE markets ADD COLUMN event_slug TEXT;
-    ALTER TABLE markets ADD COLUMN outcome_yes TEXT;
-    ALTER TABLE markets ADD COLUMN outcome_no TEXT;
-    ALTER TABLE markets ADD COLUMN tags TEXT;
-    ALTER TABLE markets ADD COLUMN last_seen TIMESTAMP;
-    ALTER TABLE markets ADD COLUMN closed_at TIMESTAMP;
-    ALTER TABLE markets ADD COLUMN outcome_asked INTEGER DEFAULT 0;
-    ALTER TABLE markets ADD COLUMN outcome_ask_at TIMESTAMP;
-    CREATE INDEX unresolved_markets ON markets(CAST(market_id AS INTEGER), outcome_ask_at)
-        WHERE resolved = 0 AND market_id NOT GLOB '*[^0-9]*';
-    ALTER TABLE snapshots ADD COLUMN run_id INTEGER;
-    ALTER TABLE snapshots ADD COLUMN last_trade_price REAL;
-    ALTER TABLE snapshots ADD COLUMN book_time TIMESTAMP;
-    ALTER TABLE snapshots ADD COLUMN bid_size_yes REAL;
-    ALTER TABLE snapshots ADD COLUMN ask_size_yes REAL;
-    ALTER TABLE snapshots ADD COLUMN bid_size_no REAL;
-    ALTER TABLE snapshots ADD COLUMN ask_size_no REAL;
-    CREATE TABLE runs (run_id INTEGER PRIMARY KEY AUTOINCREMENT, started_at TIMESTAMP NOT NULL, finished_at TIMESTAMP,
-        status TEXT NOT NULL, markets_listed INTEGER NOT NULL DEFAULT 0, snapshots_saved INTEGER NOT NULL DEFAULT 0,
-        books_missing INTEGER NOT NULL DEFAULT 0, tweets INTEGER NOT NULL DEFAULT 0,
-        requests INTEGER NOT NULL DEFAULT 0, retries INTEGER NOT NULL DEFAULT 0,
-        rate_limit_hits INTEGER NOT NULL DEFAULT 0, errors INTEGER NOT NULL DEFAULT 0, listing TEXT,
-        full_walk_at TIMESTAMP, follow INTEGER, duration REAL, min_volume REAL, version TEXT);
-    CREATE TABLE failures (run_id INTEGER NOT NULL REFERENCES runs(run_id), market_id TEXT, stage TEXT NOT NULL,
-        reason TEXT NOT NULL);
-    CREATE TABLE listed_ids (market_id INTEGER PRIMARY KEY);
-    CREATE INDEX failures_by_run ON failures(run_id);
-    INSERT INTO runs (started_at, status, min_volume) VALUES ('2026-01-01 00:00:00', 'complete', 0);
-    INSERT INTO markets (market_id, last_seen) VALUES ('2', '2026-01-01 00:00:00');
-    INSERT INTO snapshots (market_id, timestamp, run_id) VALUES ('2', '2026-01-01 00:00:00', 1);
-    """,
-    3: """
-    ALTER TABLE tweets ADD COLUMN run_id INTEGER;
-    ALTER TABLE tweets ADD COLUMN lang TEXT;
-    ALTER TABLE tweets ADD COLUMN links TEXT;
-    ALTER TABLE hype_signals ADD COLUMN run_id INTEGER;
-    ALTER TABLE runs ADD COLUMN newest_tweet_id TEXT;
-    ALTER TABLE runs ADD COLUMN tweets_complete INTEGER;
-    CREATE INDEX tweets_by_time ON tweets(timestamp);
-    CREATE INDEX tweets_by_market ON tweets(market_id, timestamp);
-    """,
-}
 
 
 def make_file(path: Path, script: str) -> None:
@@ -113,10 +70,16 @@ async def opened_once(path: Path) -> None:
         pass
 
 
-def shape(path: Path) -> dict[str, object]:
-    """Return every column of every table and view of ours, with its place, type and default."""
-    names = [row["name"] for row in rows(path, "SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")]
-    return {name: rows(path, f"PRAGMA table_xinfo({name})") for name in names if name != "my_notes"}
+def shape(path: Path) -> dict[str, Any]:
+    """Return what every table, index and view of ours is made of; the order of columns does not count."""
+    found: dict[str, Any] = {}
+    for row in rows(path, "SELECT type, name, sql FROM sqlite_master WHERE name NOT GLOB 'sqlite_*'"):
+        if row["type"] == "table":
+            columns = rows(path, f"SELECT * FROM pragma_table_xinfo('{row['name']}')")  # noqa: S608
+            found[row["name"]] = {column.pop("name"): column for column in columns if column.pop("cid") >= 0}
+        elif row["sql"]:
+            found[row["name"]] = row["sql"].split()
+    return {name: of for name, of in found.items() if not name.startswith("my_")}
 
 
 async def test_a_new_file_and_an_upgraded_old_one_have_the_same_shape(tmp_path: Path) -> None:
@@ -128,20 +91,62 @@ async def test_a_new_file_and_an_upgraded_old_one_have_the_same_shape(tmp_path: 
     assert rows(old, "PRAGMA user_version") == rows(new, "PRAGMA user_version") == [{"user_version": SCHEMA_VERSION}]
 
 
-async def test_columns_and_indexes_that_the_user_has_added_are_no_obstacle(tmp_path: Path) -> None:
-    path = tmp_path / "old.db"
-    added = "ALTER TABLE tweets ADD COLUMN lang TEXT; CREATE INDEX tweets_by_time ON tweets(timestamp);"
-    make_file(path, f"{OLD_FILE} {added}")
-    await opened_once(path)
-    assert rows(path, "PRAGMA user_version") == [{"user_version": SCHEMA_VERSION}]
+async def test_columns_indexes_and_views_that_the_user_has_added_are_no_obstacle(tmp_path: Path) -> None:
+    """Those with our names become ours, the others stay."""
+    new, old = tmp_path / "new.db", tmp_path / "old.db"
+    make_file(
+        old,
+        f"""{OLD_FILE}
+        ALTER TABLE tweets ADD COLUMN LANG TEXT;
+        CREATE INDEX tweets_by_time ON tweets(timestamp DESC);
+        CREATE INDEX snapshots_by_time ON tweets(text);
+        CREATE VIEW gaps AS SELECT 'mine';
+        CREATE VIEW my_latest AS SELECT * FROM latest_snapshots;
+        CREATE VIEW my_broken_view AS SELECT * FROM nowhere;
+        CREATE TRIGGER my_trigger AFTER INSERT ON tweets BEGIN DELETE FROM my_notes; END;
+        """,  # noqa: S608
+    )
+    await opened_once(new)
+    await opened_once(old)
+    columns = shape(old)["tweets"]
+    columns["lang"] = columns.pop("LANG")
+    assert shape(old) | {"tweets": columns} == shape(new)
+    assert rows(old, "SELECT price_yes FROM my_latest") == [{"price_yes": 0.25}]
+    kept = rows(old, "SELECT name FROM sqlite_master WHERE name LIKE 'my%' ORDER BY name")
+    assert [row["name"] for row in kept] == ["my_broken_view", "my_index", "my_latest", "my_notes", "my_trigger"]
 
 
-@pytest.mark.parametrize("version", ADDED)
-async def test_a_file_of_every_released_schema_is_upgraded(tmp_path: Path, version: int) -> None:
+async def test_another_collectors_file_gets_whatever_column_it_lacks(tmp_path: Path) -> None:
+    """All but the keys, as far as SQLite lets them be dropped; what is new is empty in the rows that are there."""
+    new, old = tmp_path / "new.db", tmp_path / "old.db"
+    make_file(old, f"{OLD_FILE} INSERT INTO tweets (text) VALUES ('kalshi'); INSERT INTO hype_signals (id) VALUES (1);")  # noqa: S608
+    with contextlib.closing(sqlite3.connect(old)) as connection:
+        connection.execute("DROP INDEX my_index")
+        kept = {"id", "market_id", "timestamp", "tweet_id", "text"}
+        for table in ("markets", "snapshots", "tweets", "hype_signals"):
+            for column in {row["name"] for row in rows(old, f"PRAGMA table_info({table})")} - kept:
+                connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+    await opened_once(new)
+    await opened_once(old)
+    expected = shape(new)
+    for table, column in (("markets", "first_seen"), ("tweets", "created_at")):
+        expected[table][column]["dflt_value"] = (
+            None  # SQLite adds no time as a default; every row that we store has one
+        )
+    assert shape(old) == expected
+    assert rows(old, "SELECT market_id, question, first_seen, resolved, followed FROM markets") == [
+        {"market_id": "1", "question": None, "first_seen": None, "resolved": 0, "followed": 1}
+    ]
+    async with Database.open(old) as database:
+        run_id = await database.start_run(started_at=T0, min_volume=0)
+        assert await database.save(Batch(run_id, [market("1")], [snapshot("1", run_id)])) == Saved(snapshots=1)
+
+
+@pytest.mark.parametrize("landed", LANDED, ids=lambda landed: landed.name)
+async def test_a_file_of_every_schema_that_has_landed_is_upgraded(tmp_path: Path, landed: Landed) -> None:
     new, old = tmp_path / "new.db", tmp_path / "old.db"
     post = "INSERT INTO tweets (tweet_id, text) VALUES ('1', 'kalshi');"
-    added = "".join(ADDED[number] for number in range(1, version + 1))
-    make_file(old, f"{OLD_FILE} {added} {post} PRAGMA user_version = {version};")
+    make_file(old, f"{OLD_FILE} {script_of(landed)} {post} PRAGMA user_version = {landed.version};")
     await opened_once(new)
     await opened_once(old)
     assert shape(old) == shape(new)
@@ -150,9 +155,45 @@ async def test_a_file_of_every_released_schema_is_upgraded(tmp_path: Path, versi
         {"tweet_id": "1", "text": "kalshi", "run_id": None}
     ]
     seen = {"market_id": "2", "last_seen": "2026-01-01 00:00:00", "snapshot_id": 3}
-    assert rows(old, "SELECT * FROM seen WHERE market_id <> '1'") == ([seen] if version > 1 else [])
+    assert rows(old, "SELECT * FROM seen WHERE market_id <> '1'") == ([seen] if landed.version > 1 else [])
     followed = {row["market_id"]: row["followed"] for row in rows(old, "SELECT market_id, followed FROM markets")}
-    assert followed == ({"1": 1, "2": 0} if version > 1 else {"1": 1}), "a run without a threshold follows nobody"
+    assert followed == ({"1": 1, "2": 0} if landed.version > 1 else {"1": 1}), "without a threshold nobody is followed"
+    failures = rows(old, "SELECT rowid, reason, markets FROM failures")
+    assert failures == landed.failures
+    async with Database.open(old) as database:
+        run_id = await database.start_run(started_at=T0, min_volume=0)
+        await database.save(
+            Batch(run_id, [market("3")], [snapshot("3", run_id)], [Failure(run_id, None, "list", "x", None)])
+        )
+    assert [
+        row["market_id"] for row in rows(old, "SELECT market_id FROM latest_snapshots WHERE run_id = ?", run_id)
+    ] == ["3"]
+
+
+def test_a_changed_schema_has_a_number_of_its_own() -> None:
+    """Else files of the schema before would not be upgraded; whoever changes it adds a line here."""
+    digests = {5: "7bb84da7"}
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(SCHEMA)
+        made = [
+            row[0] for row in connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name")
+        ]
+    plain = [re.sub(r"--.*", "", sql).split() for sql in made]
+    assert (SCHEMA_VERSION, hashlib.sha256(repr(plain).encode()).hexdigest()[:8]) == max(digests.items())
+
+
+def test_every_column_has_a_comment_that_says_what_it_means() -> None:
+    comments = column_comments()
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(SCHEMA)
+        for (table,) in connection.execute(
+            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT GLOB 'sqlite_*'"
+        ):
+            columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+            assert list(comments.pop(table)) == columns
+    assert comments == {}
+    assert all(comment for columns in column_comments().values() for comment in columns.values())
+    assert column_comments()["snapshots"]["spread"] == "USD: best_ask_yes - best_bid_yes"
 
 
 async def test_an_upgrade_of_a_file_that_has_every_column_changes_nothing(tmp_path: Path) -> None:
@@ -199,9 +240,9 @@ async def test_an_upgrade_keeps_every_row_and_what_the_user_added(tmp_path: Path
 
 async def test_an_upgrade_that_fails_leaves_the_old_file_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "old.db"
-    make_file(path, OLD_FILE.replace("spread REAL,", ""))
+    make_file(path, OLD_FILE + "CREATE TABLE books (title TEXT); INSERT INTO books VALUES ('War and Peace');")  # noqa: S608
     before = shape(path)
-    with pytest.raises(StorageError, match=r"old.db: cannot upgrade: table snapshots has no column named spread"):
+    with pytest.raises(StorageError, match=r"old.db: cannot add the column books.book_id: Cannot add a PRIMARY KEY"):
         await opened_once(path)
     assert shape(path) == before
     assert rows(path, "PRAGMA user_version") == [{"user_version": 0}]
