@@ -333,6 +333,14 @@ def without_secrets(text: str) -> str:
     return ac.printable(text)
 
 
+def reason_of(error: Exception) -> str:
+    """Return the first paragraph of *error*, or what to do where it does not say that."""
+    reason, _, details = str(error).partition("\n\n")
+    if "No CA certificates" in details:  # the client is not even made, also for an address without TLS
+        return "no CA certificates: install those of the system (ca-certificates), or name a file in SSL_CERT_FILE"
+    return reason
+
+
 class Lake:
     """A folder, or a bucket of object storage with a prefix. Every method raises `LakeError`."""
 
@@ -370,9 +378,8 @@ class Lake:
         try:
             yield
         except (OSError, obstore.exceptions.BaseError, ValueError) as error:
-            reason = str(error).split("\n\n")[0]
             raise LakeError(
-                without_secrets(f"{self.address}: cannot {doing}: {reason}")
+                without_secrets(f"{self.address}: cannot {doing}: {reason_of(error)}")
             ) from None  # the error of the library may show more than it should
 
     def staging(self, database: Path, shard: str) -> Path:

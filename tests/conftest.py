@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trustme
 from fake_polymarket import FakePolymarket
 from hypothesis import settings
 
@@ -26,7 +27,10 @@ pytest_plugins = ["lakes"]  # the fixtures of the archive
 settings.register_profile("shared", deadline=None)  # a busy neighbour is no fault of ours
 settings.load_profile("shared")
 
-SETTINGS = ("POLYMARKET_DB", "GAMMA_", "CLOB_", "TWITTER_", "COLLECTOR_", "NOTIFY_SOCKET", "JOURNAL_STREAM")
+SETTINGS = (
+    *("POLYMARKET_DB", "GAMMA_", "CLOB_", "TWITTER_", "COLLECTOR_"),
+    *("AWS_", "SSL_CERT_", "NOTIFY_SOCKET", "JOURNAL_STREAM"),
+)
 PROJECT = Path(__file__).parent.parent
 # of a file as collectors before this one made it
 OLDER_TABLES = """
@@ -104,13 +108,25 @@ class NoChance(random.Random):
         return 0.0
 
 
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The certificate of an authority that has vouched for nobody.
+
+    No test meets a public host: it stands for the system's certificates, which each process would read, all of them,
+    and which a machine need not have.
+    """
+    path = tmp_path_factory.mktemp("authority") / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(path)
+    return path
+
+
 @pytest.fixture(autouse=True)
-def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the caller's settings and proxies out of the tests."""
+def _bare_environment(monkeypatch: pytest.MonkeyPatch, authority: Path) -> None:
+    """Keep the caller's settings, proxies and certificates out of the tests."""
     for name in list(os.environ):
         if name.startswith(SETTINGS) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
-    monkeypatch.setenv("SSL_CERT_FILE", os.devnull)  # no test meets a public host, and each process would read them all
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority))
 
 
 @pytest.fixture

@@ -73,6 +73,7 @@ def test_a_disk_that_fills_deletes_nothing(tmp_path: Path) -> None:
     before = everything(sample)
     limited = f"""
 import resource, runpy, signal, sys
+sys.dont_write_bytecode = True  # half of it would stay
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 sys.argv = sys.argv[1:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -80,6 +81,17 @@ def test_a_bucket_that_is_not_there_or_does_not_answer_is_said(
     assert "cannot" in error
     assert KEYS["AWS_SECRET_ACCESS_KEY"] not in error
     assert everything(sample) == before
+
+
+@pytest.mark.parametrize("where", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
+def test_a_machine_without_ca_certificates_is_said(
+    sample: Path, bucket: str, where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE")
+    monkeypatch.setenv(where, os.devnull)
+    assert archive(f"s3://{bucket}/lake", "--db", sample) == 74
+    assert "cannot open: no CA certificates: install those of the system" in capsys.readouterr().err
+    assert rows(sample, "SELECT * FROM archived_days") == []
 
 
 @pytest.mark.slow
