@@ -54,6 +54,8 @@ MAX_URL = 8_000
 SORT_FIELDS = {"id", "volume24hr", "volumeNum", "liquidityNum", "endDate", "startDate"}
 EVENT_SORT_FIELDS = {"id", "volume24hr", "volume", "liquidity", "endDate", "startDate"}
 DAY_S = 86_400
+FIRST_NUMBER = 500_000  # ids are above
+UNDATED = 1_999  # of so many markets in a row one has no start date: the tenth, and so on
 # per sliding 10 s: https://docs.polymarket.com/api-reference/rate-limits
 DOCUMENTED_LIMITS = {"/gamma/markets": 300, "/clob/books": 500, "/clob/book": 1500}
 LIMIT_WINDOW_S = 10.0
@@ -76,7 +78,7 @@ TAG_IDS = {label: 101 + number for number, label in enumerate(sorted({label for 
 OUTCOMES = (("Yes", "No"),) * 7 + (("Up", "Down"), ("Over", "Under"), ("Lakers", "Celtics"))
 
 Levels = tuple[tuple[str, str], ...]  # (price, size), both as they are sent
-SortKey = tuple[float, int]  # the value of the field that a listing is ordered by, and the market's id
+SortKey = tuple[float, float]  # the value of the field that a listing is ordered by, and the market's id
 
 
 @cache
@@ -104,7 +106,7 @@ class FakeMarket:
     event_slug: str
     description: str
     tags: tuple[str, ...]
-    start_date: str
+    start_date: str | None
     end_date: str | None
     volume_24h: float | None
     liquidity: float | None
@@ -254,6 +256,11 @@ def made_book(rng: random.Random, middle: int) -> tuple[Levels, Levels]:
     return levels(bids), levels(asks)
 
 
+def started(number: int) -> datetime:
+    """Return about when market *number* starts: later than those before it, and most of them lately."""
+    return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=50 * math.log1p((number - FIRST_NUMBER) / 1_000))
+
+
 class Maker:
     """Makes markets from a seed."""
 
@@ -273,7 +280,7 @@ class Maker:
             asks = ()
         elif kind < 0.12:
             bids, asks = (), ()
-        start = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=rng.randrange(20_000_000))
+        start = started(number) + timedelta(seconds=rng.randrange(3600))
         new = kind > 0.92
         slug = f"will-{rng.choice(WORDS)}-{rng.choice(WORDS)}-{number}"
         market = FakeMarket(
@@ -295,6 +302,8 @@ class Maker:
             bids=bids,
             asks=asks,
         )
+        if number % UNDATED == (FIRST_NUMBER + 30) % UNDATED:
+            market.start_date = None
         bid, ask = market.best_bid, market.best_ask
         price = ((float(bid[0]) if bid else 0) + (float(ask[0]) if ask else 1)) / 2
         market.gamma_price = round(price if kind < 0.8 else price / 2, 6)  # Gamma's can be five minutes old
@@ -342,6 +351,9 @@ class Oddities:
     empty_page: int | None = None  # the page of this number, from 1, is empty
     empty_page_leads_on: bool = True  # whether that page names the next one
     forgets_cursors: bool = False  # a cursor is answered with the first page, as a wrong name for it is
+    refused_orders: frozenset[str] = frozenset()  # orders that are answered with 422
+    ignores_start_dates: bool = False  # whether start_date_min and start_date_max filter nothing
+    drops_undated: bool = False  # whether the order by startDate leaves out the markets that have none
     waver: float = 0.0  # how far, as a share, the volume that a listing is ordered by is off the volume it shows
     most_tokens: int = MAX_TOKENS  # in one request for books; more is a 400
     tokens_in_time: int = MAX_TOKENS  # more books than this are not found in time: 504
@@ -395,12 +407,14 @@ class FakePolymarket(FakeX):
         self._windows: dict[str, deque[float]] = {}
         self._sorted: dict[tuple[str, str, str], tuple[list[SortKey], list[FakeMarket]]] = {}
         self._pages: dict[str, bytes] = {}
+        self._rendered_markets: dict[tuple[str, bool], msgspec.Raw] = {}  # by id, and whether with tags
+        self._rendered_books: dict[str, bytes] = {}  # by token
         self._names: dict[str, dict[str, list[FakeMarket]]] = {}  # attribute, its value, the markets that have it
         self._tag_ids = dict(TAG_IDS)
         self._closing: list[tuple[float, int]] = []  # a heap: when a window closes, and its id
         self._rng = random.Random(seed + 1)
         self._books_were_sent = False  # since the books last moved
-        self._next_number = 500_000
+        self._next_number = FIRST_NUMBER
         self._numbers = itertools.count(900_000)  # of events and series
         self._runner: web.AppRunner | None = None
         self.url = ""
@@ -548,6 +562,8 @@ class FakePolymarket(FakeX):
         self._sorted.clear()
         self._pages.clear()
         self._names.clear()
+        self._rendered_markets.clear()
+        self._rendered_books.clear()
 
     def fail_next(self, path: str, **fault: Any) -> None:  # noqa: ANN401
         """Let the next requests whose path ends with *path* fail; see `Fault`. *retry_after* sets that header."""
@@ -657,6 +673,10 @@ class FakePolymarket(FakeX):
             self._books_were_sent = False
             self.move_books(self.odd.moving_share)
 
+    async def _compressed(self, body: bytes) -> web.Response:
+        """Return the answer *body*; while others wait for their latency, it is compressed beside them."""
+        return await asyncio.to_thread(compressed, body) if self.latency_s else compressed(body)
+
     async def _respond(self, request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
         fault = self._fault_for(request.path)
         if not self._admit(request.path, request[ARRIVAL].time):
@@ -727,12 +747,12 @@ class FakePolymarket(FakeX):
     # --- Gamma
 
     async def _markets_page(self, request: web.Request) -> web.Response:
-        return self._page_response(request, SORT_FIELDS, self._render_markets)
+        return await self._page_response(request, SORT_FIELDS, self._render_markets)
 
     async def _events_page(self, request: web.Request) -> web.Response:
-        return self._page_response(request, EVENT_SORT_FIELDS, self._render_events)
+        return await self._page_response(request, EVENT_SORT_FIELDS, self._render_events)
 
-    def _page_response(
+    async def _page_response(
         self, request: web.Request, orders: set[str], render: Callable[[MultiMapping[str], SortKey | None], bytes]
     ) -> web.Response:
         query = request.query
@@ -741,7 +761,7 @@ class FakePolymarket(FakeX):
         for id_ in query.getall("id", []):
             if status := self.odd.poisoned.get(id_):
                 return problem(status, {"type": "internal error", "error": "cannot get the information"})
-        if query.get("order", "id") not in orders:
+        if query.get("order", "id") not in orders - self.odd.refused_orders:
             return problem(422, {"type": "validation error", "error": "order fields are not valid"})
         try:
             after = decoded_cursor(query["after_cursor"]) if "after_cursor" in query else None
@@ -751,14 +771,28 @@ class FakePolymarket(FakeX):
         name = f"{request.path_qs} {self.odd}"
         if name not in self._pages:
             self._pages[name] = render(query, after)
-        return compressed(self._pages[name])
+        return await self._compressed(self._pages[name])
 
     def _render_markets(self, query: MultiMapping[str], after: SortKey | None) -> bytes:
         keys, markets = self._listing(query)
         with_tags = query.get("include_tag") == "true"
         place, cursor = self._page(keys, query, after)
-        shown = [self.gamma_market(market, with_tags=with_tags) for market in markets[place]]
+        shown = [self._rendered_market(market, with_tags=with_tags) for market in markets[place]]
         return msgspec.json.encode({"markets": shown} | cursor)
+
+    def _rendered_market(self, market: FakeMarket, *, with_tags: bool) -> msgspec.Raw:
+        name = (market.id, with_tags)
+        if name not in self._rendered_markets:
+            answer = self.gamma_market(market, with_tags=with_tags)
+            self._rendered_markets[name] = msgspec.Raw(msgspec.json.encode(answer))
+        return self._rendered_markets[name]
+
+    def render(self) -> None:
+        """Render every market and every book before they are asked for."""
+        for market in self.markets.values():
+            self._rendered_market(market, with_tags=True)
+            for token in market.tokens:
+                self.book(token)
 
     def _render_events(self, query: MultiMapping[str], after: SortKey | None) -> bytes:
         order, ascending = query.get("order", "id"), query.get("ascending", "true") == "true"
@@ -799,8 +833,13 @@ class FakePolymarket(FakeX):
             name = (order, ascending, closed)
             if name not in self._sorted:
                 self._sorted[name] = self._in_order(self.markets.values(), *name)
-            return self._sorted[name]
-        return self._in_order(chosen, order, ascending, closed)
+            keys, markets = self._sorted[name]
+        else:
+            keys, markets = self._in_order(chosen, order, ascending, closed)
+        if order == "startDate" and not self.odd.ignores_start_dates:
+            place = dated(keys, query, ascending=ascending == "true")
+            return keys[place], markets[place]
+        return keys, markets
 
     def _in_order(
         self, markets: Iterable[FakeMarket], order: str, ascending: str, closed: str
@@ -809,6 +848,7 @@ class FakePolymarket(FakeX):
             (sort_key(self._value(market, order), market.number, ascending == "true"), market.number)
             for market in markets
             if market.closed == (closed == "true")
+            and not (order == "startDate" and self.odd.drops_undated and unix_time(market.start_date) is None)
         )
         return [key for key, _ in rows], [self.markets[str(number)] for _, number in rows]
 
@@ -823,8 +863,12 @@ class FakePolymarket(FakeX):
         if tags := set(query.getall("tag_id", [])):
             labels = {label for label, number in self._tag_ids.items() if str(number) in tags}
             found = [market for market in self._candidates(found) if not labels.isdisjoint(market.tags)]
-        if is_in_time := time_filter(query):
+        if is_in_time := time_filter(query, "end_date"):
             found = [market for market in self._candidates(found) if is_in_time(market.end_date)]
+        by_start = query.get("order") == "startDate"  # then it is a part of the listing, which is cut out of it
+        has_started = None if by_start or self.odd.ignores_start_dates else time_filter(query, "start_date")
+        if has_started:
+            found = [market for market in self._candidates(found) if has_started(market.start_date)]
         return found
 
     def _candidates(self, found: list[FakeMarket] | None) -> Iterable[FakeMarket]:
@@ -843,8 +887,9 @@ class FakePolymarket(FakeX):
         """Return what a listing in *order* has *market* under."""
         if order == "id":
             return float(market.number)
-        if order in {"endDate", "startDate"}:
-            return unix_time(market.end_date if order == "endDate" else market.start_date) or 0.0
+        if order in {"endDate", "startDate"}:  # without a date: last if it ascends, first if it descends
+            date = unix_time(market.end_date if order == "endDate" else market.start_date)
+            return math.inf if date is None else date
         if order == "liquidityNum":
             return market.liquidity or 0.0
         off = random.Random(market.number).uniform(-self.odd.waver, self.odd.waver) if self.odd.waver else 0.0
@@ -869,7 +914,7 @@ class FakePolymarket(FakeX):
         if wanted := set(query.getall("tag_id", [])):
             labels = {label for label, number in self._tag_ids.items() if str(number) in wanted}
             events = [event for event in events if not labels.isdisjoint(event.tags)]
-        if is_in_time := time_filter(query):
+        if is_in_time := time_filter(query, "end_date"):
             events = [event for event in events if is_in_time(self._end_of(event))]
         closed = query.get("closed") == "true"
         return [event for event in events if self._is_closed(event) == closed]
@@ -1085,7 +1130,7 @@ class FakePolymarket(FakeX):
         if refused := self._refused_books(tokens):
             return refused
         books = [book for token in sorted(tokens) if (book := self.book(token)) is not None]  # not in the order asked
-        return compressed(b"[" + b",".join(books) + b"]")
+        return await self._compressed(b"[" + b",".join(books) + b"]")
 
     def _refused_books(self, tokens: Sequence[str]) -> web.Response | None:
         """Return the error that a question for the books of *tokens* gets, if any."""
@@ -1098,6 +1143,8 @@ class FakePolymarket(FakeX):
 
     def book(self, token: str) -> bytes | None:
         """Return the book of *token* as the CLOB writes it, or None if there is none."""
+        if (known := self._rendered_books.get(token)) is not None:
+            return known
         market, side = self._by_token.get(token, (None, 0))
         if market is None or market.closed or not market.has_books:
             return None
@@ -1120,7 +1167,8 @@ class FakePolymarket(FakeX):
             "last_trade_price": market.last_trade,
         }
         book["hash"] = hashlib.sha1(msgspec.json.encode(book), usedforsecurity=False).hexdigest()
-        return msgspec.json.encode(book | market.book_changes[side])
+        self._rendered_books[token] = msgspec.json.encode(book | market.book_changes[side])
+        return self._rendered_books[token]
 
 
 NOT_FOUND = {"type": "not found error", "error": "not found"}
@@ -1145,17 +1193,27 @@ def unix_time(text: str | None) -> float | None:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def time_filter(query: MultiMapping[str]) -> Callable[[str | None], bool] | None:
-    """Return what tells whether an end is within those that *query* asks for; None if it asks for none."""
-    least, most = unix_time(query.get("end_date_min")), unix_time(query.get("end_date_max"))
+def time_filter(query: MultiMapping[str], name: str) -> Callable[[str | None], bool] | None:
+    """Return what tells whether a date is within those that *query* asks for by *name*; None if it asks for none."""
+    least, most = unix_time(query.get(f"{name}_min")), unix_time(query.get(f"{name}_max"))
     if least is None and most is None:
         return None
 
     def is_in_time(text: str | None) -> bool:
-        end = unix_time(text)
-        return end is not None and (least is None or end >= least) and (most is None or end <= most)
+        date = unix_time(text)
+        return date is not None and (least is None or date >= least) and (most is None or date <= most)
 
     return is_in_time
+
+
+def dated(keys: Sequence[SortKey], query: MultiMapping[str], *, ascending: bool) -> slice:
+    """Return where in a listing by start date, with these *keys*, the dates are that *query* asks for."""
+    least, most = unix_time(query.get("start_date_min")), unix_time(query.get("start_date_max"))
+    if least is None and most is None:
+        return slice(None)
+    low, high = -math.inf if least is None else least, sys.float_info.max if most is None else most
+    low, high = (low, high) if ascending else (-high, -low)
+    return slice(bisect.bisect_left(keys, (low, -math.inf)), bisect.bisect_right(keys, (high, math.inf)))
 
 
 def tag_slug(label: str) -> str:
@@ -1168,7 +1226,7 @@ def as_list(found: FakeMarket | list[FakeMarket] | None) -> list[FakeMarket]:
     return [found] if isinstance(found, FakeMarket) else found or []
 
 
-def sort_key(value: float, number: int, ascending: bool) -> SortKey:  # noqa: FBT001
+def sort_key(value: float, number: float, ascending: bool) -> SortKey:  # noqa: FBT001
     """Return the key of an element in a listing by *value*, which the ids break ties of."""
     return (value, number) if ascending else (-value, -number)
 
@@ -1222,6 +1280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="SHARE",
         help="of the books, before each collection but the first (0)",
     )
+    parser.add_argument("--rendered", action="store_true", help="render every answer before the command starts")
     parser.add_argument("--report", action="store_true", help="say at the end what was asked and what was refused")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND...")
     args = parser.parse_args(argv)
@@ -1240,6 +1299,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         exchange.add_event(slug, 30)
     for slug in args.series:
         exchange.add_windows(slug, time.time() // 300 * 300 + 300, DAY_S // 300)
+    if args.rendered:
+        exchange.render()
     try:
         code = asyncio.run(serve(exchange, args.command))
     except OSError as error:

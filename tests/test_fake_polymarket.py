@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 from conftest import PROJECT
-from fake_polymarket import FakePolymarket
+from fake_polymarket import FakePolymarket, unix_time
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -332,6 +332,49 @@ async def test_a_listing_may_be_odd(fake: FakePolymarket, name: str) -> None:
     for key, value in oddities.items():
         setattr(fake.odd, key, value)
     assert await walk(fake, KEYSET) == counts
+
+
+async def by_start(fake: FakePolymarket, **query: str) -> list[str]:
+    _, page = await get(fake, KEYSET, order="startDate", limit="100", **query)
+    return ids(page)
+
+
+def dated_ids(fake: FakePolymarket) -> list[str]:
+    dated = [(unix_time(market.start_date), market.number) for market in fake.markets.values() if market.start_date]
+    return [str(number) for _, number in sorted(dated)]
+
+
+async def test_who_has_no_start_date_is_last_and_within_no_dates(fake: FakePolymarket) -> None:
+    undated = [market.id for market in fake.markets.values() if market.start_date is None]
+    in_order = dated_ids(fake)
+    assert undated
+    assert await by_start(fake) == in_order[:100]
+    assert await by_start(fake, ascending="false") == (in_order + undated)[:-101:-1]
+    for least in (120, 200):
+        date = fake.markets[in_order[least]].start_date or ""
+        assert await by_start(fake, start_date_min=date) == in_order[least:][:100]
+        assert await by_start(fake, start_date_max=date, ascending="false") == in_order[: least + 1][:-101:-1]
+        _, page = await get(fake, KEYSET, start_date_min=date, limit="100", order="id")
+        assert ids(page) == sorted(in_order[least:])[:100]
+
+
+async def test_an_exchange_may_know_less_of_start_dates(fake: FakePolymarket) -> None:
+    in_order = dated_ids(fake)
+    fake.odd.ignores_start_dates = True
+    assert await by_start(fake, start_date_min="2100-01-01T00:00:00Z") == in_order[:100]
+    fake.odd.drops_undated = True
+    assert await by_start(fake, ascending="false") == in_order[:-101:-1]
+    fake.odd.refused_orders = frozenset({"startDate"})
+    status, page = await get(fake, KEYSET, order="startDate")
+    assert (status, page["error"]) == (422, "order fields are not valid")
+
+
+async def test_what_was_rendered_beforehand_is_what_is_answered(fake: FakePolymarket) -> None:
+    answers = await get(fake, KEYSET, limit="100", include_tag="true"), await every_book(fake)
+    again = FakePolymarket(250, placeholders=5, latency_s=0.01)
+    again.render()
+    async with again:
+        assert (await get(again, KEYSET, limit="100", include_tag="true"), await every_book(again)) == answers
 
 
 async def test_answers_by_ids_may_have_a_second_page(fake: FakePolymarket) -> None:

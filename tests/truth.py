@@ -174,7 +174,7 @@ def true_market(market: FakeMarket) -> dict[str, Any]:
         "category": topics.get(market.tags[0], market.tags[0]),
         "token_id_yes": market.tokens[0],
         "token_id_no": market.tokens[1],
-        "start_time": market.start_date[:19].replace("T", " "),
+        "start_time": market.start_date and market.start_date[:19].replace("T", " "),
         "end_time": market.end_date and market.end_date[:19].replace("T", " "),
         "condition_id": market.condition_id,
         "event_slug": market.event_slug,
