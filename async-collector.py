@@ -38,17 +38,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-EXIT_CODES: Final[tuple[tuple[type[Exception], int], ...]] = (
-    (ac.ConfigError, 78),
-    (ac.DatabaseBusy, 75),
-    (ac.StorageError, 74),
-    (ac.MalformedResponseError, 65),
-    (ac.AccessDeniedError, 69),
-    (ac.RequestRejectedError, 65),
-    (ac.RateLimitedError, 75),
-    (ac.ApiError, 69),
-)
-DRIFT: Final = 65
+# the codes of errors stand at their classes
+DRIFT: Final = ac.MalformedResponseError.exit_code
 UNWRITTEN: Final = 74
 PARTIAL: Final = 75
 INTERVAL_MIN: Final = 15
@@ -405,7 +396,7 @@ def missed_ticks(starts: Sequence[float], since: float, now: float, interval_s: 
 def read_status(path: Path, interval_min: float, now: datetime) -> dict[str, Any]:
     """Return how the collection into *path* is going at *now*, as `--json` prints it, without writing to it."""
     interval_s = interval_min * 60
-    with ac.open_read_only(path, leave_no_log=True) as connection:
+    with ac.open_read_only(path, current=False, leave_no_log=True) as connection:
         connection.row_factory = sqlite3.Row
         runs = [dict(row) for row in connection.execute(RECENT_RUNS)]
         (last_complete_at,) = connection.execute(LAST_COMPLETE).fetchone() or (None,)
@@ -644,7 +635,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(args)
     except ac.CollectorError as error:
         say(f"async-collector: {error}", sys.stderr)
-        return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
+        return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED + signal.SIGINT
 

@@ -75,6 +75,7 @@ from pathlib import Path
 from typing import (
     Annotated,
     Any,
+    ClassVar,
     Final,
     NamedTuple,
     ParamSpec,
@@ -115,11 +116,19 @@ Body = bytes | bytearray  # of an answer
 
 
 class CollectorError(Exception):
-    """Anything that this module raises on purpose."""
+    """Anything that this module raises on purpose.
+
+    Attributes:
+        exit_code: what a command that ends with it returns; docs/operations.md lists them.
+    """
+
+    exit_code: ClassVar[int] = 1
 
 
 class ConfigError(CollectorError, ValueError):
     """A setting has a value that cannot work. The text names the setting, the value and the allowed form."""
+
+    exit_code = 78
 
 
 class StorageError(CollectorError):
@@ -130,6 +139,8 @@ class StorageError(CollectorError):
             disk and a missing file may pass by themselves.
     """
 
+    exit_code = 74
+
     def __init__(self, message: str, *, lasting: bool = False) -> None:
         super().__init__(message)
         self.lasting = lasting
@@ -137,6 +148,8 @@ class StorageError(CollectorError):
 
 class DatabaseBusy(StorageError):  # noqa: N818  a state of the file, not a defect
     """The database is locked by another collector, or by a program that kept writing for 30 s."""
+
+    exit_code = 75
 
 
 MAX_SHOWN_CHARS: Final = 500  # of what others send, in an error
@@ -161,6 +174,7 @@ class ApiError(CollectorError):
         may_be_charged: whether a host that charges for its answers may charge for this one.
     """
 
+    exit_code = 69
     retryable: bool = False
     may_be_charged: bool = True
 
@@ -199,6 +213,7 @@ class NetworkError(ApiError):
 class RateLimitedError(ApiError):
     """429, or a request not sent because a 429 would follow."""
 
+    exit_code = 75
     retryable = True
 
 
@@ -212,13 +227,19 @@ class ServerError(ApiError):
 class RequestRejectedError(ApiError):
     """Another 3xx or 4xx: the same request will be refused again."""
 
+    exit_code = 65
+
 
 class AccessDeniedError(RequestRejectedError):
     """401, 403, 451 or a bot check. The host is not asked again in the run."""
 
+    exit_code = 69
+
 
 class MalformedResponseError(ApiError):
     """2xx, but not the documented shape. The text has the path of the first difference."""
+
+    exit_code = 65
 
 
 class AnswerTooLongError(MalformedResponseError):
@@ -2488,7 +2509,7 @@ def uninterrupted(work: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coro
 
 
 @contextmanager
-def _storage_errors(path: Path, doing: str) -> Iterator[None]:
+def storage_errors(path: Path, doing: str) -> Iterator[None]:
     """Turn the errors of SQLite and of the file system into a `StorageError` that names the file."""
     try:
         yield
@@ -2528,19 +2549,35 @@ def _check_owner(path: Path, version: int, of_another_program: int) -> None:
         raise StorageError(f"{path}: is the database of another program", lasting=True)
 
 
+def reading_mode(path: Path, *, leave_no_log: bool = False) -> str:
+    """Return SQLite's mode for reading the file at *path*: "ro", or "ro&immutable=1" to take it as it is.
+
+    Beside a file that nobody has open a reader makes a log and an index, which it may not remove at its end. Where it
+    must not (*leave_no_log*), or has no right to, such a file is immutable: it must be read at once then.
+    """
+    may_leave_log = not leave_no_log and os.access(path.parent, os.W_OK)
+    has_log = any(Path(f"{os.path.realpath(path)}{suffix}").exists() for suffix in ("-wal", "-journal"))
+    return "ro" if has_log or may_leave_log else "ro&immutable=1"
+
+
 @contextmanager
-def open_read_only(path: Path, *, leave_no_log: bool = False) -> Iterator[sqlite3.Connection]:
+def open_read_only(path: Path, *, current: bool = True, leave_no_log: bool = False) -> Iterator[sqlite3.Connection]:
     """Open the database at *path* for reading only, beside whoever writes to it; refuse what a collector refuses.
 
-    With *leave_no_log* no log and no index is made beside a file that nobody has open; it must be read at once then.
+    With *current* a file of an older schema, which may lack columns, is refused as well. *leave_no_log* is told at
+    `reading_mode`.
     """
-    with _storage_errors(path, "read"):
+    with storage_errors(path, "read"):
         real_path = _real_path(path)
-        logs = (Path(f"{real_path}{suffix}") for suffix in ("-wal", "-journal"))
-        # beside a file that nobody has open a reader makes a log and an index, which it may not remove at its end
-        mode = "ro&immutable=1" if leave_no_log and not any(log.exists() for log in logs) else "ro"
-        with closing(sqlite3.connect(f"{real_path.as_uri()}?mode={mode}", uri=True)) as connection:
-            _check_owner(path, *connection.execute(FILE_OWNER).fetchone())
+        if not real_path.exists():
+            raise FileNotFoundError("there is no such file; async-collector makes it")
+        address = f"{real_path.as_uri()}?mode={reading_mode(path, leave_no_log=leave_no_log)}"
+        with closing(sqlite3.connect(address, uri=True)) as connection:
+            version, of_another_program = connection.execute(FILE_OWNER).fetchone()
+            _check_owner(path, version, of_another_program)
+            if current and version < SCHEMA_VERSION:
+                what = f"has schema {version} of an older collector, not {SCHEMA_VERSION}; a run upgrades it"
+                raise StorageError(f"{path}: {what if real_path.stat().st_size else 'is empty; a run fills it'}")
             yield connection
 
 
@@ -2571,9 +2608,9 @@ def locked(path: Path, wait_s: float = 0.0) -> Iterator[Path]:
         raise DatabaseBusy(f"{path}: in use by {holder}") from error
 
 
-async def _lock(path: Path, stack: AsyncExitStack) -> Path:
-    """Enter `locked` without holding up the event loop, as soon as nobody else holds the lock within `LOCK_WAIT_S`."""
-    for _ in range(round(LOCK_WAIT_S / LOCK_POLL_S)):
+async def _lock(path: Path, stack: AsyncExitStack, wait_s: float) -> Path:
+    """Enter `locked` without holding up the event loop, as soon as nobody else holds the lock within *wait_s*."""
+    for _ in range(round(wait_s / LOCK_POLL_S)):
         with suppress(DatabaseBusy):
             return stack.enter_context(locked(path))
         await asyncio.sleep(LOCK_POLL_S)
@@ -2616,17 +2653,20 @@ class Database:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, path: Path, file: tuple[int, int] | None = None) -> AsyncIterator[Self]:
+    async def open(
+        cls, path: Path, file: tuple[int, int] | None = None, *, wait_s: float = LOCK_WAIT_S
+    ) -> AsyncIterator[Self]:
         """Open the database at *path*, or make one; upgrade it to the current schema, and close it at the end.
 
-        With the *file* of an earlier `Database`, no other file is opened and none is made.
+        With the *file* of an earlier `Database`, no other file is opened and none is made. A lock that another program
+        holds is waited for, *wait_s* seconds at most.
         """
         async with AsyncExitStack() as stack:
-            with _storage_errors(path, "open"):
+            with storage_errors(path, "open"):
                 if file and _file_id(path) != file:
                     moved = "it was moved or replaced, or its disk is not mounted"
                     raise StorageError(f"{path}: is not the file of the runs before: {moved}")
-                real_path = await _lock(path, stack)
+                real_path = await _lock(path, stack, wait_s)
                 with suppress(FileExistsError):  # an empty file is an empty database; SQLite's everybody could read
                     real_path.touch(FILE_MODE, exist_ok=False)
                 _warn_of_old_sqlite()
@@ -2677,7 +2717,7 @@ class Database:
         for column, (definition, _) in _schema_columns()[table].items():
             if column not in there:
                 constant = definition.removesuffix(" DEFAULT CURRENT_TIMESTAMP")  # which SQLite cannot add
-                with _storage_errors(self._path, f"add the column {table}.{column}"):
+                with storage_errors(self._path, f"add the column {table}.{column}"):
                     await self._connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {constant}")
 
     async def _normalise(self, table: str, column: str) -> None:
@@ -2696,7 +2736,7 @@ class Database:
 
     async def rows(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:
         """Return the rows that *query* finds."""
-        with _storage_errors(self._path, "read"):
+        with storage_errors(self._path, "read"):
             return [tuple(row) for row in await self._connection.execute_fetchall(query, values)]
 
     async def value(self, query: str, *values: str | int) -> Any:  # noqa: ANN401  whatever SQLite has there
@@ -2804,7 +2844,7 @@ class Database:
         The caller is `uninterrupted`, for a cancellation in the middle would meet a statement that still runs.
         """
         async with self._one_at_a_time:
-            with _storage_errors(self._path, doing):
+            with storage_errors(self._path, doing):
                 if _file_id(self.absolute_path) != self.file:
                     lost = "was deleted or replaced while it was in use; what was stored went with it"
                     raise StorageError(f"{self._path}: {lost}")

@@ -52,8 +52,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 FORMAT: Final = 1  # of the lake
-EXIT_CODES: Final = ((ac.DatabaseBusy, 75), (ac.StorageError, 74), (ac.ConfigError, 78))
-BAD_CONFIGURATION: Final = 78
 INTERRUPTED: Final = 130
 PATIENCE_S: Final = 20 * 60.0  # with a collector that holds the file: a run ends before the next one begins
 HOLD_S: Final = 0.04  # the file is held for about so long at a time
@@ -504,10 +502,6 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
         connection.isolation_level = None
         connection.text_factory = _text
         connection.execute("BEGIN")
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version != ac.SCHEMA_VERSION:
-            advice = "collect once to upgrade it" if version < ac.SCHEMA_VERSION else "a newer collector made it"
-            raise ac.StorageError(f"{path}: has schema {version}, not {ac.SCHEMA_VERSION}: {advice}")
         yield connection
 
 
@@ -519,7 +513,7 @@ class Writer:
         self.path: Final = path
         self.last_hold_s = 0.0
         self._since_pause_s = 0.0
-        with self.naming():
+        with ac.storage_errors(path, "write"):
             self.connection = sqlite3.connect(path, isolation_level=None, timeout=ac.BUSY_TIMEOUT_S)
             # a deleted parent would look for its children in all of `snapshots`
             self.connection.execute("PRAGMA foreign_keys = OFF")
@@ -527,20 +521,12 @@ class Writer:
             self.connection.execute("PRAGMA wal_autocheckpoint = 0")  # `prune_table` does it by itself
             self.connection.execute("PRAGMA cache_size = -32768")
 
-    @contextmanager
-    def naming(self) -> Iterator[None]:
-        """Turn errors of SQLite into a `StorageError` that names the file."""
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise ac.StorageError(f"{self.path}: cannot write: {error}") from error
-
     def execute(self, statement: str, values: Mapping[str, object] | None = None) -> int:
         """Execute one statement in a transaction of its own, holding the file, and return how many rows it changed."""
         if self._since_pause_s > PAUSE_EVERY_S:  # whoever waits for the file gets it now
             time.sleep(PAUSE_S)
             self._since_pause_s = 0.0
-        with self.naming(), ac.locked(self.path, PATIENCE_S):
+        with ac.storage_errors(self.path, "write"), ac.locked(self.path, PATIENCE_S):
             started = time.monotonic()
             changed = self.connection.execute(statement, values or {}).rowcount
             self.last_hold_s = time.monotonic() - started
@@ -810,7 +796,7 @@ def prune(path: Path, day: str, bar: tqdm[Any]) -> int:
     with reading(path) as connection:
         later, _ = window_of(connection, day)
     archived = Window(day, later.part - 1, {}, later.after)
-    with closing(Writer(path)) as writer, writer.naming():
+    with closing(Writer(path)) as writer, ac.storage_errors(path, "write"):
         return sum(prune_table(writer, table, archived, bar) for table in TABLES if table.is_pruned)
 
 
@@ -1128,16 +1114,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--restore needs --db NEW.db")
     if MISSING:
         say(f"collector-archive: {MISSING} is missing: install the extra, pip install '.[archive]'", sys.stderr)
-        return BAD_CONFIGURATION
+        return ac.ConfigError.exit_code
     try:
         run(options)
     except ac.CollectorError as error:
         say(f"collector-archive: {without_secrets(str(error))}", sys.stderr)
-        return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
+        return error.exit_code
     except OSError as error:  # no right to lock the file, no room for a line
         with suppress(OSError):
             say(f"collector-archive: {error}", sys.stderr)
-        return next(code for kind, code in EXIT_CODES if issubclass(ac.StorageError, kind))
+        return ac.StorageError.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0

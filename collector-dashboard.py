@@ -32,9 +32,6 @@ import async_collector as ac
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-FILE_UNUSABLE: Final = 74
-BAD_CONFIGURATION: Final = 78
-
 try:
     import datasette_dashboards  # noqa: F401  Datasette finds it by its entry point
     import uvicorn
@@ -46,7 +43,7 @@ try:
     from markupsafe import Markup
 except ModuleNotFoundError as error:
     print(f"collector-dashboard: {error}; install the extra, pip install '.[dashboard]'", file=sys.stderr)
-    sys.exit(BAD_CONFIGURATION)
+    sys.exit(ac.ConfigError.exit_code)
 
 NAME: Final = "polymarket"  # of the database in addresses, whatever the file is called
 SETTINGS: Final = {
@@ -896,7 +893,7 @@ class CollectorFile(Database):  # type: ignore[misc]  # Datasette has no types
     """
 
     def __init__(self, datasette: Datasette, path: Path, mode: str) -> None:
-        """Name the file; *mode* is `mode=ro` or `immutable=1`."""
+        """Name the file; *mode* is how, as `opening_mode` says."""
         super().__init__(datasette, path=str(path), is_mutable=True)
         self.uri = f"{path.as_uri()}?{mode}"
 
@@ -991,52 +988,18 @@ def opening_mode(path: Path) -> str:
     Raises:
         ac.StorageError: it cannot, or it is no file that this version shows; the message says what to do.
     """
-    refusal = None
-    if not path.exists():
-        refusal = "there is no such file; async-collector makes it, --db names another"
-    elif not path.is_file():
-        refusal = "is not a file"
-    elif not path.stat().st_size:
-        refusal = "is empty: nothing was collected into it; run async-collector --db with it"
-    elif not os.access(path, os.R_OK):
-        refusal = "may not be read by this user"
-    if refusal:
-        msg = f"{path}: {refusal}"
+    try:
+        with ac.open_read_only(path) as connection:
+            names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    except ac.StorageError as error:
+        if not isinstance(error.__cause__, sqlite3.OperationalError):
+            raise
+        msg = f"{error}; to read it, you must be allowed to write in its folder, or copy it with all beside it"
+        raise ac.StorageError(msg) from error
+    if lacking := {*SCHEMA, "seen"} - names:
+        msg = f"{path}: lacks {', '.join(sorted(lacking))}"
         raise ac.StorageError(msg)
-    # SQLite needs its log and index beside the file, also to read; where it may not make them, an unused file will do
-    unused = not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists()
-    for mode in ("mode=ro", "immutable=1") if unused else ("mode=ro",):
-        try:
-            _check_schema(path, mode)
-        except sqlite3.OperationalError as error:
-            reason = error
-        except sqlite3.DatabaseError as error:
-            msg = f"{path}: is not a database, or damaged: {error}"
-            raise ac.StorageError(msg) from error
-        else:
-            return mode
-    msg = f"{path}: {reason}; to read it, you must be allowed to write in its folder, or copy it with all beside it"
-    raise ac.StorageError(msg)
-
-
-def _check_schema(path: Path, mode: str) -> None:
-    with closing(sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True, timeout=2)) as connection:
-        names = {
-            name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
-        }
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-    refusal = None
-    if not {"markets", "snapshots"} <= names:
-        refusal = "is the database of another program"
-    elif version > ac.SCHEMA_VERSION:
-        refusal = f"has schema {version} of a newer collector; this one knows {ac.SCHEMA_VERSION}"
-    elif version < ac.SCHEMA_VERSION:
-        refusal = f"has schema {version} of an older collector, this one shows {ac.SCHEMA_VERSION}; a run upgrades it"
-    elif lacking := {*SCHEMA, "seen"} - names:
-        refusal = f"lacks {', '.join(sorted(lacking))}"
-    if refusal:
-        msg = f"{path}: {refusal}"
-        raise ac.StorageError(msg)
+    return f"mode={ac.reading_mode(path)}"
 
 
 def most_traded(path: Path, mode: str) -> str | None:
@@ -1113,14 +1076,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         datasette = application(path, mode)
     except (ac.StorageError, sqlite3.Error) as error:
         print(f"collector-dashboard: {error}", file=sys.stderr)
-        return FILE_UNUSABLE
+        return ac.StorageError.exit_code
     try:
         listener = listen(arguments.host, arguments.port)
     except OSError as error:
         text = f"cannot listen on {arguments.host} port {arguments.port}: {error}; --port N takes another"
         print(f"collector-dashboard: {text}", file=sys.stderr)
-        return BAD_CONFIGURATION
-    if mode == "immutable=1":
+        return ac.ConfigError.exit_code
+    if "immutable" in mode:
         print(
             "The folder may not be written: the file is shown as it is now. Start again to see changes.",
             file=sys.stderr,

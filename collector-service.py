@@ -38,8 +38,6 @@ ENVIRONMENT: Final = {
     "COLLECTOR_TAGS": "",
     "COLLECTOR_ENDS_WITHIN": "",  # minutes; no limit
 }
-BAD_FILE: Final = 74
-BAD_CONFIGURATION: Final = 78
 LEVEL_PREFIXES: Final = {
     logging.DEBUG: "<7>",
     logging.INFO: "<6>",
@@ -146,12 +144,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_up_logging()
     try:
         asyncio.run(serve(settings_from_environment()))
-    except ac.ConfigError as error:
+    except ac.CollectorError as error:
         log.critical("%s", error)
-        return BAD_CONFIGURATION
-    except ac.StorageError as error:
-        log.critical("%s", error)
-        return BAD_FILE
+        return error.exit_code
     except KeyboardInterrupt:
         pass
     return 0

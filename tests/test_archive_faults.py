@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -127,6 +129,19 @@ def test_one_archive_at_a_time_and_none_while_the_file_is_held(
     monkeypatch.setitem(script()["main"].__globals__, "PATIENCE_S", 0.1)
     with ac.locked(sample):
         assert archive(tmp_path / "lake", "--db", sample) == 75
+    assert archive(tmp_path / "lake", "--db", sample) == 0
+
+
+def test_a_file_to_which_another_program_writes_is_busy(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which may pass, unlike a file that cannot be written: 75, and the next archiving goes on."""
+    monkeypatch.setattr(ac, "BUSY_TIMEOUT_S", 0.1)
+    with contextlib.closing(sqlite3.connect(sample, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert archive(tmp_path / "lake", "--db", sample) == 75
+        assert f"{sample}: cannot write: database is locked" in capsys.readouterr().err
+        other.execute("ROLLBACK")
     assert archive(tmp_path / "lake", "--db", sample) == 0
 
 

@@ -154,10 +154,10 @@ def file_of_nulls(empty_file: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda _: None, "there is no such file; async-collector makes it"),
-        (lambda path: path.mkdir(), "is not a file"),
-        (lambda path: path.touch(), "is empty: nothing was collected into it"),
-        (lambda path: path.write_text("no database, " * 1_000), "is not a database, or damaged"),
+        (lambda _: None, "cannot read: there is no such file; async-collector makes it"),
+        (lambda path: path.mkdir(), "is a folder"),
+        (lambda path: path.touch(), "is empty; a run fills it"),
+        (lambda path: path.write_text("no database, " * 1_000), "cannot read: file is not a database"),
         (lambda path: change(path, "CREATE TABLE invoices (id)"), "is the database of another program"),
         (lambda path: sample_database.create(path).execute("PRAGMA user_version = 99"), "has schema 99 of a newer"),
         (lambda path: sample_database.create(path).execute("PRAGMA user_version = 2"), "has schema 2 of an older"),
@@ -278,7 +278,7 @@ except script["ac"].StorageError as error:
     if used:
         assert "you must be allowed to write in its folder" in ended.stdout, ended
     else:
-        assert ended.stdout == "immutable=1\n", ended
+        assert ended.stdout == "mode=ro&immutable=1\n", ended
 
 
 # --- What it shows ----------------------------------------------------------------------------------------------------

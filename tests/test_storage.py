@@ -325,6 +325,43 @@ async def test_a_second_collector_is_told_who_holds_the_file(tmp_path: Path) -> 
     await opened_once(path)
 
 
+async def test_a_file_that_is_held_is_waited_for(tmp_path: Path) -> None:
+    path, opened = tmp_path / "file.db", asyncio.Event()
+
+    async def wait() -> None:
+        async with Database.open(path, wait_s=60):
+            opened.set()
+
+    async with Database.open(path):
+        waiting = asyncio.create_task(wait())
+        with pytest.raises(DatabaseBusy):
+            await Database.open(path, wait_s=0).__aenter__()
+        assert not opened.is_set()
+    await waiting
+    assert opened.is_set()
+
+
+async def test_an_older_file_is_read_only_by_whoever_asks_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    make_file(path, OLD_FILE)
+    with open_read_only(path, current=False) as connection:
+        assert connection.execute("SELECT price_yes FROM snapshots").fetchall() == [(0.25,), (0.5,)]
+    with pytest.raises(StorageError, match="has schema 0 of an older collector, not"), open_read_only(path):
+        pass
+    await opened_once(path)
+    with open_read_only(path) as connection, pytest.raises(sqlite3.OperationalError, match="readonly"):
+        connection.execute("DELETE FROM snapshots")
+
+
+def test_what_is_not_there_or_empty_is_said_to_whoever_reads(tmp_path: Path) -> None:
+    path = tmp_path / "file.db"
+    with pytest.raises(StorageError, match=r"file.db: cannot read: there is no such file"), open_read_only(path):
+        pass
+    path.touch()
+    with pytest.raises(StorageError, match=r"file.db: is empty; a run fills it"), open_read_only(path):
+        pass
+
+
 async def test_a_holder_that_was_killed_holds_nothing(tmp_path: Path) -> None:
     path = tmp_path / "file.db"
     program = f"""
