@@ -1250,6 +1250,7 @@ class Resolution(NamedTuple):
     outcome: str
     closed_at: str | None
     look_again_at: str | None  # None: never
+    stored_at: str
     market_id: str
 
 
@@ -2076,7 +2077,23 @@ _MIRROR: Final = (
     "(SELECT json_group_array(json_array(round(1 - json_extract(value, '$[0]'), 9), json_extract(value, '$[1]')))"
     " FROM json_each({0}))"
 )
-SCHEMA_VERSION: Final = 5
+SCHEMA_VERSION: Final = 6
+_ARCHIVED_DAYS: Final = """archived_days ( -- rows of the day with ids up to the greatest in its rows are in the lake
+        day TEXT NOT NULL, -- YYYY-MM-DD, UTC
+        shard TEXT NOT NULL DEFAULT '', -- the name under which they are there
+        archived_at TIMESTAMP NOT NULL, -- UTC: when the newest part was
+        parts INTEGER NOT NULL DEFAULT 1, -- how often rows of the day were archived under that name
+        manifests TEXT NOT NULL DEFAULT '[]', -- JSON array: SHA-256 of each part's manifest, [] before version 0.3
+        is_behind INTEGER NOT NULL DEFAULT 0, -- 1: the lake has later rows of the day, which this file never had
+        pruned_at TIMESTAMP, -- UTC: when their deletion from this file began, NULL before version 0.3
+        snapshots INTEGER NOT NULL DEFAULT 0, -- the greatest archived id, as in the columns that follow
+        books INTEGER NOT NULL DEFAULT 0, -- the greatest archived book_id
+        runs INTEGER NOT NULL DEFAULT 0, -- the greatest archived run_id
+        failures INTEGER NOT NULL DEFAULT 0, -- the greatest archived rowid
+        tweets INTEGER NOT NULL DEFAULT 0, -- the greatest archived rowid
+        hype_signals INTEGER NOT NULL DEFAULT 0, -- the greatest archived id
+        PRIMARY KEY (day, shard)
+    )"""
 # What a new file consists of. An older file, also one that another collector has made, gets what it lacks of this by
 # comparison (`Database._upgrade`). To add a column, a table, an index or a view, or to change an index or a view:
 # write it here, and raise SCHEMA_VERSION. A column stands on a line of its own, with its comment, which says what it
@@ -2105,6 +2122,7 @@ SCHEMA: Final = f"""
         outcome_no TEXT, -- the second outcome's own word
         tags TEXT, -- JSON array of labels
         closed_at TIMESTAMP, -- UTC: when it closed, from Gamma; filled together with the outcome
+        outcome_stored_at TIMESTAMP, -- UTC: when that outcome was stored; NULL: there is none, or before version 0.3
         outcome_asked INTEGER DEFAULT 0, -- how often the outcome was asked for in vain
         outcome_ask_at TIMESTAMP, -- UTC: the outcome is not asked for again before
         followed INTEGER NOT NULL DEFAULT 0 -- 1: collected in every run until it resolves
@@ -2219,17 +2237,7 @@ SCHEMA: Final = f"""
         database_id TEXT NOT NULL, -- a UUID
         shard TEXT NOT NULL -- the name of its files in the lake
     );
-    CREATE TABLE archived_days ( -- rows of the day with ids up to these are in the lake
-        day TEXT PRIMARY KEY, -- YYYY-MM-DD, UTC
-        archived_at TIMESTAMP NOT NULL, -- UTC
-        parts INTEGER NOT NULL DEFAULT 1, -- files per table
-        snapshots INTEGER NOT NULL, -- the greatest archived id, as in the columns that follow
-        books INTEGER NOT NULL, -- the greatest archived book_id
-        runs INTEGER NOT NULL, -- the greatest archived run_id
-        failures INTEGER NOT NULL, -- the greatest archived rowid
-        tweets INTEGER NOT NULL, -- the greatest archived rowid
-        hype_signals INTEGER NOT NULL -- the greatest archived id
-    );
+    CREATE TABLE {_ARCHIVED_DAYS};
     CREATE INDEX unresolved_markets ON markets(CAST(market_id AS INTEGER), outcome_ask_at)
         WHERE resolved = 0 AND market_id NOT GLOB '*[^0-9]*';
     CREATE INDEX second_looks ON markets(outcome_ask_at) WHERE resolved = 1 AND outcome_ask_at IS NOT NULL;
@@ -2337,6 +2345,18 @@ MOVES: Final = (
         ALTER TABLE failures DROP COLUMN markets_before;
         """,
     ),
+    (  # schemas 4 and 5, where a database had one name in the lake
+        "SELECT 1 FROM pragma_table_info('archived_days') WHERE name = 'shard' AND pk = 0",
+        f"""
+        ALTER TABLE archived_days RENAME TO archived_days_before;
+        CREATE TABLE {_ARCHIVED_DAYS};
+        INSERT INTO archived_days
+            (day, shard, archived_at, parts, snapshots, books, runs, failures, tweets, hype_signals)
+            SELECT day, shard_before, archived_at, parts, snapshots, books, runs, failures, tweets, hype_signals
+            FROM archived_days_before, (SELECT coalesce(max(shard), '') AS shard_before FROM lake);
+        DROP TABLE archived_days_before;
+        """,  # noqa: S608
+    ),
     (  # any; other collectors wrote a bool in any spelling, and what is not true is not resolved
         "SELECT 1",
         """
@@ -2387,7 +2407,7 @@ _MARKET_CHANGES: Final = {
     "category": "CASE WHEN excluded.tags IS NULL THEN coalesce(excluded.category, category) ELSE excluded.category END",
     "followed": "max(excluded.followed, followed)",
     **dict.fromkeys(("resolved", "outcome_asked"), "0"),
-    **dict.fromkeys(("resolution_outcome", "closed_at", "outcome_ask_at"), "NULL"),
+    **dict.fromkeys(("resolution_outcome", "closed_at", "outcome_stored_at", "outcome_ask_at"), "NULL"),
 }
 # a row that would not change is not written
 SAVE_MARKET: Final = f"""
@@ -2417,14 +2437,18 @@ COUNT_SAVED: Final = """
         books_unchanged = books_unchanged + ?, errors = errors + ?
     WHERE run_id = ?
 """
+# the time of an outcome that is stored already stays
 SAVE_RESOLUTION: Final = """
-    UPDATE markets SET resolved = 1, resolution_outcome = ?, closed_at = ?, outcome_ask_at = ? WHERE market_id = ?
+    UPDATE markets SET
+        resolved = 1, resolution_outcome = ?1, closed_at = ?2, outcome_ask_at = ?3,
+        outcome_stored_at = iif(resolved = 1 AND resolution_outcome IS ?1, outcome_stored_at, ?4)
+    WHERE market_id = ?5
 """
 MAX_OUTCOME_WAIT_MINUTES: Final = 7 * 24 * 60  # until the outcome of a closed market is asked for again
 # asked for again after 15 minutes, then each time after four times as long
 SAVE_UNDECIDED: Final = """
     UPDATE markets SET
-        resolved = 0, resolution_outcome = NULL,
+        resolved = 0, resolution_outcome = NULL, outcome_stored_at = NULL,
         outcome_ask_at = datetime(?, min(15 * (1 << (2 * min(outcome_asked, 10))), ?) || ' minutes'),
         outcome_asked = outcome_asked + 1
     WHERE market_id = ?
@@ -3315,7 +3339,7 @@ class Discovery:
         if outcome:
             closed_at = sql_time_of(market.closed_time) or closed_before
             look_at = next_look(closed_at, self._clock.now()) if closed_at or not before else None
-            batch.resolutions.append(Resolution(outcome, closed_at, look_at, market_id))
+            batch.resolutions.append(Resolution(outcome, closed_at, look_at, sql_time(self._clock.now()), market_id))
         else:
             batch.undecided.append((self._run.started_at, MAX_OUTCOME_WAIT_MINUTES, market_id))
 
@@ -3347,7 +3371,7 @@ class Discovery:
             outcome, closed_at = self._resolved.get(id_, ("", None))
             if outcome:
                 look_at = next_look(closed_at, self._clock.now())
-                batch.resolutions.append(Resolution(outcome, closed_at, look_at, str(id_)))
+                batch.resolutions.append(Resolution(outcome, closed_at, look_at, sql_time(self._clock.now()), str(id_)))
             else:
                 batch.undecided.append((run.started_at, MAX_SEARCH_WAIT_MINUTES, str(id_)))
             batch.failures.append(run.failure("outcome", self._not_open.get(id_, f"it is {neither}"), id_))

@@ -544,8 +544,8 @@ class Writer:
 # --- Archiving --------------------------------------------------------------------------------------------------------
 
 NOTE: Final = f"""
-    INSERT OR REPLACE INTO archived_days (day, archived_at, parts, {", ".join(table.name for table in TABLES)})
-    VALUES (:day, :now, :part, {", ".join(f":{table.name}" for table in TABLES)})
+    INSERT OR REPLACE INTO archived_days (day, shard, archived_at, parts, {", ".join(table.name for table in TABLES)})
+    VALUES (:day, :shard, :now, :part, {", ".join(f":{table.name}" for table in TABLES)})
 """  # noqa: S608
 OPEN_RUNS: Final = "SELECT run_id FROM runs WHERE status = 'running' AND started_at < ? ORDER BY run_id"
 # of a table that is not pruned only those rows count that are not in the lake
@@ -873,7 +873,12 @@ def archive_day(path: Path, lake: Lake, owner: tuple[str, str], day: str, bar: t
         else:
             manifest = part.write(connection, bar)
     with closing(Writer(path)) as writer:
-        values = part.window.upto | {"day": day, "part": window.part, "now": ac.sql_time(datetime.now(UTC))}
+        values = part.window.upto | {
+            "day": day,
+            "shard": owner[1],
+            "part": window.part,
+            "now": ac.sql_time(datetime.now(UTC)),
+        }
         writer.connection.execute("PRAGMA synchronous = FULL")
         writer.execute(NOTE, values)
     return manifest

@@ -200,6 +200,25 @@ async def test_an_outcome_is_looked_at_again_one_and_seven_days_after_the_close(
     assert failures(database) == []
 
 
+async def test_the_time_of_an_outcome_is_when_that_outcome_was_stored(
+    exchange: FakePolymarket, next_run: Run, database: Path, market: FakeMarket
+) -> None:
+    """So that it changes with the outcome alone: not when it is looked at again, and it goes when the market opens."""
+    stored_at = "SELECT outcome_stored_at FROM markets WHERE market_id = ?"
+    await next_run()
+    exchange.close(market, "1", "0")
+    times: list[str] = []
+    for prices in (("1", "0"), ("1", "0"), ("0", "1")):
+        exchange.close(market, *prices)
+        await next_run(DAY + HOUR if times else HOUR)
+        times.append(rows(database, stored_at, market.id)[0]["outcome_stored_at"])
+    runs = [row["started_at"] for row in rows(database, "SELECT started_at FROM runs ORDER BY run_id")]
+    assert times == [runs[1], runs[1], runs[1]]
+    await next_run(6 * DAY)
+    runs = [row["started_at"] for row in rows(database, "SELECT started_at FROM runs ORDER BY run_id")]
+    assert rows(database, stored_at, market.id) == [{"outcome_stored_at": runs[4]}]
+
+
 async def test_an_outcome_is_looked_at_again_once_where_nobody_says_when_the_market_closed(
     exchange: FakePolymarket, next_run: Run, market: FakeMarket
 ) -> None:
