@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 from conftest import PROJECT
@@ -25,3 +28,27 @@ def test_the_page_of_the_tests_names_what_is_there() -> None:
         assert (PROJECT / "tests" / page).is_file()
     for file in re.findall(r"`(\w+\.py)`", PAGE):
         assert Path(PROJECT / "tests" / file).is_file()
+
+
+def test_a_program_that_uses_the_installed_package_is_type_checked(tmp_path: Path) -> None:
+    """What an empty environment gets from the wheel, with a right and a wrong use of it."""
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
+    subprocess.run(build, cwd=PROJECT, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    (site_packages,) = tmp_path.glob("venv/[Ll]ib/**/site-packages")
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as files:
+        files.extractall(site_packages)
+    assert (site_packages / "async_collector/__init__.py").read_text() == (PROJECT / "async_collector.py").read_text()
+    (tmp_path / "program.py").write_text(
+        "from async_collector import AsyncCollector\n"
+        "AsyncCollector('file.db', workers=7).clob_limiter.max_requests = 40\n"
+        "AsyncCollector('file.db', workers='ten')\n"
+    )
+    python = next(path for path in tmp_path.glob("venv/*/python*") if path.stem == "python")
+    check = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(python), "program.py"]
+    done = subprocess.run(check, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert done.stdout == (
+        'program.py:3: error: Argument "workers" to "AsyncCollector" has incompatible type "str"; expected "int"'
+        "  [arg-type]\nFound 1 error in 1 file (checked 1 source file)\n"
+    )
