@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 from conftest import PROJECT
+from packaging.requirements import Requirement
 
 TESTS = sorted((PROJECT / "tests").glob("test_*.py"))
 PAGE = (PROJECT / "tests/README.md").read_text()
@@ -28,6 +31,24 @@ def test_the_page_of_the_tests_names_what_is_there() -> None:
         assert (PROJECT / "tests" / page).is_file()
     for file in re.findall(r"`(\w+\.py)`", PAGE):
         assert Path(PROJECT / "tests" / file).is_file()
+
+
+def test_all_that_tests_install_is_pinned_and_within_the_bounds() -> None:
+    lines = (PROJECT / "constraints.txt").read_text().splitlines()
+    assert "--upgrade" in lines[1], "the line that renews it"
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"==[\w.]+", str(pin.specifier)) for pin in pins)
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    extras = itertools.chain(*project["project"]["optional-dependencies"].values())
+    wanted = [Requirement(line) for line in (*project["project"]["dependencies"], *extras)]
+    wanted += [Requirement(line) for line in project["build-system"]["requires"]]
+    for requirement in wanted:
+        if requirement.name != project["project"]["name"]:
+            versions = [str(pin.specifier)[2:] for pin in pins if pin.name == requirement.name]
+            assert versions, f"{requirement} is not pinned: renew constraints.txt"
+            assert all(version in requirement.specifier for version in versions), requirement
+    development = (PROJECT / "README.md").read_text().partition("## Development")[2]
+    assert "pip install -c constraints.txt -e '.[dev]'" in development
 
 
 def test_a_program_that_uses_the_installed_package_is_type_checked(tmp_path: Path) -> None:
