@@ -14,6 +14,7 @@ if sys.version_info < (3, 11):  # noqa: UP036  said before an import fails witho
 
 import argparse
 import asyncio
+import difflib
 import json
 import logging
 import math
@@ -21,12 +22,14 @@ import os
 import platform
 import signal
 import sqlite3
+import textwrap
 import time
+from collections import Counter
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO, TypeVar
 
 import aiohttp
 from tqdm import tqdm
@@ -42,6 +45,7 @@ T = TypeVar("T")
 DRIFT: Final = ac.MalformedResponseError.exit_code
 UNWRITTEN: Final = 74
 PARTIAL: Final = 75
+UNKNOWN_NAMES: Final = ac.UnknownNamesError.exit_code
 INTERVAL_MIN: Final = 15
 INTERRUPTED: Final = 128  # and the number of the signal
 
@@ -83,6 +87,11 @@ def drop_buffered(stream: TextIO) -> None:
     os.close(kept)
 
 
+def say_end(text: str) -> None:
+    """Say what was done before a signal; on a terminal over the `^C` that it has shown."""
+    say(f"{chr(13) * sys.stderr.isatty()}async-collector: {text}", sys.stderr)
+
+
 def answer(text: str, code: int = 0) -> int:
     """Print *text*, the result that was asked for, and return the exit code: *code* if it could be written."""
     if error := say(text, sys.stdout):
@@ -103,6 +112,22 @@ def checked(check: Callable[[str, str], T]) -> Callable[[str], T]:
     return convert
 
 
+class Parser(argparse.ArgumentParser):
+    """Complains in one line, and names the option that was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with the code 2."""
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        for word in message.partition("unrecognized arguments: ")[2].split():
+            name = f"--{word.lstrip('-').partition('=')[0].replace('_', '-').lower()}"
+            begins = [option for option in known if option.startswith(name)]
+            has_it = [option for option in known if name.removeprefix("--") in option.split("-")]
+            if word.startswith("-") and (near := begins or has_it or difflib.get_close_matches(name, known, 1)):
+                message += f"; did you mean {' or '.join(near)}?"
+                break
+        self.exit(2, f"{self.prog}: error: {ac.printable(message)}\n")
+
+
 MAX_LINES: Final = 20  # of named markets
 # shares on offer within 2 cents of the best bid and of the best ask, both together
 NAMED: Final = """
@@ -119,12 +144,34 @@ NAMED: Final = """
 """
 
 
+VARIABLES: Final = textwrap.fill(", ".join(ac.ENVIRONMENT), 78, initial_indent="  ", subsequent_indent="  ")
+EPILOG: Final = f"""\
+examples:
+  async-collector
+      one snapshot of each market over $100,000 in 24 hours, to polymarket_data.db
+  async-collector --event the-cup --continuous --interval 0.05 --db cup.db
+      all markets of an event, every 3 seconds, until Ctrl-C
+
+variables (an option wins):
+{VARIABLES}
+  and HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY
+
+exit codes:
+  0 done; 1 a bug, or with --status: not well; 2 bad command line;
+  65 the exchange answers in an unknown shape; 69 it cannot be reached;
+  74 the file cannot be used; 75 less than 95 % stored, or the file is locked;
+  78 bad configuration, or none of the names exists; 130, 143 interrupted
+"""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; the README has the same table."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         allow_abbrev=False,
         prog="async-collector",
         description="Take snapshots of Polymarket's open markets and store them in a SQLite file.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     versions = (
         f"async-collector {ac.__version__} (Python {platform.python_version()}, "
@@ -186,9 +233,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def no_file(result: ac.CollectionResult) -> str:
+    """Return that there is no file, where a first run had nothing to store."""
+    return "" if Path(result["database"]).exists() else f", so there is no file {result['database']}"
+
+
 def summary(result: ac.CollectionResult, named: Sequence[dict[str, Any]] = ()) -> str:
     """Return what *result* and the prices of the *named* markets say to a person."""
     stats = result["stats"]
+    if not result["markets"]:
+        return f"Run {result['run_id']} is {result['status']}: no market was stored{no_file(result)}"
     rate = result["markets"] / result["duration"] if result["duration"] else 0.0
     lines = [SUMMARY.format_map({**stats, **result, "rate": rate, "listed": stats["markets_fetched"]})]
     lines += [named_line(market) for market in named[:MAX_LINES]]
@@ -212,7 +266,7 @@ def named_line(market: dict[str, Any]) -> str:
 
 def read_named(result: ac.CollectionResult, selection: ac.Selection) -> list[dict[str, Any]]:
     """Return the rows that the run of *result* has stored of the markets named one by one or by their event."""
-    if not (selection.markets or selection.events):
+    if not (result["markets"] and (selection.markets or selection.events)):
         return []
     names = {"run": result["run_id"]} | {kind: json.dumps(getattr(selection, kind)) for kind in ("markets", "events")}
     with ac.open_read_only(Path(result["database"]), leave_no_log=True) as connection:
@@ -236,21 +290,41 @@ def say_notes(result: ac.CollectionResult) -> None:
 def complaint(result: ac.CollectionResult) -> str:
     """Return why a run that is not complete is not."""
     good = result["markets"] - result["books_missing"]
+    where = no_file(result) or f" (see the table failures, run {result['run_id']})"
     why = f"first failure: {result['reason']}"
     if result["drift"]:
         why = f"the exchange's answers have changed: {result['drift']}"
     return (
         f"async-collector: {good} of {result['stats']['markets_fetched']} listed markets were stored with their books; "
-        f"{why} (see the table failures, run {result['run_id']})"
+        f"{why}{where}"
     )
 
 
+LAST_LISTED: Final = """
+    SELECT markets_listed FROM runs
+    WHERE min_volume IS :min_volume AND selection IS :selection AND status IN ('complete', 'partial')
+    ORDER BY run_id DESC LIMIT 1
+"""
+
+
+def expected_markets(settings: ac.Settings) -> int:
+    """Return how many markets the last run of the same selection listed; 0 where that is not known."""
+    with suppress(ac.StorageError), ac.open_read_only(settings.db_path, leave_no_log=True) as connection:
+        (listed,) = connection.execute(LAST_LISTED, settings.selection.columns).fetchone() or (0,)
+        return int(listed or 0)
+    return 0
+
+
 class Bar:
-    """A progress bar on stderr over markets; how many there are is known once all are listed."""
+    """A progress bar on stderr over markets.
+
+    How many there are is known once all are listed; before that they are taken to be as many as in the last run.
+    """
 
     def __init__(self, *, shown: bool) -> None:
         """Draw nothing before the first progress."""
-        self._shown = shown
+        self.shown = shown
+        self.expected = 0
         self._bar: tqdm[Any] | None = None
         self.stored = 0
 
@@ -258,8 +332,9 @@ class Bar:
         """Draw *progress*."""
         self.stored = progress.stored
         if self._bar is None:
-            self._bar = tqdm(unit=" markets", disable=not self._shown, dynamic_ncols=True)
-        self._bar.total = progress.listed if progress.all_listed else None
+            self._bar = tqdm(unit=" markets", disable=not self.shown, dynamic_ncols=True)
+        expected = self.expected and max(self.expected, progress.listed)
+        self._bar.total = progress.listed if progress.all_listed else expected or None
         self._bar.set_postfix(errors=progress.errors, refresh=False)
         self._bar.update(progress.stored - self._bar.n)
 
@@ -297,9 +372,16 @@ async def keep_collecting(args: argparse.Namespace, chosen: dict[str, Any]) -> N
     """Collect at every tick until a signal is caught."""
     stop = asyncio.Event()
     on_signals(stop.set, [])
+    done: Counter[str] = Counter()
+
+    def count(progress: ac.Progress) -> None:
+        done["under way"] = progress.stored
 
     def tell(tick: ac.Tick) -> None:
         result = tick.result
+        done["runs"] += 1
+        done["snapshots"] += result["snapshots"] if result else done["under way"]
+        done["under way"] = 0
         if result and args.json:
             answer(json.dumps(result))
         if result:
@@ -315,7 +397,11 @@ async def keep_collecting(args: argparse.Namespace, chosen: dict[str, Any]) -> N
             went = f"run {result['run_id']} is complete: {result['markets']} markets in {result['duration']:.2f} s"
             say(f"{went}; {coming}", sys.stderr)
 
-    await ac.continuous_collection(interval_minutes=args.interval, stop=stop, on_tick=tell, **chosen)
+    await ac.continuous_collection(interval_minutes=args.interval, stop=stop, on_tick=tell, progress=count, **chosen)
+    if not args.quiet:
+        cut = f", and {done['under way']} by the one that was cut off" if done["under way"] else ""
+        runs = "1 run" if done["runs"] == 1 else f"{done['runs']} runs"
+        say_end(f"stopped; {done['snapshots']} snapshots were stored by {runs}{cut}")
 
 
 def announce(settings: ac.Settings, cadence: str = "") -> None:
@@ -333,12 +419,13 @@ def run_once(args: argparse.Namespace, path: str, chosen: dict[str, Any]) -> int
     collector = ac.AsyncCollector(path, **chosen, progress=bar.show)
     if not args.quiet:
         announce(collector.settings)
+    bar.expected = expected_markets(collector.settings) if bar.shown else 0
     caught: list[int] = []
     try:
         result = asyncio.run(collect(collector, caught))
     except (asyncio.CancelledError, KeyboardInterrupt):
         bar.close()
-        say(f"async-collector: interrupted; {bar.stored} markets of this run are stored", sys.stderr)
+        say_end(f"interrupted; {bar.stored} markets of this run are stored")
         return INTERRUPTED + (caught[0] if caught else signal.SIGINT)
     except ac.StorageError as error:
         msg = f"{error}; {bar.stored} markets of this run are stored" if bar.stored else str(error)
@@ -346,10 +433,12 @@ def run_once(args: argparse.Namespace, path: str, chosen: dict[str, Any]) -> int
     finally:
         bar.close()
     code = DRIFT if result["drift"] else 0 if is_well(result) else PARTIAL
+    if result["unknown"] and len(result["unknown"]) == collector.settings.selection.count:
+        code = UNKNOWN_NAMES
     named = read_named(result, collector.settings.selection) if args.json or not args.quiet else []
     if args.json:
         code = answer(json.dumps({**result, "named": named}), code)
-    elif not args.quiet:
+    elif not (args.quiet or code == UNKNOWN_NAMES):
         say(summary(result, named), sys.stdout)  # for a person; whoever cannot have it has lost nothing
         if size(collector.settings.db_path, "-wal") > ac.WAL_LIMIT_BYTES:
             say(f"async-collector: {LARGE_WAL}", sys.stderr)
@@ -549,18 +638,28 @@ def benchmark(chosen: dict[str, Any]) -> dict[str, Any]:
 
     measured: list[dict[str, Any]] = []
     stored: list[set[str]] = []
+
+    def interrupt(number: int, _: object) -> NoReturn:
+        raise KeyboardInterrupt(number)
+
+    signal.signal(signal.SIGTERM, interrupt)
     with TemporaryDirectory() as folder:
         # what is wrong with the exchange the collector says best; and cold caches are at its expense
         for way in (ac.AsyncCollector.collect_all, one_by_one):
             path = Path(folder, f"{way.__name__}.db")
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                measured.append(process.submit(measure, way, path, chosen).result())
+                try:
+                    measured.append(process.submit(measure, way, path, chosen).result())
+                except KeyboardInterrupt:
+                    for child in multiprocessing.active_children():
+                        child.terminate()
+                    raise
+            if not measured[-1]["markets"]:
+                msg = f"{chosen}: there is no market to measure"
+                raise ac.ConfigError(msg)
             with closing(sqlite3.connect(path)) as connection:
                 stored.append({market_id for (market_id,) in connection.execute("SELECT market_id FROM snapshots")})
     new, old = measured
-    if not (old["markets"] and new["markets"]):
-        msg = f"{chosen}: there is no market to measure"
-        raise ac.ConfigError(msg)
     sampled = old["markets"] == SAMPLE_MARKETS < new["markets"]
     return {
         "one_by_one": old,
@@ -636,8 +735,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ac.CollectorError as error:
         say(f"async-collector: {error}", sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        return INTERRUPTED + signal.SIGINT
+    except KeyboardInterrupt as interrupt:
+        say_end("interrupted; a benchmark keeps nothing" if args.benchmark else "interrupted")
+        return INTERRUPTED + int(next(iter(interrupt.args), signal.SIGINT))
 
 
 if __name__ == "__main__":

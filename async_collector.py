@@ -97,7 +97,7 @@ __all__ = [
     "AccessDeniedError", "AnswerTooLongError", "ApiError", "AsyncCollector", "Clock", "CollectionResult",
     "CollectorError", "ConfigError", "DatabaseBusy", "MalformedResponseError", "MarketIndex", "NetworkError",
     "Progress", "Question", "RateLimitedError", "RateLimiter", "RequestRejectedError", "ServerError", "StorageError",
-    "Tick", "continuous_collection", "hype_score", "tone", "velocity",
+    "Tick", "UnknownNamesError", "continuous_collection", "hype_score", "tone", "velocity",
 ]  # fmt: skip
 
 __version__ = "0.3.0"
@@ -129,6 +129,10 @@ class ConfigError(CollectorError, ValueError):
     """A setting has a value that cannot work. The text names the setting, the value and the allowed form."""
 
     exit_code = 78
+
+
+class UnknownNamesError(ConfigError):
+    """The exchange has none of the markets, events, series and tags that were named, and nothing else was collected."""
 
 
 class StorageError(CollectorError):
@@ -493,6 +497,11 @@ class Selection:
     def names(self) -> dict[str, tuple[str, ...]]:
         """What is named, by kind."""
         return {kind: names for kind in NAMES if (names := getattr(self, kind))}
+
+    @property
+    def count(self) -> int:
+        """How many names there are."""
+        return sum(map(len, self.names.values()))
 
     @property
     def whole_exchange(self) -> bool:
@@ -1370,6 +1379,7 @@ class CollectionResult(TypedDict):
     drift: str | None  # what the exchange sends in a shape that is not known; such answers are not stored
     tweets_reason: str | None  # of the first failure of the posts; None without a token
     notes: list[str]  # which names have no market to collect, because it is over or there is none just now
+    unknown: list[str]  # which names the exchange does not have
     requests: int  # attempts on the wire
     database: str
 
@@ -2594,7 +2604,7 @@ def open_read_only(path: Path, *, current: bool = True, leave_no_log: bool = Fal
     with storage_errors(path, "read"):
         real_path = _real_path(path)
         if not real_path.exists():
-            raise FileNotFoundError("there is no such file; async-collector makes it")
+            raise StorageError(f"there is no file {path}; a run makes it, or --db names another")
         address = f"{real_path.as_uri()}?mode={reading_mode(path, leave_no_log=leave_no_log)}"
         with closing(sqlite3.connect(address, uri=True)) as connection:
             version, of_another_program = connection.execute(FILE_OWNER).fetchone()
@@ -2614,6 +2624,9 @@ def locked(path: Path, wait_s: float = 0.0) -> Iterator[Path]:
     Raises:
         DatabaseBusy: another process still holds it after *wait_s* seconds.
     """
+    folder = Path(os.path.realpath(path)).parent
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):  # the lock and SQLite's log stand in it as well
+        raise StorageError(f"{path}: you may not write to the folder {folder}", lasting=True)
     real_path = _real_path(path)
 
     def sign(descriptor: int) -> None:
@@ -2674,16 +2687,23 @@ class Database:
         self._one_at_a_time = asyncio.Lock()
         self.absolute_path: Final = path.absolute()  # the program may go to another folder meanwhile
         self.file: Final = _file_id(self.absolute_path)
+        self.is_kept = True  # at the end; False only for a new file without markets and posts
 
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, path: Path, file: tuple[int, int] | None = None, *, wait_s: float = LOCK_WAIT_S
+        cls,
+        path: Path,
+        file: tuple[int, int] | None = None,
+        *,
+        wait_s: float = LOCK_WAIT_S,
+        keep_empty: bool = True,
     ) -> AsyncIterator[Self]:
         """Open the database at *path*, or make one; upgrade it to the current schema, and close it at the end.
 
         With the *file* of an earlier `Database`, no other file is opened and none is made. A lock that another program
-        holds is waited for, *wait_s* seconds at most.
+        holds is waited for, *wait_s* seconds at most. Unless *keep_empty*, a file that was made is removed at the end
+        if neither markets nor posts were stored.
         """
         async with AsyncExitStack() as stack:
             with storage_errors(path, "open"):
@@ -2691,13 +2711,20 @@ class Database:
                     moved = "it was moved or replaced, or its disk is not mounted"
                     raise StorageError(f"{path}: is not the file of the runs before: {moved}")
                 real_path = await _lock(path, stack, wait_s)
-                with suppress(FileExistsError):  # an empty file is an empty database; SQLite's everybody could read
+                try:  # an empty file is an empty database; SQLite's everybody could read
                     real_path.touch(FILE_MODE, exist_ok=False)
+                    is_new = True
+                except FileExistsError:
+                    is_new = False
+                connection = aiosqlite.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT_S)
+                database = cls(connection, path)
+                if is_new:
+                    database.is_kept = False  # nor if it cannot be opened
+                    stack.callback(database._remove_unless_kept)
                 _warn_of_old_sqlite()
                 # aiosqlite's thread outlives a connect that fails and may write a traceback: let it fail here
                 sqlite3.connect(path).close()
-                connection = aiosqlite.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT_S)
-                database = cls(await stack.enter_async_context(connection), path)
+                await stack.enter_async_context(connection)
                 ((version, of_another_program),) = await connection.execute_fetchall(FILE_OWNER)
                 _check_owner(path, version, of_another_program)
                 ((journal_mode,),) = await connection.execute_fetchall("PRAGMA journal_mode = WAL")
@@ -2708,7 +2735,15 @@ class Database:
                     await connection.execute(f"PRAGMA {pragma}")
                 if version < SCHEMA_VERSION:
                     await database._upgrade()
+                database.is_kept = database.is_kept or keep_empty
             yield database
+
+    def _remove_unless_kept(self) -> None:
+        """Remove the file and what stands beside it; who waits for the lock meanwhile makes a lock and a file anew."""
+        if not self.is_kept and _file_id(self.absolute_path) == self.file:
+            for suffix in ("", "-wal", "-shm", "-journal", ".lock"):
+                with suppress(OSError):  # as far as can be: Windows removes no open file
+                    Path(os.path.realpath(self.absolute_path) + suffix).unlink()
 
     @uninterrupted
     async def _upgrade(self) -> None:
@@ -2814,6 +2849,7 @@ class Database:
             await self.execute(SAVE_UNDECIDED, batch.undecided)
             saved = saved.plus(Saved(errors=len(batch.failures)))
             await self.execute(COUNT_SAVED, [(*saved, batch.run_id)])
+        self.is_kept = self.is_kept or saved.snapshots > 0
         return saved
 
     async def _save_snapshots(self, batch: Batch) -> Saved:
@@ -2977,7 +3013,7 @@ class Discovery:
     batches: asyncio.Queue[list[GammaMarket] | None] = field(default_factory=lambda: asyncio.Queue(MAX_WAITING_BATCHES))
     notes: list[str] = field(default_factory=list)  # which names have no market to collect just now
     listed: int = 0  # markets that the run should store
-    unknown: int = 0  # names among them that the exchange does not have
+    unknown: list[str] = field(default_factory=list)  # names among them that the exchange does not have
     all_listed: bool = False  # whether `listed` is final
     error: ApiError | None = None  # why the listing is not complete
     # what earlier runs know: unresolved markets that they have collected, resolved ones that are due for a second look
@@ -3172,9 +3208,9 @@ class Discovery:
     async def _report_unknown(self, kind: str, names: Sequence[str]) -> None:
         """Record that the exchange does not know these names; each counts as listed, and no run is complete with it."""
         self.listed += len(names)
-        self.unknown += len(names)
-        reasons = [f"the exchange has no {kind} {name!r}" for name in names]
-        await self._run.put(*(self._run.failure("list", reason, None) for reason in reasons))
+        unknown = [f"{kind} {name!r}" for name in names]
+        self.unknown += unknown
+        await self._run.put(*(self._run.failure("list", f"the exchange has no {name}", None) for name in unknown))
 
     async def _walk(self, listing: Listing, is_last: Callable[[MarketPage], bool]) -> bool:
         """Take the pages of *listing* to its end, or to the one that *is_last*; return whether nothing is missing."""
@@ -3585,6 +3621,7 @@ class AsyncCollector:
 
         Raises:
             ApiError: the listing could not be read and nothing was stored.
+            UnknownNamesError: the exchange has none of the names, and nothing was stored.
             DatabaseBusy: another collector holds the database.
             StorageError: the database cannot be used; what was stored before stays.
         """
@@ -3605,14 +3642,17 @@ class AsyncCollector:
             result = await self._finish(run, discovery, posts, started)
         if discovery.error and not run.saved.snapshots:
             raise discovery.error
+        if discovery.unknown and discovery.listed == len(discovery.unknown) == self.settings.selection.count:
+            raise UnknownNamesError(printable(f"the exchange has no {', no '.join(discovery.unknown)}"))
         return result
 
     @asynccontextmanager
     async def _open_run(self) -> AsyncIterator[tuple[Run, Discovery, Posts]]:
         """Open the database and the session with the hosts, and start a run; the caller finishes it."""
         settings = self.settings
-        async with Database.open(settings.db_path, self.file) as database, self.connect() as (network, api):
-            self.file = database.file
+        opened = Database.open(settings.db_path, self.file, keep_empty=False)
+        async with opened as database, self.connect() as (network, api):
+            self.file = database.file if database.is_kept else None
             # a market has one row per second; a clock that was set back by more than two is not waited for
             last_at: str | None = await database.value(LAST_SNAPSHOT_AT)
             while last_at and (now := self._clock.now()) and sql_time(now) <= last_at <= sql_time(now + MAX_CLOCK_STEP):
@@ -3703,6 +3743,7 @@ class AsyncCollector:
         """Store *batch* and count it, without a cancellation in between."""
         saved = await run.database.save(batch)
         run.saved = run.saved.plus(saved)
+        self.file = run.database.file if run.database.is_kept else None
         if saved.errors > len(batch.failures):
             run.reason = run.reason or "a row could not be stored: see the failures of stage save"
 
@@ -3751,6 +3792,7 @@ class AsyncCollector:
             drift=run.drift,
             tweets_reason=posts.reason,
             notes=discovery.notes,
+            unknown=discovery.unknown,
             requests=run.network.requests,
             database=str(self.settings.db_path),
         )
@@ -3829,6 +3871,7 @@ async def continuous_collection(  # noqa: PLR0913  a collector's settings and th
 
     Raises:
         ConfigError: a value cannot work.
+        UnknownNamesError: the exchange has none of the names, and no run has found any; later it is an error of a tick.
         StorageError: nothing can be stored before somebody changes the file or its folder, from the start.
     """
     clock = clock or Clock()
@@ -3845,10 +3888,13 @@ async def continuous_collection(  # noqa: PLR0913  a collector's settings and th
     collector = AsyncCollector(workers=workers, clock=clock, progress=on_progress, **settings)
 
     async def collect() -> None:
-        missed, due = 0, tick_number(clock.now().timestamp(), interval_s)
+        missed, due, found = 0, tick_number(clock.now().timestamp(), interval_s), False
         while not stop.is_set():
             number = tick_number(clock.now().timestamp(), interval_s)
             result, error = await _run_once(collector)
+            if isinstance(error, UnknownNamesError) and not found:
+                raise error
+            found = found or result is not None
             coming = max(number, math.floor(clock.now().timestamp() / interval_s)) + 1
             missed += coming - due - 1
             if on_tick:
@@ -4412,6 +4458,7 @@ class Posts:
             new = await self._database.execute(f"{insert} ON CONFLICT (tweet_id) DO NOTHING", posts)
             await self._database.execute(SAVE_FAILURE, failures)
             await self._database.execute(COUNT_POSTS, [(new, len(failures), newest_id, self._run_id)])
+        self._database.is_kept = True
         self.stored += new
         self.errors += len(failures)
 

@@ -47,7 +47,7 @@ def test_a_lake_that_cannot_be_is_said_and_costs_nothing(
     cases: list[tuple[int, str, tuple[str | Path, ...]]] = [
         (74, "is no folder", (tmp_path / "file", "--db", sample)),
         (74, "cannot open", (tmp_path / "file" / "lake", "--db", sample)),
-        (74, "cannot read", (tmp_path / "lake", "--db", tmp_path / "none.db")),
+        (74, "there is no file", (tmp_path / "lake", "--db", tmp_path / "none.db")),
         (74, "cannot read", (tmp_path / "lake", "--db", tmp_path / "text.db")),
         (78, "LAKE: must be", ("ftp://host/lake", "--db", sample)),
         *(

@@ -171,6 +171,7 @@ def one_line(done: Done, *parts: str) -> None:
 
 
 async def test_an_exchange_that_is_down_is_69(exchange: FakePolymarket, database: Path) -> None:
+    database.touch()
     done = await run(exchange, database, "--quiet", "--max-retries", "0", GAMMA_API="http://127.0.0.1:1")
     assert done.code == 69
     one_line(done, "http://127.0.0.1:1/markets/keyset", "Cannot connect")
@@ -269,6 +270,7 @@ async def test_an_interrupted_run_ends_at_once_and_is_marked(
     exchange: FakePolymarket, database: Path, number: signal.Signals, code: int, path: str
 ) -> None:
     exchange.fail_next(path, hang=True)
+    database.touch()
     process = await start(exchange, database)
     await exchange.until_asked(path)
     process.send_signal(number)

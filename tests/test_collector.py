@@ -114,6 +114,7 @@ async def test_a_run_leaves_its_account(exchange: FakePolymarket, collector: ac.
         "drift": None,
         "tweets_reason": None,
         "notes": [],
+        "unknown": [],
         "requests": 5,
         "database": str(database),
     }

@@ -121,6 +121,7 @@ async def test_a_first_page_for_ever_is_not_taken_for_everything(
 async def test_an_order_that_is_not_kept_is_not_taken_for_everything(
     exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path
 ) -> None:
+    database.touch()
     exchange.fail_next(KEYSET, times=math.inf, mutate=lambda page: page | {"markets": page["markets"][::-1]})
     with pytest.raises(ac.MalformedResponseError, match="the listing is not in the order of id"):
         await everything.collect_all()

@@ -138,6 +138,7 @@ async def test_a_renamed_field_of_markets_is_loud_and_stores_nothing(
             market[f"{key}V2"] = market.pop(key)
         return page
 
+    database.touch()
     exchange.fail_next("/markets/keyset", times=9, mutate=rename)
     with pytest.raises(ac.MalformedResponseError, match=f"`{key}`"):
         await collector.collect_all()

@@ -224,6 +224,7 @@ async def test_a_silent_name_server_holds_nobody_who_wants_to_leave(
 ) -> None:
     env = os.environ | {"POLYMARKET_DB": str(database), "GAMMA_API": "http://gamma.invalid"}
     assert exchange.url
+    database.touch()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", SILENT, str(PROJECT / script)),
         env=env,

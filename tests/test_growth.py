@@ -210,7 +210,8 @@ async def test_gaps_take_twice_the_steps_for_twice_the_rows(
 
 
 async def make_empty(exchange: FakePolymarket, database: Path) -> None:
-    """Let a collector make the file."""
+    """Let a collector fill an empty file with its tables."""
+    database.touch()
     exchange.fail_next("/markets/keyset", status=404)
     await command(exchange, COLLECTOR, "--db", str(database), "--quiet")
 

@@ -48,6 +48,7 @@ async def test_progress_is_told_after_every_batch(
 async def test_a_cancelled_run_is_marked_and_the_next_one_works(
     exchange: FakePolymarket, collector: ac.AsyncCollector, database: Path
 ) -> None:
+    database.touch()
     exchange.fail_next("/books", hang=True)
     running = asyncio.ensure_future(collector.collect_all())
     await exchange.until_asked("/books")

@@ -163,6 +163,7 @@ async def test_a_listing_that_breaks_off_keeps_what_it_had(
 async def test_nothing_listed_is_an_error_and_a_failed_run(
     exchange: FakePolymarket, collector: ac.AsyncCollector, database: Path
 ) -> None:
+    database.touch()
     exchange.fail_next("/markets/keyset", status=503, times=math.inf)
     with pytest.raises(ac.ServerError, match="/gamma/markets/keyset: HTTP 503"):
         await collector.collect_all()
@@ -175,6 +176,7 @@ async def test_nothing_listed_is_an_error_and_a_failed_run(
 async def test_a_changed_shape_stores_nothing(
     exchange: FakePolymarket, collector: ac.AsyncCollector, database: Path
 ) -> None:
+    database.touch()
     for market in exchange.markets.values():
         exchange.change(market, changes={"question": ["what?"]})
     with pytest.raises(ac.MalformedResponseError, match="60 of 60 open markets have no `question`"):

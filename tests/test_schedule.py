@@ -183,6 +183,7 @@ async def test_stop_wakes_a_sleeper(exchange: FakePolymarket, database: Path) ->
 @pytest.mark.parametrize("path", ["/markets/keyset", "/books"])
 async def test_stop_ends_a_run_that_hangs_and_marks_it(exchange: FakePolymarket, database: Path, path: str) -> None:
     exchange.fail_next(path, hang=True)
+    database.touch()
     stop = asyncio.Event()
     collecting = asyncio.ensure_future(ac.continuous_collection(db_path=database, stop=stop))
     await exchange.until_asked(path)
@@ -336,7 +337,8 @@ def test_a_status_of_what_is_no_collection_is_an_error(
 ) -> None:
     if content is not None:
         database.write_bytes(content)
-    with pytest.raises(ac.StorageError, match="cannot read"):
+    said = f"^there is no file {database}; a run makes it, or --db names another$" if content is None else "cannot read"
+    with pytest.raises(ac.StorageError, match=said):
         read_status(database, clock)
     assert (database.read_bytes() if database.exists() else None) == content
 

@@ -83,6 +83,7 @@ async def test_a_signal_ends_it_cleanly_within_seconds(
     """While listing, while fetching and while sleeping, also when a server never answers."""
     if hangs:
         exchange.fail_next(hangs, hang=True)
+    database.touch()
     process = await start(exchange, database, *command)
     await (exchange.until_asked(hangs) if hangs else until_stored(database, 1))
     process.send_signal(number)

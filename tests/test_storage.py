@@ -355,7 +355,7 @@ async def test_an_older_file_is_read_only_by_whoever_asks_for_it(tmp_path: Path)
 
 def test_what_is_not_there_or_empty_is_said_to_whoever_reads(tmp_path: Path) -> None:
     path = tmp_path / "file.db"
-    with pytest.raises(StorageError, match=r"file.db: cannot read: there is no such file"), open_read_only(path):
+    with pytest.raises(StorageError, match=r"there is no file .*file.db; a run makes it"), open_read_only(path):
         pass
     path.touch()
     with pytest.raises(StorageError, match=r"file.db: is empty; a run fills it"), open_read_only(path):
