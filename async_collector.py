@@ -2724,7 +2724,8 @@ class Database:
                 _warn_of_old_sqlite()
                 # aiosqlite's thread outlives a connect that fails and may write a traceback: let it fail here
                 sqlite3.connect(path).close()
-                await stack.enter_async_context(connection)
+                stack.push_async_callback(uninterrupted(connection.close))
+                await uninterrupted(connection.__aenter__)()
                 ((version, of_another_program),) = await connection.execute_fetchall(FILE_OWNER)
                 _check_owner(path, version, of_another_program)
                 ((journal_mode,),) = await connection.execute_fetchall("PRAGMA journal_mode = WAL")

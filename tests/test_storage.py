@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -360,6 +362,33 @@ def test_what_is_not_there_or_empty_is_said_to_whoever_reads(tmp_path: Path) -> 
     path.touch()
     with pytest.raises(StorageError, match=r"file.db: is empty; a run fills it"), open_read_only(path):
         pass
+
+
+def test_no_thread_outlives_a_file_whose_opening_or_closing_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would answer to an event loop that is closed, and write a traceback."""
+    path = tmp_path / "file.db"
+    asyncio.run(opened_once(path))
+    errors: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", errors.append)
+
+    async def cancel_after(steps: int) -> bool:
+        opening = asyncio.create_task(opened_once(path))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        was_done = opening.done()
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        return was_done
+
+    for steps in itertools.count(step=5):
+        if asyncio.run(cancel_after(steps)):
+            break
+    for thread in set(threading.enumerate()) - {threading.current_thread()}:
+        if "_connection_worker_thread" in thread.name:
+            thread.join(10)
+    assert errors == []
 
 
 async def test_a_holder_that_was_killed_holds_nothing(tmp_path: Path) -> None:
