@@ -2990,6 +2990,107 @@ class Run:
             await self.rows.put(Batch(self.run_id, failures=list(failures)))
 
 
+async def same_as_stored(run: Run, markets: Sequence[GammaMarket]) -> list[GammaMarket]:
+    """Return *markets* in the stored order of their outcomes, without those that are others under the same id."""
+    ids = msgspec.json.encode([market.market_id for market in markets]).decode()
+    stored = {row[0]: StoredIdentity._make(row[1:]) for row in await run.database.rows(IDENTITIES, ids)}
+    same: list[GammaMarket] = []
+    for market in markets:
+        known = stored.get(market.market_id)
+        if known and (why_not := put_in_stored_order(market, known)):
+            await run.put(run.failure("list", why_not, market.market_id))
+        else:
+            same.append(market)
+    return same
+
+
+@dataclass
+class Outcomes:
+    """Finds out how the markets have ended that are not listed any more, and stores it.
+
+    Nothing is concluded from absence alone: what is neither open nor closed is asked for again later. Ids are numbers.
+    """
+
+    _run: Run
+    _clock: Clock
+    # resolved markets that are due for a second look: outcome, time of closing
+    resolved: dict[int, tuple[str, str | None]] = field(default_factory=dict)
+    not_open: dict[int, str] = field(default_factory=dict)  # what the listing says of ids that are not open
+    absent: list[int] = field(default_factory=list)  # ids that were asked for and are not among the closed ones
+    closed: int = 0  # markets that the exchange names as closed
+
+    async def fetch(self, market_ids: Sequence[int]) -> None:
+        """Store how *market_ids* have ended; those that are not closed are `absent`."""
+        run = self._run
+        page, not_closed, failed = await run.api.fetch_markets(market_ids, closed=True)
+        batch = Batch(run.run_id, failures=[run.failure("outcome", error, *ids) for ids, error in failed])
+        batch.failures += [run.failure("outcome", bad.reason, bad.id) for bad in page.rejected]
+        open_ended = {name for name in page.names if int(name) not in self.resolved}
+        for market in await same_as_stored(run, page.markets):
+            await self._settle(market, batch)
+            open_ended.discard(market.market_id)
+        batch.undecided += [(run.started_at, MAX_OUTCOME_WAIT_MINUTES, market_id) for market_id in open_ended]
+        self.closed += len(page.names)
+        self.absent += not_closed
+        await run.rows.put(batch)
+
+    async def report_absent(self, market_ids: Sequence[int], known: int) -> int:
+        """Record that *market_ids* are neither open nor closed; if they are many of the *known*, one failure for all.
+
+        Returns:
+            How many of them count as listed: those that the run should have stored.
+        """
+        run, batch = self._run, Batch(self._run.run_id)
+        neither = "neither among the open markets nor among the closed ones"
+        unresolved = [id_ for id_ in market_ids if id_ not in self.resolved]
+        listed = sum(id_ not in self.not_open for id_ in unresolved)
+        if len(unresolved) > max(MAX_BAD_ELEMENTS, MIN_KNOWN_SHARE * known):
+            reason = f"{len(unresolved)} of {known} that are known are {neither}"
+            await run.put(run.failure("outcome", reason, *unresolved))
+            return listed
+        for id_ in market_ids:
+            outcome, closed_at = self.resolved.get(id_, ("", None))
+            if outcome:
+                look_at = next_look(closed_at, self._clock.now())
+                batch.resolutions.append(Resolution(outcome, closed_at, look_at, sql_time(self._clock.now()), str(id_)))
+            else:
+                batch.undecided.append((run.started_at, MAX_SEARCH_WAIT_MINUTES, str(id_)))
+            batch.failures.append(run.failure("outcome", self.not_open.get(id_, f"it is {neither}"), id_))
+        if batch.failures:
+            await run.rows.put(batch)
+        return listed
+
+    async def _settle(self, market: GammaMarket, batch: Batch) -> None:
+        """Put into *batch* how *market*, which is not open, has ended, and what has changed since it was resolved."""
+        market_id = market.market_id
+        before, closed_before = self.resolved.get(int(market_id), (None, None))
+        outcome = await self._outcome(market, batch)
+        if not outcome and not market.disputed:
+            outcome = before
+        if before and outcome != before:
+            reason = f"its outcome was {before}, and now it is {outcome or 'disputed'}"
+            batch.failures.append(self._run.failure("outcome", reason, market_id))
+        if outcome:
+            closed_at = sql_time_of(market.closed_time) or closed_before
+            look_at = next_look(closed_at, self._clock.now()) if closed_at or not before else None
+            batch.resolutions.append(Resolution(outcome, closed_at, look_at, sql_time(self._clock.now()), market_id))
+        else:
+            batch.undecided.append((self._run.started_at, MAX_OUTCOME_WAIT_MINUTES, market_id))
+
+    async def _outcome(self, market: GammaMarket, batch: Batch) -> str | None:
+        """Return how *market* has ended: Gamma names a winner, or the CLOB does, or it is a split, or nobody knows."""
+        outcome = outcome_of(market)
+        if outcome not in {None, SPLIT}:
+            return outcome
+        if not market.closed or not market.condition_id or market.disputed:
+            return None
+        try:
+            return outcome_on_clob(market, await self._run.api.fetch_clob_market(market.condition_id))
+        except ApiError as error:
+            batch.failures.append(self._run.failure("outcome", str(error), market.market_id))
+            return None
+
+
 @dataclass
 class Discovery:
     """Finds the markets of a run and hands them on in `batches`.
@@ -3001,8 +3102,10 @@ class Discovery:
     (`_is_below_threshold`), to the other walk, or to known ids.
 
     Then every market that earlier runs know, and this one has not listed, is asked for by id: those that are open are
-    collected, of the others the outcome is stored, and what is neither is counted as missing. Nothing is concluded from
-    absence alone.
+    collected, of the others the outcome is stored (`Outcomes`), and what is neither is counted as missing.
+
+    A further way of listing is a method like `_list_top`, with a line in `_choose_listing` and its word in the comment
+    of `runs.listing`.
     """
 
     _run: Run
@@ -3010,6 +3113,7 @@ class Discovery:
     _workers: int
     _follow: bool
     _clock: Clock
+    _outcomes: Outcomes
     # of 250 markets to collect at most; None is the end
     batches: asyncio.Queue[list[GammaMarket] | None] = field(default_factory=lambda: asyncio.Queue(MAX_WAITING_BATCHES))
     notes: list[str] = field(default_factory=list)  # which names have no market to collect just now
@@ -3017,34 +3121,25 @@ class Discovery:
     unknown: list[str] = field(default_factory=list)  # names among them that the exchange does not have
     all_listed: bool = False  # whether `listed` is final
     error: ApiError | None = None  # why the listing is not complete
-    # what earlier runs know: unresolved markets that they have collected, resolved ones that are due for a second look
-    # (outcome, time of closing), ids that they have listed, and places in the order of the last books, from 1
-    _followed: set[int] = field(default_factory=set)
-    _resolved: dict[int, tuple[str, str | None]] = field(default_factory=dict)
+    # what earlier runs know; ids are numbers here, for there may be a million
+    _followed: set[int] = field(default_factory=set)  # unresolved markets that they have collected
     _listed_before: set[int] = field(default_factory=set)
-    _last_books: dict[int, int] = field(default_factory=dict)
-    # what this run knows
-    _kind: str = "top"  # the column `listing`
+    _last_books: dict[int, int] = field(default_factory=dict)  # places in the order of the last books, from 1
     _full_walk_at: str | None = None  # when the last complete one began
+    # what this run knows
+    _listing: str = ""  # how it lists: the column `listing`
+    _asked: set[int] = field(default_factory=set)  # known ids that its listing has asked for
     _strict_order: bool = True  # whether the volumes have descended strictly so far
     _ends_by: str | None = None  # when a market of a series or a tag has to end
     _seen: set[int] = field(default_factory=set)  # ids that it has listed
-    _not_open: dict[int, str] = field(default_factory=dict)  # what the exchange says of ids that are not open
-    _closed: int = 0  # markets that the exchange names as closed
     _rejected: int = 0  # of the listed ones: they could not be decoded
     _next_batch: list[GammaMarket] = field(default_factory=list)
 
     async def run(self) -> None:
         """List the markets, and hand them on in batches."""
         await self._read_earlier_runs()
-        if self._kind == "named":
-            await self._list_named()
-        elif self._kind == "top":
-            await self._walk(Listing("volume24hr", ascending=False), self._is_below_threshold)
-        elif self._kind == "known":
-            await self._list_known()
-        else:
-            await self._list_all()
+        self._listing, list_markets = self._choose_listing()
+        await list_markets()
         await self._ask_for_unlisted()
         await self._hand_on()
         await self._check_count()
@@ -3056,35 +3151,42 @@ class Discovery:
         if self._selection.whole_exchange and self.all_listed and not self.error:
             database = self._run.database
             async with database.transaction("store the listed ids"):
-                if self._kind == "full":
+                if self._listing == "full":
                     self._full_walk_at = self._run.started_at
                     await database.execute("DELETE FROM listed_ids", [()])
                 ids = [(market_id,) for market_id in self._seen]
                 await database.execute("INSERT OR IGNORE INTO listed_ids (market_id) VALUES (?)", ids)
-        return {"markets_listed": self.listed, "listing": self._kind, "full_walk_at": self._full_walk_at}
+        return {"markets_listed": self.listed, "listing": self._listing, "full_walk_at": self._full_walk_at}
 
     async def _read_earlier_runs(self) -> None:
-        """Read what earlier runs have collected and listed, and decide how to list."""
+        """Read what earlier runs have collected and listed."""
         database, run = self._run.database, self._run
         if self._follow:
             self._followed = set(await database.ids(UNRESOLVED, run.started_at, self._selection.whole_exchange))
             looks = await database.rows(SECOND_LOOKS, run.started_at)
-            self._resolved = {market_id: (outcome, closed_at) for market_id, outcome, closed_at in looks}
-        if self._selection.names:
-            self._kind = "named"
-        elif self._selection.whole_exchange:
+            self._outcomes.resolved = {market_id: (outcome, closed_at) for market_id, outcome, closed_at in looks}
+        if self._selection.whole_exchange:
             self._full_walk_at = await database.value(newest_run("full_walk_at"))
             self._listed_before = set(await database.ids("SELECT market_id FROM listed_ids"))
-            now = self._clock.now()
-            is_recent = sql_time(now - FULL_WALK_EVERY) < (self._full_walk_at or "") <= sql_time(now)
-            self._kind = "known" if self._listed_before and is_recent else "full"
-        if await database.value(LAST_STATUS, run.run_id) not in {
-            None,
-            "complete",
-        }:  # after a complete run any order is as good
+        # after a complete run any order is as good
+        if await database.value(LAST_STATUS, run.run_id) not in {None, "complete"}:
             last_rows = 2 * max(len(self._followed), len(self._listed_before))
             ids = await database.ids(LAST_WITH_BOOK, last_rows)
             self._last_books = {market_id: place for place, market_id in enumerate(ids, 1)}
+
+    def _choose_listing(self) -> tuple[str, Callable[[], Awaitable[None]]]:
+        """Return how this run lists, as a word for `runs.listing` and as a method."""
+        if self._selection.names:
+            return "named", self._list_named
+        if not self._selection.whole_exchange:
+            return "top", self._list_top
+        now = self._clock.now()
+        is_recent = sql_time(now - FULL_WALK_EVERY) < (self._full_walk_at or "") <= sql_time(now)
+        return ("known", self._list_known) if self._listed_before and is_recent else ("full", self._list_full)
+
+    async def _list_top(self) -> None:
+        """List the markets from the most traded one down to the threshold."""
+        await self._walk(Listing("volume24hr", ascending=False), self._is_below_threshold)
 
     def _is_below_threshold(self, page: MarketPage) -> bool:
         """Return whether a listing by volume has come to markets that are traded too little, or not at all.
@@ -3101,7 +3203,7 @@ class Discovery:
         self._strict_order = self._strict_order and volumes == sorted(volumes, reverse=True)
         return not self._selection.takes(volumes[-1] if self._strict_order else max(volumes))
 
-    async def _list_all(self) -> None:
+    async def _list_full(self) -> None:
         """List every open market from both ends at once, until the walks meet.
 
         In the order of ids, markets that come or go meanwhile move no other from its place, so what lies behind a walk
@@ -3125,7 +3227,7 @@ class Discovery:
 
     async def _list_known(self) -> None:
         """List every open market: new ones from the newest down to known ones, known ones by id, in parallel."""
-        newest = max(self._listed_before)
+        newest, self._asked = max(self._listed_before), self._listed_before
 
         def all_known(page: MarketPage) -> bool:
             return bool(page.markets) and page.ids[0] < newest and self._listed_before.issuperset(page.ids)
@@ -3250,15 +3352,13 @@ class Discovery:
 
         Resolved markets that are due for a second look are asked for the other way round.
         """
-        unlisted = (self._followed | self._listed_before) - self._seen
-        if self._kind == "known":
-            unlisted -= self._listed_before  # which `_list_known` has asked for
-        await self._take_open(unlisted)
-        gone = (self._followed | self._resolved.keys()) - self._seen
-        absent: list[int] = []
-        await self._in_parallel(partial(self._fetch_outcomes, absent), sorted(gone))
-        await self._take_open(self._resolved.keys() & absent)
-        await self._report_absent([market_id for market_id in absent if market_id not in self._seen])
+        outcomes = self._outcomes
+        await self._take_open((self._followed | self._listed_before) - self._seen - self._asked)
+        gone = (self._followed | outcomes.resolved.keys()) - self._seen
+        await self._in_parallel(outcomes.fetch, sorted(gone))
+        await self._take_open(outcomes.resolved.keys() & outcomes.absent)
+        absent = [market_id for market_id in outcomes.absent if market_id not in self._seen]
+        self.listed += await outcomes.report_absent(absent, known=len(self._followed))
 
     async def _in_parallel(
         self, ask: Callable[[Sequence[K]], Awaitable[None]], keys: Sequence[K], *, size: int = PAGE_SIZE
@@ -3301,7 +3401,7 @@ class Discovery:
         wanted: list[GammaMarket] = []
         for market in page.markets:
             if not market.is_open and self._is_followed(market.market_id):  # its outcome is asked for later
-                self._not_open[int(market.market_id)] = market.state
+                self._outcomes.not_open[int(market.market_id)] = market.state
             elif self._is_new(market.market_id) and self._is_selected(market.market_id, market, named=named):
                 wanted.append(market)
         self.listed += len(rejected) + len(wanted)
@@ -3313,21 +3413,8 @@ class Discovery:
 
     async def _hand_on(self) -> None:
         batch, self._next_batch = self._next_batch[:BATCH_MARKETS], self._next_batch[BATCH_MARKETS:]
-        if same := await self._same_as_stored(batch):
+        if same := await same_as_stored(self._run, batch):
             await self.batches.put(same)
-
-    async def _same_as_stored(self, markets: Sequence[GammaMarket]) -> list[GammaMarket]:
-        """Return *markets* in the stored order of their outcomes, without those that are others under the same id."""
-        ids = msgspec.json.encode([market.market_id for market in markets]).decode()
-        stored = {row[0]: StoredIdentity._make(row[1:]) for row in await self._run.database.rows(IDENTITIES, ids)}
-        same: list[GammaMarket] = []
-        for market in markets:
-            known = stored.get(market.market_id)
-            if known and (why_not := put_in_stored_order(market, known)):
-                await self._run.put(self._run.failure("list", why_not, market.market_id))
-            else:
-                same.append(market)
-        return same
 
     def _is_new(self, market_id: str | None) -> bool:
         """Return whether *market_id* has not been listed before in this run; from now on it has."""
@@ -3338,7 +3425,9 @@ class Discovery:
 
     def _is_followed(self, market_id: str | None) -> bool:
         """Return whether *market_id* is a market that stays collected until it resolves, or that may have reopened."""
-        return market_id is not None and (int(market_id) in self._followed or int(market_id) in self._resolved)
+        if market_id is None:
+            return False
+        return int(market_id) in self._followed or int(market_id) in self._outcomes.resolved
 
     def _is_selected(self, market_id: str | None, market: GammaMarket | Rejected, *, named: bool = False) -> bool:
         """Return whether a market is open and to be collected."""
@@ -3347,73 +3436,6 @@ class Discovery:
         end = sql_time_of(market.end_date) if self._ends_by and isinstance(market, GammaMarket) else ""
         in_time = self._ends_by is None or (end is not None and end <= self._ends_by)
         return (in_time and self._selection.takes(market.max_volume_24h)) or self._is_followed(market_id)
-
-    async def _fetch_outcomes(self, absent: list[int], market_ids: Sequence[int]) -> None:
-        """Find out how the markets *market_ids* have ended; add those that are not closed to *absent*."""
-        run = self._run
-        page, not_closed, failed = await run.api.fetch_markets(market_ids, closed=True)
-        batch = Batch(run.run_id, failures=[run.failure("outcome", error, *ids) for ids, error in failed])
-        batch.failures += [run.failure("outcome", bad.reason, bad.id) for bad in page.rejected]
-        open_ended = {name for name in page.names if int(name) not in self._resolved}
-        for market in await self._same_as_stored(page.markets):
-            await self._settle(market, batch)
-            open_ended.discard(market.market_id)
-        batch.undecided += [(run.started_at, MAX_OUTCOME_WAIT_MINUTES, market_id) for market_id in open_ended]
-        self._closed += len(page.names)
-        absent += not_closed
-        await run.rows.put(batch)
-
-    async def _settle(self, market: GammaMarket, batch: Batch) -> None:
-        """Put into *batch* how *market*, which is not open, has ended, and what has changed since it was resolved."""
-        market_id = market.market_id
-        before, closed_before = self._resolved.get(int(market_id), (None, None))
-        outcome = await self._outcome(market, batch)
-        if not outcome and not market.disputed:
-            outcome = before
-        if before and outcome != before:
-            reason = f"its outcome was {before}, and now it is {outcome or 'disputed'}"
-            batch.failures.append(self._run.failure("outcome", reason, market_id))
-        if outcome:
-            closed_at = sql_time_of(market.closed_time) or closed_before
-            look_at = next_look(closed_at, self._clock.now()) if closed_at or not before else None
-            batch.resolutions.append(Resolution(outcome, closed_at, look_at, sql_time(self._clock.now()), market_id))
-        else:
-            batch.undecided.append((self._run.started_at, MAX_OUTCOME_WAIT_MINUTES, market_id))
-
-    async def _outcome(self, market: GammaMarket, batch: Batch) -> str | None:
-        """Return how *market* has ended: Gamma names a winner, or the CLOB does, or it is a split, or nobody knows."""
-        outcome = outcome_of(market)
-        if outcome not in {None, SPLIT}:
-            return outcome
-        if not market.closed or not market.condition_id or market.disputed:
-            return None
-        try:
-            return outcome_on_clob(market, await self._run.api.fetch_clob_market(market.condition_id))
-        except ApiError as error:
-            batch.failures.append(self._run.failure("outcome", str(error), market.market_id))
-            return None
-
-    async def _report_absent(self, market_ids: Sequence[int]) -> None:
-        """Record that *market_ids* are neither open nor closed; if they are many, one failure and nothing else."""
-        run, batch = self._run, Batch(self._run.run_id)
-        neither = "neither among the open markets nor among the closed ones"
-        unresolved = [id_ for id_ in market_ids if id_ not in self._resolved]
-        self.listed += sum(id_ not in self._not_open for id_ in unresolved)
-        known = len(self._followed)
-        if len(unresolved) > max(MAX_BAD_ELEMENTS, MIN_KNOWN_SHARE * known):
-            reason = f"{len(unresolved)} of {known} that are known are {neither}"
-            await run.put(run.failure("outcome", reason, *unresolved))
-            return
-        for id_ in market_ids:
-            outcome, closed_at = self._resolved.get(id_, ("", None))
-            if outcome:
-                look_at = next_look(closed_at, self._clock.now())
-                batch.resolutions.append(Resolution(outcome, closed_at, look_at, sql_time(self._clock.now()), str(id_)))
-            else:
-                batch.undecided.append((run.started_at, MAX_SEARCH_WAIT_MINUTES, str(id_)))
-            batch.failures.append(run.failure("outcome", self._not_open.get(id_, f"it is {neither}"), id_))
-        if batch.failures:
-            await run.rows.put(batch)
 
     async def _check_count(self) -> None:
         """Fail if no market is understood, or if more than half of the last complete run's are gone without an end."""
@@ -3424,7 +3446,7 @@ class Discovery:
         if self.error or self._selection.names:  # names are listed one by one, and what was followed is asked for by id
             return
         before = await run.database.value(LAST_LISTED, run.run_id, run.started_at) or 0
-        if self.listed + self._closed < MIN_KNOWN_SHARE * before:
+        if self.listed + self._outcomes.closed < MIN_KNOWN_SHARE * before:
             what = f"{self.listed} markets are listed, after {before} in the last complete run"
             await self._fail(run.api.bad_listing(what))
 
@@ -3666,7 +3688,8 @@ class AsyncCollector:
                 depth=settings.depth,
             )
             run = Run(run_id, started_at, database, api, network)
-            discovery = Discovery(run, settings.selection, settings.workers, self._follow, self._clock)
+            outcomes = Outcomes(run, self._clock)
+            discovery = Discovery(run, settings.selection, settings.workers, self._follow, self._clock, outcomes)
             x_host = HttpHost(settings.twitter, self.twitter_limiter, network)
             yield run, discovery, Posts(run_id, database, x_host, settings, self._clock)
 
