@@ -63,7 +63,6 @@ from collections.abc import (
 )
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, contextmanager, suppress
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -185,7 +184,7 @@ class ApiError(CollectorError):
     def __init__(
         self,
         message: str,
-        url: str,
+        url: str = "",
         status: int | None = None,
         retry_after: float | None = None,
         *,
@@ -1572,22 +1571,9 @@ class Request(NamedTuple):
     max_bytes: int = MAX_PAGE_BYTES  # of the decoded answer
 
 
-# called between having a connection and sending on it
-_before_sending: ContextVar[Callable[[], Awaitable[None]]] = ContextVar("before_sending")
-
-
-class Connector(aiohttp.TCPConnector):
-    """Lets each request start when its connection is open, which may take long, and closes it if that fails."""
-
-    async def connect(self, *args: Any, **kwargs: Any) -> aiohttp.connector.Connection:  # noqa: ANN401  aiohttp's
-        """Return a connection, after `_before_sending`."""
-        connection = await super().connect(*args, **kwargs)
-        try:
-            await _before_sending.get()()
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+async def _before_sending(_: object, request: Any, __: object) -> None:  # noqa: ANN401  aiohttp's, of any attributes
+    """Call what a request came with, between its having a connection and its first byte (a trace of aiohttp's)."""
+    await request.trace_request_ctx()
 
 
 class HttpHost:
@@ -1623,7 +1609,8 @@ class HttpHost:
                         answer = await self._attempt(request, decode)
                     except ApiError as error:
                         error.message = self._endpoint.redacted(error.message)
-                        error.args = (error.message, *error.args[1:])
+                        error.url = error.url or self.url + request.path
+                        error.args = (error.message, error.url, *error.args[2:])
                         error.__cause__ = error.__context__ = None  # not redacted, and they keep whole answers
                         self._update_breaker(error)
                         if not self._may_retry(error, retries, retry_server_errors=retry_server_errors):
@@ -1666,7 +1653,6 @@ class HttpHost:
 
     async def _attempt(self, request: Request, decode: Callable[[Body], T]) -> T:
         """Send *request* once, when the limiter lets it, and return its decoded answer."""
-        url = self.url + request.path
         self._check()
         async with AsyncExitStack() as stack:
             async with self._turn:  # one request per host waits for the limiter in a slot; the rest leaves them free
@@ -1674,14 +1660,14 @@ class HttpHost:
                 started = await self._limiter.acquire()
             self._check()
             self._network.requests += 1
-            response, body, started = await self._send(request, url, started)
-        log.debug("%s %s: %d, %d bytes", response.method, url, response.status, len(body))
+            response, body, started = await self._send(request, started)
+        log.debug("%s %s: %d, %d bytes", response.method, self.url + request.path, response.status, len(body))
         server_now = _http_date(response.headers.get("Date", "")) or self._network.clock.now()
         self._read_quota(response, server_now)
-        error = self._error_in(response, body, url, server_now)
+        error = self._error_in(response, body, server_now)
         if error is None:
             self._limiter.reset_backoff(started=started)
-            return self._decoded(response, body, url, decode)
+            return self._decoded(response, body, decode)
         if isinstance(error, RateLimitedError):
             self._network.rate_limit_hits += 1
             self._limiter.apply_backoff(error.retry_after, started=started)
@@ -1701,9 +1687,7 @@ class HttpHost:
     def _too_late(self) -> NetworkError:
         return NetworkError(f"the run's {self._network.settings.run_timeout_s:g} s are over", self.url, retryable=False)
 
-    async def _send(
-        self, request: Request, url: str, started: float
-    ) -> tuple[aiohttp.ClientResponse, bytearray, float]:
+    async def _send(self, request: Request, started: float) -> tuple[aiohttp.ClientResponse, bytearray, float]:
         """Send *request*; return the response, its body and when it started, which is when its connection is open.
 
         Waiting for the limiter is no part of the timeout.
@@ -1720,25 +1704,25 @@ class HttpHost:
 
         exchange = self._network.session.request(
             "POST" if request.body else "GET",
-            url,
+            self.url + request.path,
             params=request.params,
             data=request.body,
             headers=self._endpoint.headers | (json_type if request.body else {}),
             proxy=self._endpoint.proxy,
             proxy_headers=self._endpoint.proxy_headers,
             allow_redirects=False,
+            trace_request_ctx=restart,
         )
-        _before_sending.set(restart)
         loop, timeout = asyncio.get_running_loop(), asyncio.timeout(timeout_s)
         try:
             async with timeout, exchange as response:
-                return response, await self._read(response, request.max_bytes, url), started
+                return response, await self._read(response, request.max_bytes), started
         except TimeoutError as error:
-            raise NetworkError(f"no complete answer within {timeout_s:g} s", url) from error
+            raise NetworkError(f"no complete answer within {timeout_s:g} s") from error
         except aiohttp.ClientError as error:
-            raise self._network_error(error, url) from error
+            raise self._network_error(error) from error
 
-    async def _read(self, response: aiohttp.ClientResponse, max_bytes: int, url: str) -> bytearray:
+    async def _read(self, response: aiohttp.ClientResponse, max_bytes: int) -> bytearray:
         """Return the decoded body, without the secrets that it repeats; a success loses nothing but the token.
 
         It is read piece by piece, so that an answer that is too long is never held in memory.
@@ -1755,20 +1739,20 @@ class HttpHost:
                 raise
         if response.ok and len(pieces) > max_bytes:
             pieces.clear()  # an error keeps the locals of its function alive
-            raise AnswerTooLongError(f"the answer is longer than {max_bytes} bytes", url, response.status)
+            raise AnswerTooLongError(f"the answer is longer than {max_bytes} bytes", status=response.status)
         if self._endpoint.token or not response.ok:
             text = self._endpoint.redacted(pieces.decode("utf-8", "surrogateescape"), token_only=response.ok)
             return bytearray(text.encode("utf-8", "surrogateescape"))
         return pieces
 
-    def _network_error(self, error: aiohttp.ClientError, url: str) -> NetworkError:
+    def _network_error(self, error: aiohttp.ClientError) -> NetworkError:
         text = str(error) or type(error).__name__
         if isinstance(error, aiohttp.ServerDisconnectedError):
             text = "the connection was closed before the answer was complete"
         if proxy := self._endpoint.proxy:
             text += f" (through the proxy {proxy.host}:{proxy.port})"
         permanent = isinstance(error, (aiohttp.ClientConnectorCertificateError, aiohttp.InvalidURL))
-        failure = NetworkError(text, url, retryable=not permanent)
+        failure = NetworkError(text, retryable=not permanent)
         failure.may_be_charged = not isinstance(error, aiohttp.ClientConnectorError)
         return failure
 
@@ -1783,9 +1767,8 @@ class HttpHost:
             wait_s = min(max(float(reset) - server_now.timestamp(), 0.0), MAX_QUOTA_S)
             self._limiter.closed_until = self._network.clock.monotonic() + wait_s
 
-    def _error_in(
-        self, response: aiohttp.ClientResponse, body: bytearray, url: str, server_now: datetime
-    ) -> ApiError | None:
+    @staticmethod
+    def _error_in(response: aiohttp.ClientResponse, body: bytearray, server_now: datetime) -> ApiError | None:
         """Return the error that the status of *response* stands for, or None if it is a success."""
         status, headers = response.status, response.headers
         said = body[:MAX_SHOWN_CHARS].decode("utf-8", "replace")
@@ -1804,9 +1787,10 @@ class HttpHost:
             kind = RateLimitedError
         elif status in {408, 425} or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             kind = ServerError
-        return kind(text, url, status, parse_retry_after(headers.get("Retry-After"), server_now))
+        return kind(text, status=status, retry_after=parse_retry_after(headers.get("Retry-After"), server_now))
 
-    def _decoded(self, response: aiohttp.ClientResponse, body: bytearray, url: str, decode: Callable[[Body], T]) -> T:
+    @staticmethod
+    def _decoded(response: aiohttp.ClientResponse, body: bytearray, decode: Callable[[Body], T]) -> T:
         """Return the decoded *body* of a success.
 
         Raises:
@@ -1817,15 +1801,15 @@ class HttpHost:
         try:
             return decode(body)
         except OverflowError as error:
-            raise AnswerTooLongError(str(error), url, status) from error
+            raise AnswerTooLongError(str(error), status=status) from error
         except msgspec.ValidationError as error:  # a ValueError as well
             with suppress(ValueError, RecursionError):
                 if (said := _ERROR_OBJECT.decode(body).get("error")) is not None:
-                    raise ServerError(f"HTTP {status}, and the error {said!r}", url, status) from error
-            raise MalformedResponseError(str(error), url, status, retryable=body.strip() == b"null") from error
+                    raise ServerError(f"HTTP {status}, and the error {said!r}", status=status) from error
+            raise MalformedResponseError(str(error), status=status, retryable=body.strip() == b"null") from error
         except (ValueError, RecursionError) as error:  # cut short, or the page of a proxy in between
             sent = response.headers.get("Content-Type", "something untyped")
-            raise MalformedResponseError(f"no JSON but {sent}: {error}", url, status, retryable=True) from error
+            raise MalformedResponseError(f"no JSON but {sent}: {error}", status=status, retryable=True) from error
 
     def _may_be_halved(self, error: ApiError) -> bool:
         """Return whether some of the keys may succeed alone: not after a redirect or a final error."""
@@ -2711,11 +2695,10 @@ class Database:
                     moved = "it was moved or replaced, or its disk is not mounted"
                     raise StorageError(f"{path}: is not the file of the runs before: {moved}")
                 real_path = await _lock(path, stack, wait_s)
-                try:  # an empty file is an empty database; SQLite's everybody could read
-                    real_path.touch(FILE_MODE, exist_ok=False)
-                    is_new = True
-                except FileExistsError:
-                    is_new = False
+                if (
+                    is_new := not real_path.exists()
+                ):  # an empty file is an empty database; SQLite's everybody could read
+                    real_path.touch(FILE_MODE)
                 connection = aiosqlite.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT_S)
                 database = cls(connection, path)
                 if is_new:
@@ -3697,8 +3680,11 @@ class AsyncCollector:
     async def connect(self) -> AsyncIterator[tuple[Network, PolymarketApi]]:
         """Open a session with the hosts; its run timeout begins now."""
         settings = self.settings
+        trace = aiohttp.TraceConfig()
+        trace.on_request_headers_sent.append(_before_sending)  # awaited before they are sent; an error closes
         session = aiohttp.ClientSession(
-            connector=Connector(limit=settings.workers, ttl_dns_cache=300),
+            trace_configs=[trace],
+            connector=aiohttp.TCPConnector(limit=settings.workers, ttl_dns_cache=300),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": f"polymarket-async-collector/{__version__}", "Accept-Encoding": "gzip"},
             max_line_size=MAX_HEADER_BYTES,
