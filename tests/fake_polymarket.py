@@ -205,6 +205,13 @@ def varied(levels: Levels, move: int) -> Levels:
     return (*levels[:-3], *(top[:-1] if move % 2 and len(levels) > 3 else top))
 
 
+@cache
+def shifted(levels: Levels, cents: Decimal) -> Levels:
+    """Return *levels* at prices that are higher by *cents*, without those that no book may have."""
+    moved = ((Decimal(price) + cents / 100, size) for price, size in levels)
+    return tuple((str(price), size) for price, size in moved if 0 < price < 1)
+
+
 def padded(number: str, digits: int) -> str:
     """Return *number* with at least so many digits after the point."""
     whole, _, part = number.partition(".")
@@ -338,6 +345,7 @@ class Arrival:
 
 ARRIVAL = web.RequestKey("arrival", Arrival)
 VARIANTS = 16  # of a book that moves
+DRIFTING = 100  # markets whose prices move; each has 13 books
 
 
 @dataclass(slots=True)
@@ -414,6 +422,8 @@ class FakePolymarket(FakeX):
         self._closing: list[tuple[float, int]] = []  # a heap: when a window closes, and its id
         self._rng = random.Random(seed + 1)
         self._books_were_sent = False  # since the books last moved
+        self.drift: random.Random | None = None  # lets the prices of the most traded markets move likewise
+        self._before_drift: dict[str, tuple[Levels, Levels, float | None]] = {}  # bids, asks and price by market
         self._next_number = FIRST_NUMBER
         self._numbers = itertools.count(900_000)  # of events and series
         self._runner: web.AppRunner | None = None
@@ -534,6 +544,18 @@ class FakePolymarket(FakeX):
             market.book_ms = max(market.book_ms + 1, int(self.now() * 1000))
         self._forget()
         return moved
+
+    def move_prices(self, chance: random.Random) -> None:
+        """Move the prices of the 100 most traded two-sided markets by up to three cents from where they began."""
+        two_sided = (m for m in self.markets.values() if m.active and not m.closed and m.bids and m.asks)
+        for market in heapq.nlargest(DRIFTING, two_sided, key=lambda market: market.volume_24h or 0):
+            first = self._before_drift.setdefault(market.id, (market.bids, market.asks, market.gamma_price))
+            cents = Decimal(max(-6, min(6, round(chance.gauss(0, 2))))) / 2
+            bids, asks, price = shifted(first[0], cents), shifted(first[1], cents), first[2]
+            if bids and asks:
+                price = None if price is None else min(1.0, max(0.0, round(price + float(cents) / 100, 6)))
+                book_ms = max(market.book_ms + 1, int(self.now() * 1000))
+                self.change(market, bids=bids, asks=asks, gamma_price=price, book_ms=book_ms)
 
     @staticmethod
     def _lone_bid(market: FakeMarket) -> Levels:
@@ -669,9 +691,12 @@ class FakePolymarket(FakeX):
         if request.path.endswith("/books"):
             self._books_were_sent = True
         begins = request.path.endswith("/keyset") and {"after_cursor", "id"}.isdisjoint(request.query)
-        if begins and self._books_were_sent and self.odd.moving_share:
+        if begins and self._books_were_sent:
             self._books_were_sent = False
-            self.move_books(self.odd.moving_share)
+            if self.odd.moving_share:
+                self.move_books(self.odd.moving_share)
+            if self.drift:
+                self.move_prices(self.drift)
 
     async def _compressed(self, body: bytes) -> web.Response:
         """Return the answer *body*; while others wait for their latency, it is compressed beside them."""
@@ -1264,7 +1289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--latency-ms", type=float, default=0, metavar="MS", help="before each answer (0)")
     parser.add_argument("--posts", type=int, default=0, metavar="N", help="on X, and a token that opens it (0)")
     parser.add_argument("--limits", choices=("documented", "none"), default="documented", help="(documented)")
-    parser.add_argument("--seed", type=int, default=1, help="everything follows from it (1)")
+    parser.add_argument("--seed", type=int, default=1, help="all but the moves of prices follows from it (1)")
     parser.add_argument("--event", action="append", default=[], metavar="SLUG", help="open an event of 30 markets")
     parser.add_argument(
         "--series",
@@ -1276,9 +1301,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--change",
         type=float,
-        default=0,
         metavar="SHARE",
-        help="of the books, before each collection but the first (0)",
+        help="of the books, before each collection but the first; 0: nothing moves (prices by up to three cents)",
     )
     parser.add_argument("--rendered", action="store_true", help="render every answer before the command starts")
     parser.add_argument("--report", action="store_true", help="say at the end what was asked and what was refused")
@@ -1294,7 +1318,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         placeholders=args.markets // 100,
     )
     chatter(exchange, args.posts, args.seed)
-    exchange.odd.moving_share = args.change
+    exchange.odd.moving_share = args.change or 0.0
+    if args.change is None:
+        exchange.drift = random.Random(time.time_ns())  # noqa: S311  each time other prices than the time before
+        exchange.move_prices(exchange.drift)
     for slug in args.event:
         exchange.add_event(slug, 30)
     for slug in args.series:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from decimal import Decimal
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, rows
 from fake_polymarket import FakePolymarket, unix_time
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 KEYSET = "/gamma/markets/keyset"
 EVENTS = "/gamma/events/keyset"
@@ -433,6 +435,24 @@ async def test_books_may_move_before_each_collection(fake: FakePolymarket) -> No
         await get(fake, KEYSET, id=next(iter(fake.markets)))
         assert (await post(fake, "/clob/books", [{"token_id": token}]))[1][0]["bids"] == seen[-1]
     assert seen[0] != seen[1] != seen[2]
+
+
+def test_as_a_command_it_has_other_prices_each_time(tmp_path: Path) -> None:
+    """So that the README's query for the biggest moves finds some after a second run; all else is as it was."""
+    readme = (PROJECT / "README.md").read_text()
+    (biggest_moves,) = (query for query in re.findall(r"```sql\n(.*?)```", readme, re.DOTALL) if "AS move" in query)
+    stand_in, collector = PROJECT / "tests/fake_polymarket.py", PROJECT / "async-collector.py"
+    for _ in range(2):
+        command = [sys.executable, str(stand_in), sys.executable, str(collector), "--quiet"]
+        subprocess.run(command, cwd=tmp_path, timeout=60, check=True)
+    moves = rows(tmp_path / "stand_in.db", biggest_moves)
+    assert len(moves) == 10
+    assert all(0.01 <= abs(row["move"]) <= 0.06 for row in moves)
+    runs = rows(
+        tmp_path / "stand_in.db", "SELECT count(*), sum(volume_24h), sum(spread) FROM snapshots GROUP BY run_id"
+    )
+    assert [runs[0][key] for key in list(runs[0])[:2]] == [runs[1][key] for key in list(runs[1])[:2]]
+    assert runs[0]["sum(spread)"] == pytest.approx(runs[1]["sum(spread)"])
 
 
 def test_as_a_command_it_runs_another_against_itself_and_exits_with_its_code() -> None:
