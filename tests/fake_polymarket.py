@@ -1320,7 +1320,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chatter(exchange, args.posts, args.seed)
     exchange.odd.moving_share = args.change or 0.0
     if args.change is None:
-        exchange.drift = random.Random(time.time_ns())  # noqa: S311  each time other prices than the time before
+        exchange.drift = random.Random(time.time_ns())
         exchange.move_prices(exchange.drift)
     for slug in args.event:
         exchange.add_event(slug, 30)

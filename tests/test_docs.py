@@ -16,7 +16,7 @@ import pytest
 from conftest import PROJECT, rows
 
 import async_collector
-from async_collector import ENVIRONMENT, CollectionResult, CollectorError, Database
+from async_collector import ENVIRONMENT, AsyncCollector, CollectionResult, CollectorError, Database
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,6 +98,7 @@ def test_every_option_is_in_the_readme_with_its_default() -> None:
 def test_every_variable_is_in_a_table() -> None:
     read = {*ENVIRONMENT, *re.findall(r'"(COLLECTOR_\w+)": "', SERVICE)}
     documented = first_cells("Environment") + first_cells("Environment of the service", OPERATIONS)
+    documented += first_cells("Posts and hype", DATA)
     assert sorted(documented) == sorted(read)
 
 
@@ -149,15 +150,23 @@ def test_every_key_of_a_result_is_in_the_docs() -> None:
 
 def test_the_example_output_has_the_lines_of_the_program() -> None:
     labels = [line[:18].strip() for line in SCRIPT["SUMMARY"].splitlines()[1:]]
-    shown = re.search(r"```text\n(.*?)```", section("Quick start"), re.DOTALL)
+    shown = re.search(r"```console\n(.*?)\$ ", section("Quick start"), re.DOTALL)
     assert shown
     assert [line[:18].strip() for line in shown[1].splitlines()[2:]] == labels
 
 
 async def test_the_library_example_runs(exchange: FakePolymarket, tmp_path: Path) -> None:
-    (code,) = examples(README)
+    code = examples(README)[1]
     out = await run_example(code, tmp_path, exchange.environment)
     assert re.fullmatch(rb"complete 60 markets in \d+\.\d+ s\n", out)
+
+
+@pytest.mark.slow  # which pandas is to load
+async def test_the_pandas_example_runs(exchange: FakePolymarket, tmp_path: Path) -> None:
+    assert (await AsyncCollector(tmp_path / "stand_in.db").collect_all())["markets"] == len(exchange.markets)
+    out = (await run_example(examples(README)[0], tmp_path, {})).decode()
+    categories = rows(tmp_path / "stand_in.db", "SELECT DISTINCT category FROM markets WHERE category IS NOT NULL")
+    assert all(row["category"] in out for row in categories)
 
 
 async def test_the_reading_example_runs(tmp_path: Path) -> None:
