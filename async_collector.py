@@ -1262,6 +1262,14 @@ class Resolution(NamedTuple):
     market_id: str
 
 
+class Undecided(NamedTuple):
+    """A market that is not open and has no outcome yet; it is asked for again."""
+
+    asked_at: str
+    max_wait_minutes: int  # until it is asked for again
+    market_id: str
+
+
 def next_look(closed_at: str | None, now: datetime) -> str | None:
     """Return when the outcome of a market is asked for again, 1 and 7 days after it closed, or None for never."""
     closed = datetime.fromisoformat(closed_at).replace(tzinfo=UTC) if closed_at else now
@@ -1319,21 +1327,9 @@ class Batch:
     snapshots: list[Snapshot] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     resolutions: list[Resolution] = field(default_factory=list)
-    # of markets that are not open and have no outcome: when it was asked for, the longest wait in minutes, market id
-    undecided: list[tuple[str, int, str]] = field(default_factory=list)
+    undecided: list[Undecided] = field(default_factory=list)
     books: dict[str, Book] = field(default_factory=dict)  # by market, of these snapshots
     follow: bool = False  # whether these markets are collected from now on until they resolve
-
-    def by_market(self) -> dict[str | None, Batch]:
-        """Return the rows of each market as a batch of its own."""
-        parts: defaultdict[str | None, Batch] = defaultdict(
-            lambda: Batch(self.run_id, books=self.books, follow=self.follow)
-        )
-        for name in ("markets", "snapshots", "failures", "resolutions", "undecided"):
-            for row in getattr(self, name):
-                market_id = getattr(row, "market_id", row[-1])  # an undecided one is a plain tuple
-                getattr(parts[market_id], name).append(row)
-        return parts
 
 
 class Saved(NamedTuple):
@@ -2801,29 +2797,7 @@ class Database:
 
     @uninterrupted
     async def save(self, batch: Batch) -> Saved:
-        """Store *batch* in one transaction.
-
-        Where SQLite refuses a row, because of a trigger (RAISE, but not RAISE(IGNORE)) or a CHECK of the user's, each
-        market is stored in a transaction of its own, and the one of that row becomes a failure.
-        """
-        try:
-            return await self._save_whole(batch)
-        except StorageError as error:
-            if not isinstance(error.__cause__, sqlite3.IntegrityError):
-                raise
-            reason = str(error.__cause__)
-        parts = batch.by_market()
-        if len(parts) > 1:
-            saved = Saved()
-            for part in parts.values():
-                saved = saved.plus(await self.save(part))
-            return saved
-        failures = [*batch.failures, Failure(batch.run_id, next(iter(parts), None), "save", reason)]
-        with suppress(StorageError):  # the market's own row may be as good as ever
-            return await self._save_whole(Batch(batch.run_id, batch.markets, failures=failures, follow=batch.follow))
-        return await self._save_whole(Batch(batch.run_id, failures=failures))
-
-    async def _save_whole(self, batch: Batch) -> Saved:
+        """Store *batch* in one transaction."""
         async with self.transaction("store a batch"):
             # before the snapshots that refer to them
             await self.execute(SAVE_MARKET, [(*market, batch.follow) for market in batch.markets])
@@ -3012,7 +2986,7 @@ class Outcomes:
         for market in await same_as_stored(run, page.markets):
             await self._settle(market, batch)
             open_ended.discard(market.market_id)
-        batch.undecided += [(run.started_at, MAX_OUTCOME_WAIT_MINUTES, market_id) for market_id in open_ended]
+        batch.undecided += [Undecided(run.started_at, MAX_OUTCOME_WAIT_MINUTES, market_id) for market_id in open_ended]
         self.closed += len(page.names)
         self.absent += not_closed
         await run.rows.put(batch)
@@ -3037,7 +3011,7 @@ class Outcomes:
                 look_at = next_look(closed_at, self._clock.now())
                 batch.resolutions.append(Resolution(outcome, closed_at, look_at, sql_time(self._clock.now()), str(id_)))
             else:
-                batch.undecided.append((run.started_at, MAX_SEARCH_WAIT_MINUTES, str(id_)))
+                batch.undecided.append(Undecided(run.started_at, MAX_SEARCH_WAIT_MINUTES, str(id_)))
             batch.failures.append(run.failure("outcome", self.not_open.get(id_, f"it is {neither}"), id_))
         if batch.failures:
             await run.rows.put(batch)
@@ -3058,7 +3032,7 @@ class Outcomes:
             look_at = next_look(closed_at, self._clock.now()) if closed_at or not before else None
             batch.resolutions.append(Resolution(outcome, closed_at, look_at, sql_time(self._clock.now()), market_id))
         else:
-            batch.undecided.append((self._run.started_at, MAX_OUTCOME_WAIT_MINUTES, market_id))
+            batch.undecided.append(Undecided(self._run.started_at, MAX_OUTCOME_WAIT_MINUTES, market_id))
 
     async def _outcome(self, market: GammaMarket, batch: Batch) -> str | None:
         """Return how *market* has ended: Gamma names a winner, or the CLOB does, or it is a split, or nobody knows."""

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import PROJECT, rows
-from truth import COLLECTOR, SERVICE, Done, assert_true, command, failures, last_run, start
+from truth import COLLECTOR, SERVICE, Done, assert_true, command, last_run, start
+
+from async_collector import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -186,23 +188,24 @@ async def second_of_two(exchange: FakePolymarket, first: Path, second: Path) -> 
 
 
 @pytest.mark.parametrize("table", ["snapshots", "markets"])
-async def test_a_row_that_a_trigger_refuses_is_a_failure_and_the_others_are_stored(
+async def test_a_row_that_a_trigger_refuses_ends_its_run_and_no_other(
     exchange: FakePolymarket, collector: AsyncCollector, database: Path, write: Callable[..., None], table: str
 ) -> None:
+    """The run says SQLite's words; what was stored before stays, and what comes after the trigger is gone is stored."""
     await collector.collect_all()
+    before = rows(database, "SELECT * FROM snapshots")
     refused = exchange.add_market(volume_24h=200_000.0)
     write(f"""
         CREATE TRIGGER mine BEFORE INSERT ON {table} WHEN NEW.market_id = '{refused.id}'
         BEGIN SELECT RAISE(ABORT, 'not this one'); END;
     """)
-    for _ in range(2):
-        result = await collector.collect_all()
-        assert (result["snapshots"], result["status"]) == (60, "complete")
-        assert_true(database, [market for market in exchange.markets.values() if market is not refused])
-        (failure,) = failures(database)
-        assert (failure["market_id"], failure["stage"]) == (refused.id, "save")
-        assert "not this one" in failure["reason"]
-    assert last_run(database)["snapshots_saved"] == 60
+    with pytest.raises(StorageError, match=r"polymarket_data\.db: cannot store a batch: not this one"):
+        await collector.collect_all()
+    assert rows(database, "SELECT * FROM snapshots") == before
+    assert last_run(database)["status"] == "failed"
+    write("DROP TRIGGER mine")
+    assert (await collector.collect_all())["snapshots"] == 61
+    assert_true(database, exchange.markets.values())
 
 
 # --- a name server that is silent

@@ -439,7 +439,9 @@ async def test_a_batch_is_stored_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["ABORT", "FAIL", "ROLLBACK"])
-async def test_rows_that_sqlite_refuses_are_failures_and_the_rest_is_stored(tmp_path: Path, way: str) -> None:
+async def test_a_row_that_sqlite_refuses_is_an_error_and_nothing_of_its_batch_is_stored(
+    tmp_path: Path, way: str
+) -> None:
     path = tmp_path / "file.db"
     async with Database.open(path) as database:
         await database._connection.execute(
@@ -447,30 +449,16 @@ async def test_rows_that_sqlite_refuses_are_failures_and_the_rest_is_stored(tmp_
             f"BEGIN SELECT RAISE({way}, 'too dear'); END"
         )
         run_id = await database.start_run(started_at=T0, min_volume=0)
-        names = [str(number) for number in range(1, 8)]
-        prices = [snapshot(name, run_id, price_yes=0.9 if name in "36" else 0.1) for name in names]
-        batch = Batch(run_id, [market(name) for name in names], [*prices, snapshot("no such market", run_id)])
-        batch.failures.append(Failure(run_id, "1", "book", "x"))
-        assert await database.save(batch) == Saved(snapshots=5, errors=4)
-    stored = rows(path, "SELECT market_id FROM snapshots ORDER BY market_id")
-    assert [row["market_id"] for row in stored] == ["1", "2", "4", "5", "7"]
-    assert rows(path, "SELECT count(*) AS n FROM markets") == [{"n": 7}]
-    assert rows(path, "SELECT market_id, stage, reason FROM failures ORDER BY rowid") == [
-        {"market_id": "1", "stage": "book", "reason": "x"},
-        {"market_id": "3", "stage": "save", "reason": "too dear"},
-        {"market_id": "6", "stage": "save", "reason": "too dear"},
-        {"market_id": "no such market", "stage": "save", "reason": "FOREIGN KEY constraint failed"},
-    ]
-    assert rows(path, "SELECT snapshots_saved, errors FROM runs") == [{"snapshots_saved": 5, "errors": 4}]
-
-
-async def test_a_failure_that_sqlite_refuses_is_an_error(tmp_path: Path) -> None:
-    async with Database.open(tmp_path / "file.db") as database:
-        trigger = "CREATE TRIGGER mine BEFORE INSERT ON failures BEGIN SELECT RAISE(ABORT, 'no failures'); END"
-        await database._connection.execute(trigger)
-        for batch in (Batch(1, failures=[Failure(1, "1", "book", "x")]), Batch(1, snapshots=[snapshot("none", 1)])):
-            with pytest.raises(StorageError, match="no failures"):
-                await database.save(batch)
+        assert await database.save(Batch(run_id, [market("1")], [snapshot("1", run_id)])) == Saved(snapshots=1)
+        dear = [snapshot("2", run_id), snapshot("3", run_id, price_yes=0.9)]
+        with pytest.raises(StorageError, match="cannot store a batch: too dear"):
+            await database.save(Batch(run_id, [market("2"), market("3")], dear))
+        with pytest.raises(StorageError, match="FOREIGN KEY constraint failed"):
+            await database.save(Batch(run_id, [], [snapshot("no such market", run_id)]))
+        assert await database.save(Batch(run_id, [market("4")], [snapshot("4", run_id)])) == Saved(snapshots=1)
+    assert [row["market_id"] for row in rows(path, "SELECT market_id FROM snapshots ORDER BY id")] == ["1", "4"]
+    assert [row["market_id"] for row in rows(path, "SELECT market_id FROM markets ORDER BY market_id")] == ["1", "4"]
+    assert rows(path, "SELECT snapshots_saved, errors FROM runs") == [{"snapshots_saved": 2, "errors": 0}]
 
 
 async def test_a_market_keeps_its_first_seen_and_what_is_absent_this_time(tmp_path: Path) -> None:
@@ -567,22 +555,18 @@ async def test_a_cancelled_save_is_finished_first_and_leaves_no_lock(tmp_path: P
     assert rows(path, "SELECT snapshots_saved FROM runs") == [{"snapshots_saved": 1}]
 
 
-async def test_a_snapshot_of_the_same_second_is_one_failure_beside_a_refused_row(tmp_path: Path) -> None:
+async def test_a_snapshot_of_the_same_second_is_one_failure_and_the_others_are_stored(tmp_path: Path) -> None:
     path = tmp_path / "file.db"
     async with Database.open(path) as database:
         first = await database.start_run(started_at=T0, min_volume=0)
         await database.save(Batch(first, [market("1")], [snapshot("1", first)]))
-        await database._connection.execute(
-            "CREATE TRIGGER mine BEFORE INSERT ON snapshots WHEN NEW.market_id = '3' "
-            "BEGIN SELECT RAISE(ABORT, 'no'); END"
-        )
         run_id = await database.start_run(started_at=T0, min_volume=0)
-        names = ("1", "2", "3")
+        names = ("1", "2")
         batch = Batch(run_id, [market(name) for name in names], [snapshot(name, run_id) for name in names], follow=True)
-        assert await database.save(batch) == Saved(snapshots=1, errors=2)
-    assert [row["market_id"] for row in rows(path, "SELECT market_id FROM failures ORDER BY market_id")] == ["1", "3"]
-    assert rows(path, "SELECT errors FROM runs WHERE run_id = 2") == [{"errors": 2}]
-    assert rows(path, "SELECT sum(followed) AS n FROM markets") == [{"n": 3}]
+        assert await database.save(batch) == Saved(snapshots=1, errors=1)
+    assert [row["market_id"] for row in rows(path, "SELECT market_id FROM failures")] == ["1"]
+    assert rows(path, "SELECT errors FROM runs WHERE run_id = 2") == [{"errors": 1}]
+    assert rows(path, "SELECT sum(followed) AS n FROM markets") == [{"n": 2}]
 
 
 async def test_a_clock_that_was_set_back_or_a_foreign_row_makes_and_hides_no_gap(tmp_path: Path) -> None:
