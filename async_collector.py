@@ -1832,34 +1832,34 @@ class HttpHost:
         """
         answers: list[tuple[Sequence[K], T | ApiError]] = []
         pieces = deque([keys])
-        divided = False
-        searching = False  # for a key at fault
-        failures = 0  # in a row
+        was_divided = False
+        seeks_bad_key = False  # else a smaller request may be what helps
+        failures_in_row = 0
         while pieces:
             piece = pieces.popleft()
-            middle = len(piece) // 2
-            halves = (piece[:middle], piece[middle:])
+            halves = (piece[: len(piece) // 2], piece[len(piece) // 2 :])
             if len(piece) > self._max_keys:
                 pieces += halves
                 continue
             try:
-                answers.append((piece, await self.fetch(request_for(piece), decode, retry_server_errors=not searching)))
-                failures = 0
+                answer = await self.fetch(request_for(piece), decode, retry_server_errors=not seeks_bad_key)
+                answers.append((piece, answer))
+                failures_in_row = 0
                 continue
             except ApiError as caught:
                 error = caught.with_traceback(None)  # it would keep whole answers
-            failures += 1
-            divide = len(piece) > 1 and failures < MAX_FAILED_PIECES and self._may_be_halved(error)
-            if divide and not (error.too_large or searching):
-                searching = divide = await self._one_key_succeeds(piece, request_for, decode)
+            failures_in_row += 1
+            divide = len(piece) > 1 and failures_in_row < MAX_FAILED_PIECES and self._may_be_halved(error)
+            if divide and not (error.too_large or seeks_bad_key):
+                seeks_bad_key = divide = await self._one_key_succeeds(piece, request_for, decode)
             if not divide:
                 answers.append((piece, error))
                 continue
             if error.too_large and isinstance(error, RequestRejectedError):
-                self._max_keys = min(self._max_keys, middle)
-            divided = True
+                self._max_keys = min(self._max_keys, len(halves[0]))
+            was_divided = True
             pieces += halves
-        if divided and not any(isinstance(answer, ApiError) for _, answer in answers):  # it was too much
+        if was_divided and not any(isinstance(answer, ApiError) for _, answer in answers):  # this size works
             self._max_keys = min(self._max_keys, max(len(piece) for piece, _ in answers))
         return answers
 
