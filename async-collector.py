@@ -65,7 +65,7 @@ Run {run_id} is {status}
   database         {database}"""
 
 
-def say(text: str, stream: TextIO) -> OSError | None:
+def print_line(text: str, stream: TextIO) -> OSError | None:
     """Print *text* and return why it could not be written; that nobody reads on is no reason to complain."""
     try:
         print(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream, flush=True)
@@ -89,13 +89,13 @@ def drop_buffered(stream: TextIO) -> None:
 
 def say_end(text: str) -> None:
     """Say what was done before a signal; on a terminal over the `^C` that it has shown."""
-    say(f"{chr(13) * sys.stderr.isatty()}async-collector: {text}", sys.stderr)
+    print_line(f"{chr(13) * sys.stderr.isatty()}async-collector: {text}", sys.stderr)
 
 
-def answer(text: str, code: int = 0) -> int:
+def print_result(text: str, code: int = 0) -> int:
     """Print *text*, the result that was asked for, and return the exit code: *code* if it could be written."""
-    if error := say(text, sys.stdout):
-        say(f"async-collector: the result could not be written: {error}", sys.stderr)
+    if error := print_line(text, sys.stdout):
+        print_line(f"async-collector: the result could not be written: {error}", sys.stderr)
         return UNWRITTEN
     return code
 
@@ -282,9 +282,9 @@ def is_well(result: ac.CollectionResult) -> bool:
 def say_notes(result: ac.CollectionResult) -> None:
     """Say which names have nothing to collect, and why posts are missing, if that is so."""
     for note in result["notes"]:
-        say(f"async-collector: {note}", sys.stderr)
+        print_line(f"async-collector: {note}", sys.stderr)
     if result["tweets_reason"]:
-        say(f"async-collector: posts: {result['tweets_reason']}", sys.stderr)
+        print_line(f"async-collector: posts: {result['tweets_reason']}", sys.stderr)
 
 
 def complaint(result: ac.CollectionResult) -> str:
@@ -377,27 +377,29 @@ async def keep_collecting(args: argparse.Namespace, chosen: dict[str, Any]) -> N
     def count(progress: ac.Progress) -> None:
         done["under way"] = progress.stored
 
-    def tell(tick: ac.Tick) -> None:
+    def report_tick(tick: ac.Tick) -> None:
         result = tick.result
         done["runs"] += 1
         done["snapshots"] += result["snapshots"] if result else done["under way"]
         done["under way"] = 0
         if result and args.json:
-            answer(json.dumps(result))
+            print_result(json.dumps(result))
         if result:
             say_notes(result)
         coming = f"next run {tick.next_run:%H:%M:%S} UTC"
         if tick.missed:
             coming += f", {tick.missed} ticks missed so far"
         if tick.error:
-            say(f"async-collector: {tick.error}; {coming}", sys.stderr)
+            print_line(f"async-collector: {tick.error}; {coming}", sys.stderr)
         elif result and not is_well(result):
-            say(f"{complaint(result)}; {coming}", sys.stderr)
+            print_line(f"{complaint(result)}; {coming}", sys.stderr)
         elif result and not args.quiet:
             went = f"run {result['run_id']} is complete: {result['markets']} markets in {result['duration']:.2f} s"
-            say(f"{went}; {coming}", sys.stderr)
+            print_line(f"{went}; {coming}", sys.stderr)
 
-    await ac.continuous_collection(interval_minutes=args.interval, stop=stop, on_tick=tell, progress=count, **chosen)
+    await ac.continuous_collection(
+        interval_minutes=args.interval, stop=stop, on_tick=report_tick, progress=count, **chosen
+    )
     if not args.quiet:
         cut = f", and {done['under way']} by the one that was cut off" if done["under way"] else ""
         runs = "1 run" if done["runs"] == 1 else f"{done['runs']} runs"
@@ -410,7 +412,7 @@ def announce(settings: ac.Settings, cadence: str = "") -> None:
     what = f"markets over ${volume:,.15g} in 24 h" if volume else "all open markets"
     if names := settings.selection.names:
         what = "; ".join(f"{kind} {', '.join(some[:3])}{', ...' * (len(some) > 3)}" for kind, some in names.items())  # noqa: PLR2004  examples
-    say(f"Polymarket to {settings.db_path}: {what}, {settings.workers} workers{cadence}", sys.stderr)
+    print_line(f"Polymarket to {settings.db_path}: {what}, {settings.workers} workers{cadence}", sys.stderr)
 
 
 def run_once(args: argparse.Namespace, path: str, chosen: dict[str, Any]) -> int:
@@ -437,14 +439,14 @@ def run_once(args: argparse.Namespace, path: str, chosen: dict[str, Any]) -> int
         code = UNKNOWN_NAMES
     named = read_named(result, collector.settings.selection) if args.json or not args.quiet else []
     if args.json:
-        code = answer(json.dumps({**result, "named": named}), code)
+        code = print_result(json.dumps({**result, "named": named}), code)
     elif not (args.quiet or code == UNKNOWN_NAMES):
-        say(summary(result, named), sys.stdout)  # for a person; whoever cannot have it has lost nothing
+        print_line(summary(result, named), sys.stdout)  # for a person; whoever cannot have it has lost nothing
         if size(collector.settings.db_path, "-wal") > ac.WAL_LIMIT_BYTES:
-            say(f"async-collector: {LARGE_WAL}", sys.stderr)
+            print_line(f"async-collector: {LARGE_WAL}", sys.stderr)
     say_notes(result)
     if not is_well(result):
-        say(complaint(result), sys.stderr)
+        print_line(complaint(result), sys.stderr)
     return code
 
 
@@ -708,10 +710,10 @@ def run(args: argparse.Namespace) -> int:
         now = datetime.now(UTC)
         status = read_status(ac.database_path(path, os.environ), args.interval, now)
         text = json.dumps(status) if args.json else status_lines(status, now)
-        return answer(text, 0 if status["healthy"] else 1)
+        return print_result(text, 0 if status["healthy"] else 1)
     if args.benchmark:
         compared = benchmark(chosen)
-        return answer(json.dumps(compared) if args.json else comparison(compared))
+        return print_result(json.dumps(compared) if args.json else comparison(compared))
     if args.continuous:
         chosen["run_timeout"] = min(args.run_timeout, args.interval * 60)
         if not args.quiet:
@@ -733,7 +735,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(args)
     except ac.CollectorError as error:
-        say(f"async-collector: {error}", sys.stderr)
+        print_line(f"async-collector: {error}", sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as interrupt:
         say_end("interrupted; a benchmark keeps nothing" if args.benchmark else "interrupted")

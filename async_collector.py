@@ -96,7 +96,7 @@ __all__ = [
     "AccessDeniedError", "AnswerTooLongError", "ApiError", "AsyncCollector", "Clock", "CollectionResult",
     "CollectorError", "ConfigError", "DatabaseBusy", "MalformedResponseError", "MarketIndex", "NetworkError",
     "Progress", "Question", "RateLimitedError", "RateLimiter", "RequestRejectedError", "ServerError", "StorageError",
-    "Tick", "UnknownNamesError", "continuous_collection", "hype_score", "tone", "velocity",
+    "Tick", "UnknownNamesError", "continuous_collection", "hype_score", "sentiment", "tone", "velocity",
 ]  # fmt: skip
 
 __version__ = "0.3.0"
@@ -174,12 +174,12 @@ class ApiError(CollectorError):
         status: the HTTP status, or None where there was no answer.
         retry_after: seconds that the server asked to wait, or None.
         retryable: whether the same request may succeed later. The class has the default.
-        may_be_charged: whether a host that charges for its answers may charge for this one.
+        billable: whether a host that charges for its answers may charge for this one.
     """
 
     exit_code = 69
     retryable: bool = False
-    may_be_charged: bool = True
+    billable: bool = True
 
     def __init__(
         self,
@@ -224,7 +224,7 @@ class ServerError(ApiError):
     """The server failed or is overloaded: 5xx, 408, 425, or a 200 whose body is an error object."""
 
     retryable = True
-    may_be_charged = False
+    billable = False
 
 
 class RequestRejectedError(ApiError):
@@ -540,7 +540,14 @@ class Settings:
 
 # --- Wire types: Gamma and the CLOB -----------------------------------------------------------------------------------
 # Unknown keys are skipped, absent keys are None. A number may come as a text (strict=False); NaN and Infinity fail the
-# bounds. An element that does not fit its type is read field by field, as `_decode_parts` says.
+# bounds. An element of an answer takes as few of these steps as it needs:
+#
+#   the outer shape               -> elements, as sent: `decode_answer`
+#   as sent                       -> its type: nearly every element
+#   usual forms                   "0.5" for ".5", a text for an id that is a number, [] for null: `_usual_forms`
+#   repaired JSON                 without lone surrogates, broken UTF-8, NaN and 1e400: `_repaired`
+#   without unreadable parts      the rest of it, the keys of what is lost in `unreadable`: `_without_unreadable_parts`
+#   Undecoded                     its id, why, and whether it may be an open market: `_decode_element`
 
 Text = Annotated[str, msgspec.Meta(max_length=100_000)]
 ConditionId = Annotated[str, msgspec.Meta(max_length=100)]
@@ -551,10 +558,10 @@ Size = Annotated[float, msgspec.Meta(ge=0, le=1e18)]  # shares
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e18)]  # USD
 EpochMs = Annotated[int, msgspec.Meta(ge=10**12, le=8 * 10**12)]  # from 2001 to 2223, where a float holds it exactly
 # keys as they were sent, a list's once for each element of it that cannot be read; never taken from the wire itself
-LeftOut = Annotated[tuple[str, ...], msgspec.Meta(max_length=0)]
+Unreadable = Annotated[tuple[str, ...], msgspec.Meta(max_length=0)]
 
 
-class InText(tuple[T, ...]):
+class JsonInString(tuple[T, ...]):
     """A list that Gamma sends as JSON inside a string; no text is an empty list."""
 
     __slots__ = ()
@@ -594,9 +601,9 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
     question: Text | None = None
     description: Text | None = None
     category: Text | None = None  # filled on rows of 2020 to 2022 only
-    outcomes: InText[str] | None = None
-    outcome_prices: InText[Price] | None = None
-    clob_token_ids: InText[TokenId] | None = None
+    outcomes: JsonInString[str] | None = None
+    outcome_prices: JsonInString[Price] | None = None
+    clob_token_ids: JsonInString[TokenId] | None = None
     start_date: str | None = None
     end_date: str | None = None
     closed_time: str | None = None
@@ -610,14 +617,14 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
     uma_resolution_statuses: Any = None  # the same from the first to the newest, JSON in a string
     events: list[GammaEvent] | None = None
     tags: list[GammaTag] | None = None
-    left_out: LeftOut = ()
+    unreadable: Unreadable = ()
 
     def __post_init__(self) -> None:
         """Refuse an open market that names tokens, but not two different ones."""
         tokens = self.clob_token_ids or ()
         if not self.active or self.closed:
             return
-        if "clobTokenIds" in self.left_out:
+        if "clobTokenIds" in self.unreadable:
             raise ValueError("Expected 2 clobTokenIds, got something else - at `$.clobTokenIds`")
         if tokens and (len(tokens) != 2 or tokens[0] == tokens[1]):  # noqa: PLR2004  YES and NO
             raise ValueError(f"Expected 2 different clobTokenIds, got {tokens!r}")
@@ -649,7 +656,7 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
     @property
     def max_volume_24h(self) -> float | None:
         """The USD that it has traded at most: infinity where the figure cannot be read."""
-        return math.inf if "volume24hr" in self.left_out else self.volume_24h
+        return math.inf if "volume24hr" in self.unreadable else self.volume_24h
 
 
 class ClobToken(msgspec.Struct, gc=False):
@@ -686,7 +693,7 @@ class OrderBook(msgspec.Struct, gc=False):
     asks: list[Level]
     changed_ms: EpochMs | None = msgspec.field(name="timestamp", default=None)  # Unix time
     market: Text | None = None  # the condition id of its market
-    left_out: LeftOut = ()
+    unreadable: Unreadable = ()
 
     def __post_init__(self) -> None:
         """Sort the levels, and drop those of size 0."""
@@ -694,7 +701,7 @@ class OrderBook(msgspec.Struct, gc=False):
         self.asks = sorted([level for level in self.asks if level.size], key=attrgetter("price"))
 
 
-class Rejected(NamedTuple):
+class Undecoded(NamedTuple):
     """One element of an answer that could not be decoded, with what can be read of it; unvalidated."""
 
     id: str | None
@@ -707,22 +714,22 @@ class MarketPage(NamedTuple):
     """A page of a listing."""
 
     markets: list[GammaMarket]
-    rejected: list[Rejected]
+    undecoded: list[Undecoded]
     next_cursor: str | None  # None on the last page
-    gap: str | None = None  # why the listing lacks markets before the next page
+    incomplete: str | None = None  # why the listing lacks markets before the next page
     events: list[str] | None = None  # slugs, where its elements are events, with these markets
 
     @property
     def size(self) -> int:
-        """The number of its elements, decoded or rejected."""
-        return len(self.markets) + len(self.rejected) if self.events is None else len(self.events)
+        """The number of its elements, decoded or not."""
+        return len(self.markets) + len(self.undecoded) if self.events is None else len(self.events)
 
     @property
     def names(self) -> set[str]:
-        """The slugs of its events, else the ids of its markets, decoded or rejected."""
+        """The slugs of its events, else the ids of its markets, decoded or not."""
         if self.events is not None:
             return set(self.events)
-        return {market.market_id for market in self.markets} | {bad.id for bad in self.rejected if bad.id is not None}
+        return {market.market_id for market in self.markets} | {bad.id for bad in self.undecoded if bad.id is not None}
 
     @property
     def ids(self) -> list[int]:
@@ -752,11 +759,11 @@ class _Page(msgspec.Struct):
 
 MAX_PAGE_BYTES: Final = 8 * 2**20  # decoded; a page of markets has 0.6 MB, one of posts 0.2 MB
 MAX_PARTS: Final = 2_000_000  # objects of an answer, each of which takes memory; 500 books have 50,000 levels or so
-MAX_MENDED_PARTS: Final = 400_000  # of an element that is mended, which is slow
+MAX_REPAIRED_PARTS: Final = 400_000  # of an element that is repaired, which is slow
 MAX_ELEMENTS: Final = 10_000  # of an answer: no request asks for more than 500, but an event has had 2,000 markets
-MAX_BAD_ELEMENTS: Final = 10  # that say nothing about the shape of the others
+MAX_BAD_ELEMENTS: Final = 10  # up to so many do not count as a changed format
 MAX_ONLY_BAD_ELEMENTS: Final = 3  # the same where there is no good one
-MAX_LEFT_OUT: Final = 1_000  # elements of a list
+MAX_UNREADABLE: Final = 1_000  # elements of a list
 
 _NUL: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
 # other forms of what the exchange sends, and the usual one; its documentation writes prices without the zero
@@ -776,14 +783,14 @@ def _without_nul(body: Body) -> Body:
     return _NUL.sub(rb"\1\\ufffd", body) if b"\\u0000" in body else body
 
 
-def _mended(body: Body) -> bytes:
+def _repaired(body: Body) -> bytes:
     """Return JSON with U+FFFD for lone surrogates and broken UTF-8, and an object for each NaN, 1e400 and the like.
 
     No field that could be such a number takes an object.
     """
     parts = body.count(b"{") + body.count(b"[")
-    if parts > MAX_MENDED_PARTS or len(body) > MAX_PAGE_BYTES:
-        raise OverflowError(f"the answer cannot be mended, with {len(body)} bytes and {parts} objects and lists")
+    if parts > MAX_REPAIRED_PARTS or len(body) > MAX_PAGE_BYTES:
+        raise OverflowError(f"the answer cannot be repaired, with {len(body)} bytes and {parts} objects and lists")
 
     def refused(text: str) -> dict[str, None]:
         return {text: None}
@@ -807,32 +814,32 @@ def decode_answer(decoder: msgspec.json.Decoder[T], body: Body) -> T:
     try:
         return decoder.decode(body)
     except ValueError:
-        return decoder.decode(_mended(body))
+        return decoder.decode(_repaired(body))
 
 
 _PAIR: Final = msgspec.Meta(min_length=2, max_length=2)  # of YES and NO
-_IN_TEXT: Final[Mapping[Any, msgspec.json.Decoder[Any]]] = {  # by the type of the list's elements
+_JSON_IN_STRING: Final[Mapping[Any, msgspec.json.Decoder[Any]]] = {  # by the type of the list's elements
     str: msgspec.json.Decoder(Annotated[tuple[str, ...], _PAIR]),
     Price: msgspec.json.Decoder(Annotated[tuple[Price, ...], _PAIR], strict=False),
     TokenId: msgspec.json.Decoder(tuple[TokenId, ...]),
 }
 
 
-def _decode_in_text(kind: type, value: object) -> object:
-    """Decode `InText`, which msgspec does not know (its `dec_hook`)."""
+def _decode_json_in_string(kind: type, value: object) -> object:
+    """Decode `JsonInString`, which msgspec does not know (its `dec_hook`)."""
     if value in (None, "", "null", "[]", []):
-        return InText()
+        return JsonInString()
     body = _without_nul(value.encode() if isinstance(value, str) else msgspec.json.encode(value))
     of = get_args(kind)[0]
     try:
-        return InText(_IN_TEXT[of].decode(body))
+        return JsonInString(_JSON_IN_STRING[of].decode(body))
     except ValueError:
-        return InText(decode_answer(_IN_TEXT[of], body.replace(b'".', b'"0.') if of is Price else body))
+        return JsonInString(decode_answer(_JSON_IN_STRING[of], body.replace(b'".', b'"0.') if of is Price else body))
 
 
 def json_decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
     """Return a decoder that also takes numbers written as strings."""
-    return msgspec.json.Decoder(kind, strict=False, dec_hook=_decode_in_text)
+    return msgspec.json.Decoder(kind, strict=False, dec_hook=_decode_json_in_string)
 
 
 _MARKET: Final = json_decoder(GammaMarket)
@@ -848,13 +855,13 @@ _fields = cache(msgspec.structs.fields)
 
 def _fits(value: object, kind: Any) -> bool:  # noqa: ANN401  a type, of a field
     try:
-        msgspec.convert(value, kind, strict=False, dec_hook=_decode_in_text)
+        msgspec.convert(value, kind, strict=False, dec_hook=_decode_json_in_string)
     except ValueError:
         return False
     return True
 
 
-def _fitting(elements: list[Any], kind: Any) -> list[Any]:  # noqa: ANN401
+def _valid_elements(elements: list[Any], kind: Any) -> list[Any]:  # noqa: ANN401
     """Return those of *elements* that fit *kind*, which is the type of the list."""
     if _fits(elements, kind):
         return elements
@@ -862,61 +869,67 @@ def _fitting(elements: list[Any], kind: Any) -> list[Any]:  # noqa: ANN401
     for count, element in enumerate(elements):
         if _fits([element], kind):
             good.append(element)
-        elif count - len(good) == MAX_LEFT_OUT:
-            raise msgspec.ValidationError(f"more than {MAX_LEFT_OUT} elements of a list cannot be read")
+        elif count - len(good) == MAX_UNREADABLE:
+            raise msgspec.ValidationError(f"more than {MAX_UNREADABLE} elements of a list cannot be read")
     return good
 
 
-def _decode_parts(decoder: msgspec.json.Decoder[S], sent: dict[str, Any]) -> S:
-    """Decode what of *sent* fits, and put the keys of the rest into `left_out`, if its type has that field.
+def _without_unreadable_parts(decoder: msgspec.json.Decoder[S], sent: dict[str, Any]) -> S:
+    """Decode what of *sent* fits its type, and put the keys of the rest into `unreadable`, if the type has that field.
 
-    Left out are elements of lists, items of objects, and fields that are optional. No text is the same as no value.
+    What may be lost: elements of lists, items of objects, and fields that are optional. No text is no value.
     """
     kind: Any = decoder.type  # a type[S], which msgspec 0.23 calls a TypeForm[S]
-    fitting: dict[str, object] = {}
-    left_out: list[str] = []
+    readable: dict[str, object] = {}
+    unreadable: list[str] = []
     for field_ in _fields(kind):
         key, value = field_.encode_name, sent.get(field_.encode_name)
         lost: list[str] = []
-        if field_.type is LeftOut:
+        if field_.type is Unreadable:
             continue
         if isinstance(value, list):
-            value, count = _fitting(value, field_.type), len(value)
+            value, count = _valid_elements(value, field_.type), len(value)
             lost = [key] * (count - len(value))
         elif isinstance(value, dict) and _fits({}, field_.type):
             lost = [name for name, item in value.items() if not _fits({name: item}, field_.type)]
             value = {name: value[name] for name in value.keys() - set(lost)}
         if (key in sent and field_.required) or _fits(value, field_.type):
-            fitting[key] = value
-            left_out += lost
+            readable[key] = value
+            unreadable += lost
         elif value not in ("", None):
-            left_out.append(key)
-    read: S = msgspec.convert(fitting, kind, strict=False, dec_hook=_decode_in_text)
-    if left_out and "left_out" in kind.__struct_fields__:
-        return msgspec.structs.replace(read, left_out=tuple(left_out))
+            unreadable.append(key)
+    read: S = msgspec.convert(readable, kind, strict=False, dec_hook=_decode_json_in_string)
+    if unreadable and "unreadable" in kind.__struct_fields__:
+        return msgspec.structs.replace(read, unreadable=tuple(unreadable))
     return read
 
 
-def _decode_element(decoder: msgspec.json.Decoder[S], element: msgspec.Raw) -> S | Rejected:
-    """Decode an element as it is, else with values in their usual form, else in parts."""
+def _usual_forms(body: bytes) -> Iterator[bytes]:
+    """Yield JSON with one more kind of other form replaced by the usual one, as often as it has one."""
+    for other_form, usual_form in _OTHER_FORMS:
+        body, found = other_form.subn(usual_form, body)
+        if found:
+            yield body
+
+
+def _decode_element(decoder: msgspec.json.Decoder[S], element: msgspec.Raw) -> S | Undecoded:
+    """Decode an element in the steps that the map of this section lists."""
     try:
         return decoder.decode(element)
     except (ValueError, RecursionError):
         body = bytes(element)
-    for other_form, usual_form in _OTHER_FORMS:
-        body, found = other_form.subn(usual_form, body)
-        if found:
-            with suppress(ValueError, RecursionError):
-                return decoder.decode(body)
+    for body in _usual_forms(body):  # noqa: B020  the last one is what the next step takes
+        with suppress(ValueError, RecursionError):
+            return decoder.decode(body)
     sent: dict[str, Any] = {}
     try:
-        sent = _ERROR_OBJECT.decode(_mended(body))
-        return _decode_parts(decoder, sent)
+        sent = _ERROR_OBJECT.decode(_repaired(body))
+        return _without_unreadable_parts(decoder, sent)
     except (ValueError, RecursionError) as error:
         key, digits = ("asset_id", 78) if decoder is _BOOK else ("id", 18)
         sent_id = re.fullmatch(f"[0-9]{{1,{digits}}}", str(sent.get(key)))
         volume: Any = sent.get("volume24hr")
-        return Rejected(
+        return Undecoded(
             id=sent_id[0] if sent_id else None,
             reason=printable(str(error)),
             is_open=sent.get("active") is not False and sent.get("closed") is not True,
@@ -925,18 +938,18 @@ def _decode_element(decoder: msgspec.json.Decoder[S], element: msgspec.Raw) -> S
 
 
 def decode_elements(
-    elements: list[msgspec.Raw], decoder: msgspec.json.Decoder[S], *, few_bad: bool = False
-) -> tuple[list[S], list[Rejected]]:
+    elements: list[msgspec.Raw], decoder: msgspec.json.Decoder[S], *, mostly_good: bool = False
+) -> tuple[list[S], list[Undecoded]]:
     """Decode the elements of an answer one by one: a bad one costs only itself, a bad part of one only that part.
 
-    With *few_bad* most of them must be good; otherwise the shape of the answer has changed, which is an error.
+    With *mostly_good* it is an error if most of them are bad: the shape of the answer has changed then.
     """
     if len(elements) > MAX_ELEMENTS:
         raise msgspec.ValidationError(f"{len(elements)} elements, which no request asked for")
     decoded = [_decode_element(decoder, element) for element in elements]
-    good = [element for element in decoded if not isinstance(element, Rejected)]
-    bad = [element for element in decoded if isinstance(element, Rejected)]
-    if few_bad and len(bad) > (max(len(good), MAX_BAD_ELEMENTS) if good else MAX_ONLY_BAD_ELEMENTS):
+    good = [element for element in decoded if not isinstance(element, Undecoded)]
+    bad = [element for element in decoded if isinstance(element, Undecoded)]
+    if mostly_good and len(bad) > (max(len(good), MAX_BAD_ELEMENTS) if good else MAX_ONLY_BAD_ELEMENTS):
         raise msgspec.ValidationError(
             f"{len(bad)} of {len(elements)} elements are not understood, the first: {bad[0].reason}"
         )
@@ -947,11 +960,11 @@ def decode_elements(
 _EXPECTED: Final = {"question", "slug", "conditionId", "outcomes", "clobTokenIds"}
 
 
-def _decode_markets(elements: list[msgspec.Raw] | None) -> tuple[list[GammaMarket], list[Rejected]]:
+def _decode_markets(elements: list[msgspec.Raw] | None) -> tuple[list[GammaMarket], list[Undecoded]]:
     """Decode markets, most of which must be good and have the fields that they should have."""
     if elements is None:
         raise msgspec.ValidationError("Object missing required field `markets`")
-    markets, bad = decode_elements(elements, _MARKET, few_bad=True)
+    markets, bad = decode_elements(elements, _MARKET, mostly_good=True)
     opened = [market for market in markets if market.active and not market.closed]
     for expected in (field_ for field_ in _fields(GammaMarket) if field_.encode_name in _EXPECTED):
         lacking = sum(not getattr(market, expected.name) for market in opened)
@@ -980,14 +993,14 @@ def decode_events(body: Body) -> MarketPage:
         for market in markets:
             market.events, market.tags = [GammaEvent(event.slug)], tags or None
         found.markets.extend(markets)
-        found.rejected.extend(bad)
+        found.undecoded.extend(bad)
     return found
 
 
-def decode_books(body: Body) -> tuple[list[OrderBook], list[Rejected]]:
+def decode_books(body: Body) -> tuple[list[OrderBook], list[Undecoded]]:
     """Decode the CLOB's answer to a request for books; most of the books, and of their levels, must be good."""
-    books, bad = decode_elements(decode_answer(_ELEMENTS, body), _BOOK, few_bad=True)
-    lost = sum(len(book.left_out) - book.left_out.count("timestamp") for book in books)
+    books, bad = decode_elements(decode_answer(_ELEMENTS, body), _BOOK, mostly_good=True)
+    lost = sum(len(book.unreadable) - book.unreadable.count("timestamp") for book in books)
     if lost > MAX_BAD_ELEMENTS and lost > sum(len(book.bids) + len(book.asks) for book in books):
         raise msgspec.ValidationError(f"{lost} levels of {len(books)} books are not understood")
     return books, bad
@@ -1262,7 +1275,7 @@ class Resolution(NamedTuple):
     market_id: str
 
 
-class Undecided(NamedTuple):
+class Unsettled(NamedTuple):
     """A market that is not open and has no outcome yet; it is asked for again."""
 
     asked_at: str
@@ -1287,7 +1300,7 @@ class StoredIdentity(NamedTuple):
     outcome_no: str | None
 
 
-def put_in_stored_order(market: GammaMarket, known: StoredIdentity) -> str | None:
+def align_with_stored(market: GammaMarket, known: StoredIdentity) -> str | None:
     """Bring the outcomes of *market* into the stored order, or return why it is another market than *known*.
 
     A value that is not stored yet is no difference.
@@ -1298,9 +1311,9 @@ def put_in_stored_order(market: GammaMarket, known: StoredIdentity) -> str | Non
     if all(tokens) and all(stored) and set(stored) != set(tokens):
         return f"its tokens were {' and '.join(map(str, stored))}, and now they are {' and '.join(tokens)}"
     if all(stored) and stored == tokens[::-1]:
-        market.clob_token_ids = InText(stored)
-        market.outcomes = market.outcomes and InText(market.outcomes[::-1])
-        market.outcome_prices = market.outcome_prices and InText(market.outcome_prices[::-1])
+        market.clob_token_ids = JsonInString(stored)
+        market.outcomes = market.outcomes and JsonInString(market.outcomes[::-1])
+        market.outcome_prices = market.outcome_prices and JsonInString(market.outcome_prices[::-1])
         market.last_trade_price = market.last_trade_price and _rounded(1 - market.last_trade_price)
     words = (known.outcome_yes, known.outcome_no)
     if all(words) and market.outcomes == words[::-1] != words:
@@ -1327,7 +1340,7 @@ class Batch:
     snapshots: list[Snapshot] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     resolutions: list[Resolution] = field(default_factory=list)
-    undecided: list[Undecided] = field(default_factory=list)
+    unsettled: list[Unsettled] = field(default_factory=list)
     books: dict[str, Book] = field(default_factory=dict)  # by market, of these snapshots
     follow: bool = False  # whether these markets are collected from now on until they resolve
 
@@ -1409,7 +1422,7 @@ class RateLimiter:
     changed at any time and count from the next start on; a longer window begins with the starts that the shorter one
     remembers.
 
-    Until `closed_until`, by the clock, the host refuses everything. `acquire` does not wait for that: the caller looks.
+    Until `quota_resets_at`, by the clock, the host refuses everything: callers look, `acquire` does not wait for it.
 
         limiter = RateLimiter(max_requests=20, time_window=1.0)
         await limiter.acquire()  # then send the request
@@ -1426,13 +1439,13 @@ class RateLimiter:
         self.max_requests = max_requests
         self.time_window = time_window
         self.backoff_multiplier = backoff_multiplier
-        self.closed_until = float("-inf")
+        self.quota_resets_at = float("-inf")
         self._clock = clock or Clock()
         self._starts: deque[float] = deque()
         self._pause_s = 0.0  # the last one's length, until a request succeeds
         self._pause_began = float("-inf")
         self._paused_until = float("-inf")
-        self._turn: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+        self._queue: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     def __repr__(self) -> str:
         started = sum(start + self.time_window > self._clock.monotonic() for start in self._starts)
@@ -1450,15 +1463,15 @@ class RateLimiter:
     async def acquire(self) -> float:
         """Wait until a request may start, count it as started, and return when that is."""
         loop = asyncio.get_running_loop()
-        if self._turn is None or self._turn[0] is not loop:  # a lock belongs to one event loop
-            self._turn = (loop, asyncio.Lock())
-        async with self._turn[1]:  # one waiter at a time looks at the window, first come, first served
+        if self._queue is None or self._queue[0] is not loop:  # a lock belongs to one event loop
+            self._queue = (loop, asyncio.Lock())
+        async with self._queue[1]:  # one waiter at a time looks at the window, first come, first served
             while (wait_s := self._wait_s()) > 0:
                 await self._clock.sleep(wait_s)
             self._starts.append(self._clock.monotonic())
             return self._starts[-1]
 
-    async def restart(self, started: float) -> float:
+    async def move_start(self, started: float) -> float:
         """Move a start to now, because its connection is open only now; wait if the window is full, return the time."""
         with suppress(ValueError):  # it has left the window
             self._starts.remove(started)
@@ -1586,7 +1599,7 @@ class HttpHost:
         self._endpoint = endpoint
         self._limiter = limiter
         self._network = network
-        self._turn = asyncio.Lock()
+        self._slot_order = asyncio.Lock()
         self._failed_at: list[float] = []  # when, since the last success
         self._final_error: ApiError | None = None  # after which the host is not asked any more in this run
         self._max_keys = MAX_TOKENS  # that the host takes in one request, as far as is known
@@ -1624,7 +1637,7 @@ class HttpHost:
         network, wait_s = self._network, error.retry_after or 0.0
         if retries >= network.settings.max_retries or network.retries >= FREE_RETRIES + RETRY_SHARE * network.requests:
             return False
-        if self._endpoint.token and (error.may_be_charged or wait_s > MAX_PAID_WAIT_S):
+        if self._endpoint.token and (error.billable or wait_s > MAX_PAID_WAIT_S):
             return False
         allowed = retry_server_errors or not isinstance(error, ServerError)
         return allowed and error.retryable and wait_s <= MAX_WAIT_S
@@ -1651,7 +1664,8 @@ class HttpHost:
         """Send *request* once, when the limiter lets it, and return its decoded answer."""
         self._check()
         async with AsyncExitStack() as stack:
-            async with self._turn:  # one request per host waits for the limiter in a slot; the rest leaves them free
+            # one request per host waits for the limiter in a slot; the rest leaves them free
+            async with self._slot_order:
                 await stack.enter_async_context(self._network.slots)
                 started = await self._limiter.acquire()
             self._check()
@@ -1676,9 +1690,9 @@ class HttpHost:
             raise type(error)(message, error.url, error.status, retryable=False)
         if self._network.clock.monotonic() >= self._network.deadline:
             raise self._too_late()
-        if (closed_s := self._limiter.closed_until - self._network.clock.monotonic()) > 0:
-            message = f"its quota is used up for {closed_s:.0f} s more"
-            raise RateLimitedError(message, self.url, HTTPStatus.TOO_MANY_REQUESTS, closed_s)
+        if (wait_s := self._limiter.quota_resets_at - self._network.clock.monotonic()) > 0:
+            message = f"its quota is used up for {wait_s:.0f} s more"
+            raise RateLimitedError(message, self.url, HTTPStatus.TOO_MANY_REQUESTS, wait_s)
 
     def _too_late(self) -> NetworkError:
         return NetworkError(f"the run's {self._network.settings.run_timeout_s:g} s are over", self.url, retryable=False)
@@ -1690,11 +1704,11 @@ class HttpHost:
         """
         timeout_s, json_type = self._network.settings.timeout_s, {"Content-Type": "application/json"}
 
-        async def restart() -> None:
+        async def move_start() -> None:
             nonlocal started
             left_s = (timeout.when() or 0.0) - loop.time()
             timeout.reschedule(None)
-            started = await self._limiter.restart(started)
+            started = await self._limiter.move_start(started)
             self._check()  # much may have happened meanwhile
             timeout.reschedule(loop.time() + left_s)
 
@@ -1707,7 +1721,7 @@ class HttpHost:
             proxy=self._endpoint.proxy,
             proxy_headers=self._endpoint.proxy_headers,
             allow_redirects=False,
-            trace_request_ctx=restart,
+            trace_request_ctx=move_start,
         )
         loop, timeout = asyncio.get_running_loop(), asyncio.timeout(timeout_s)
         try:
@@ -1749,11 +1763,11 @@ class HttpHost:
             text += f" (through the proxy {proxy.host}:{proxy.port})"
         permanent = isinstance(error, (aiohttp.ClientConnectorCertificateError, aiohttp.InvalidURL))
         failure = NetworkError(text, retryable=not permanent)
-        failure.may_be_charged = not isinstance(error, aiohttp.ClientConnectorError)
+        failure.billable = not isinstance(error, aiohttp.ClientConnectorError)
         return failure
 
     def _read_quota(self, response: aiohttp.ClientResponse, server_now: datetime) -> None:
-        """Close the limiter where X's headers say that its quota is used up.
+        """Tell the limiter where X's headers say that its quota is used up.
 
         Source: https://docs.x.com/x-api/fundamentals/rate-limits
         """
@@ -1761,7 +1775,7 @@ class HttpHost:
         refused = response.status == HTTPStatus.TOO_MANY_REQUESTS
         if reset.isdecimal() and (refused or response.headers.get("x-rate-limit-remaining") == "0"):
             wait_s = min(max(float(reset) - server_now.timestamp(), 0.0), MAX_QUOTA_S)
-            self._limiter.closed_until = self._network.clock.monotonic() + wait_s
+            self._limiter.quota_resets_at = self._network.clock.monotonic() + wait_s
 
     @staticmethod
     def _error_in(response: aiohttp.ClientResponse, body: bytearray, server_now: datetime) -> ApiError | None:
@@ -1912,9 +1926,9 @@ class PolymarketApi:
         be empty.
 
         How the end of a listing is recognised: the first page shows the size of a full one, and the next ones are asked
-        for with that size. A page that names a next one is full; where it is not, it has a `gap`, and the listing goes
-        on. A page that names no next one is the last. Whoever reads on beyond it learns whether it is: it must have the
-        first element of the same listing in the opposite order.
+        for with that size. A page that names a next one is full; where it is not, it is `incomplete`, and the listing
+        goes on. A page that names no next one is the last. Whoever reads on beyond it learns whether it is: it must
+        have the first element of the same listing in the opposite order.
 
         Raises:
             ApiError: a page cannot be had, or the listing is empty, repeats a cursor, or breaks off.
@@ -1934,7 +1948,7 @@ class PolymarketApi:
             page = await self._fetch_page(listing, limit=size or largest, after=cursor)
             if page.size < size and page.next_cursor is not None:
                 what = f"page {len(used) + 1} has {page.size} of {size} markets, and names a next one"
-                page = page._replace(gap=f"the listing has not been read to its end: {what}")
+                page = page._replace(incomplete=f"the listing has not been read to its end: {what}")
                 size = largest
             yield page
             empty = 0 if page.size else empty + 1
@@ -1986,7 +2000,7 @@ class PolymarketApi:
                     continue
                 markets = {market.market_id if by == "id" else market.slug: market for market in page.markets}
                 found.markets.extend(markets[str(name)] for name in some if str(name) in markets)
-                found.rejected.extend(page.rejected)
+                found.undecoded.extend(page.undecoded)
                 others = [name for name in some if str(name) not in markets and str(name) not in page.names]
                 if page.next_cursor is None:
                     absent += others
@@ -2436,7 +2450,7 @@ SAVE_RESOLUTION: Final = """
 """
 MAX_OUTCOME_WAIT_MINUTES: Final = 7 * 24 * 60  # until the outcome of a closed market is asked for again
 # asked for again after 15 minutes, then each time after four times as long
-SAVE_UNDECIDED: Final = """
+SAVE_UNSETTLED: Final = """
     UPDATE markets SET
         resolved = 0, resolution_outcome = NULL, outcome_stored_at = NULL,
         outcome_ask_at = datetime(?, min(15 * (1 << (2 * min(outcome_asked, 10))), ?) || ' minutes'),
@@ -2500,7 +2514,7 @@ PASSING_CODES: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE
 PASSING_ERRNOS: Final = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
-def uninterrupted(work: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+def shielded(work: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
     """Let *work* run to its end, also when the caller is cancelled meanwhile; the cancellation follows afterwards.
 
     A cancelled aiosqlite call still runs, so a transaction that stops in its middle would stay open.
@@ -2703,8 +2717,8 @@ class Database:
                 _warn_of_old_sqlite()
                 # aiosqlite's thread outlives a connect that fails and may write a traceback: let it fail here
                 sqlite3.connect(path).close()
-                stack.push_async_callback(uninterrupted(connection.close))
-                await uninterrupted(connection.__aenter__)()
+                stack.push_async_callback(shielded(connection.close))
+                await shielded(connection.__aenter__)()
                 ((version, of_another_program),) = await connection.execute_fetchall(FILE_OWNER)
                 _check_owner(path, version, of_another_program)
                 ((journal_mode,),) = await connection.execute_fetchall("PRAGMA journal_mode = WAL")
@@ -2725,7 +2739,7 @@ class Database:
                 with suppress(OSError):  # as far as can be: Windows removes no open file
                     Path(os.path.realpath(self.absolute_path) + suffix).unlink()
 
-    @uninterrupted
+    @shielded
     async def _upgrade(self) -> None:
         """Make what the file lacks of `SCHEMA`, and what differs of its indexes and views, and do the `MOVES`."""
         with closing(sqlite3.connect(":memory:")) as new_file:
@@ -2786,7 +2800,7 @@ class Database:
         """Return the integers of the first column that *query* finds, in its order, 8 bytes each."""
         return array("q", [row[0] for row in await self.rows(query, *values)])
 
-    @uninterrupted
+    @shielded
     async def start_run(self, **columns: object) -> int:
         """Open a run with these columns and return its id; runs that died unfinished are marked as failed."""
         columns |= {"status": "running", "version": __version__}
@@ -2795,7 +2809,7 @@ class Database:
             cursor = await self._connection.execute(insert_into("runs", list(columns)), list(columns.values()))
         return cursor.lastrowid or 0
 
-    @uninterrupted
+    @shielded
     async def save(self, batch: Batch) -> Saved:
         """Store *batch* in one transaction."""
         async with self.transaction("store a batch"):
@@ -2804,7 +2818,7 @@ class Database:
             saved = await self._save_snapshots(batch) if batch.snapshots else Saved()
             await self.execute(SAVE_FAILURE, batch.failures)
             await self.execute(SAVE_RESOLUTION, batch.resolutions)
-            await self.execute(SAVE_UNDECIDED, batch.undecided)
+            await self.execute(SAVE_UNSETTLED, batch.unsettled)
             saved = saved.plus(Saved(errors=len(batch.failures)))
             await self.execute(COUNT_SAVED, [(*saved, batch.run_id)])
         self.is_kept = self.is_kept or saved.snapshots > 0
@@ -2840,7 +2854,7 @@ class Database:
         with_book = sum(row[-1] is not None for row in snapshots)
         return Saved(len(snapshots), len(books), with_book - len(books), errors=len(stored))
 
-    @uninterrupted
+    @shielded
     async def finish_run(self, run_id: int, columns: Mapping[str, object]) -> None:
         """Write *columns* into the row of run *run_id*."""
         assignments = ", ".join(f"{column} = ?" for column in columns)
@@ -2859,7 +2873,7 @@ class Database:
     async def transaction(self, doing: str) -> AsyncIterator[None]:
         """Begin a transaction, and commit it at the end or undo it; *doing* is for the text of an error.
 
-        The caller is `uninterrupted`, for a cancellation in the middle would meet a statement that still runs.
+        The caller is `shielded`, for a cancellation in the middle would meet a statement that still runs.
         """
         async with self._one_at_a_time:
             with storage_errors(self._path, doing):
@@ -2879,13 +2893,13 @@ class Database:
 
 BATCH_MARKETS: Final = MAX_TOKENS // 2  # one request for books, one transaction
 MAX_SEARCH_WAIT_MINUTES: Final = 60  # until a market that is neither open nor closed is asked for again
-MIN_KNOWN_SHARE: Final = 0.5  # must still be there: a tenth or two close within a day
+MIN_KNOWN_SHARE: Final = 0.5  # a listing with less than half of the last run's is not believed
 FULL_WALK_EVERY: Final = timedelta(days=1)  # because a closed market can reopen
 MAX_WAITING_BATCHES: Final = 2  # between two stages; a full queue makes the faster one wait
 
 
-def is_descending(volumes: Sequence[float]) -> bool:
-    """Return whether *volumes* descend on the whole; fewer than 11 always do.
+def roughly_descending(volumes: Sequence[float]) -> bool:
+    """Return whether *volumes* descend, as far as a listing by volume does; fewer than 11 always do.
 
     The index that a listing is ordered by lags behind the figures that it shows, by a tenth or so.
     """
@@ -2910,7 +2924,7 @@ class Run:
     drift: str | None = None  # what the exchange sends in a shape that is not known
     books_missing: int = 0  # markets that lack one or both of their books
     unmirrored: int = 0  # markets whose NO book is not the mirror of their YES book
-    left_out: Counter[str] = field(default_factory=Counter)  # markets by what of them cannot be read
+    unreadable: Counter[str] = field(default_factory=Counter)  # markets by what of them cannot be read
     saved: Saved = field(default_factory=Saved)
 
     def failure(self, stage: str, reason: str | ApiError, *market_ids: object) -> Failure:
@@ -2931,9 +2945,9 @@ class Run:
         if isinstance(error, MalformedResponseError) and not known_shape:
             self.drift = self.drift or str(error)
 
-    def log_left_out(self) -> None:
+    def log_unreadable(self) -> None:
         """Log what could not be read; where most of the stored markets lack something, the exchange has changed."""
-        counts, markets = self.left_out.most_common(), self.saved.snapshots
+        counts, markets = self.unreadable.most_common(), self.saved.snapshots
         if counts:
             parts = ", ".join(f"{key} of {count} markets" for key, count in counts)
             log.warning("left out, for it cannot be read: %s", parts)
@@ -2954,7 +2968,7 @@ async def same_as_stored(run: Run, markets: Sequence[GammaMarket]) -> list[Gamma
     same: list[GammaMarket] = []
     for market in markets:
         known = stored.get(market.market_id)
-        if known and (why_not := put_in_stored_order(market, known)):
+        if known and (why_not := align_with_stored(market, known)):
             await run.put(run.failure("list", why_not, market.market_id))
         else:
             same.append(market)
@@ -2981,12 +2995,12 @@ class Outcomes:
         run = self._run
         page, not_closed, failed = await run.api.fetch_markets(market_ids, closed=True)
         batch = Batch(run.run_id, failures=[run.failure("outcome", error, *ids) for ids, error in failed])
-        batch.failures += [run.failure("outcome", bad.reason, bad.id) for bad in page.rejected]
+        batch.failures += [run.failure("outcome", bad.reason, bad.id) for bad in page.undecoded]
         open_ended = {name for name in page.names if int(name) not in self.resolved}
         for market in await same_as_stored(run, page.markets):
             await self._settle(market, batch)
             open_ended.discard(market.market_id)
-        batch.undecided += [Undecided(run.started_at, MAX_OUTCOME_WAIT_MINUTES, market_id) for market_id in open_ended]
+        batch.unsettled += [Unsettled(run.started_at, MAX_OUTCOME_WAIT_MINUTES, market_id) for market_id in open_ended]
         self.closed += len(page.names)
         self.absent += not_closed
         await run.rows.put(batch)
@@ -3011,7 +3025,7 @@ class Outcomes:
                 look_at = next_look(closed_at, self._clock.now())
                 batch.resolutions.append(Resolution(outcome, closed_at, look_at, sql_time(self._clock.now()), str(id_)))
             else:
-                batch.undecided.append(Undecided(run.started_at, MAX_SEARCH_WAIT_MINUTES, str(id_)))
+                batch.unsettled.append(Unsettled(run.started_at, MAX_SEARCH_WAIT_MINUTES, str(id_)))
             batch.failures.append(run.failure("outcome", self.not_open.get(id_, f"it is {neither}"), id_))
         if batch.failures:
             await run.rows.put(batch)
@@ -3032,7 +3046,7 @@ class Outcomes:
             look_at = next_look(closed_at, self._clock.now()) if closed_at or not before else None
             batch.resolutions.append(Resolution(outcome, closed_at, look_at, sql_time(self._clock.now()), market_id))
         else:
-            batch.undecided.append(Undecided(self._run.started_at, MAX_OUTCOME_WAIT_MINUTES, market_id))
+            batch.unsettled.append(Unsettled(self._run.started_at, MAX_OUTCOME_WAIT_MINUTES, market_id))
 
     async def _outcome(self, market: GammaMarket, batch: Batch) -> str | None:
         """Return how *market* has ended: Gamma names a winner, or the CLOB does, or it is a split, or nobody knows."""
@@ -3089,7 +3103,7 @@ class Discovery:
     _strict_order: bool = True  # whether the volumes have descended strictly so far
     _ends_by: str | None = None  # when a market of a series or a tag has to end
     _seen: set[int] = field(default_factory=set)  # ids that it has listed
-    _rejected: int = 0  # of the listed ones: they could not be decoded
+    _undecoded: int = 0  # of the listed ones: they could not be decoded
     _next_batch: list[GammaMarket] = field(default_factory=list)
 
     async def run(self) -> None:
@@ -3155,7 +3169,7 @@ class Discovery:
             if page.markets and not (self._seen or self._selection.names):
                 raise self._run.api.bad_listing("the listing has no volume24hr")
             return bool(page.markets)
-        if not is_descending(volumes):
+        if not roughly_descending(volumes):
             raise self._run.api.bad_listing("the listing is not in the order of volume24hr")
         self._strict_order = self._strict_order and volumes == sorted(volumes, reverse=True)
         return not self._selection.takes(volumes[-1] if self._strict_order else max(volumes))
@@ -3168,12 +3182,12 @@ class Discovery:
         """
         upwards, downwards = Listing("id", ascending=True), Listing("id", ascending=False)
         reached = {upwards: float("-inf"), downwards: float("inf")}
-        with_gap: set[Listing] = set()  # the other walk has to come to where this one is still complete
+        incomplete: set[Listing] = set()  # the other walk has to come to where this one is still complete
 
         def meets(listing: Listing, page: MarketPage) -> bool:
-            if page.gap:
-                with_gap.add(listing)
-            if page.markets and listing not in with_gap:
+            if page.incomplete:
+                incomplete.add(listing)
+            if page.markets and listing not in incomplete:
                 reached[listing] = page.ids[-1]
             return reached[upwards] >= reached[downwards]
 
@@ -3208,16 +3222,16 @@ class Discovery:
         """Take the markets with these ids and slugs."""
         for by in ("id", "slug"):
             absent = [name for name in names if name.isdecimal() == (by == "id")]
-            rejected: list[Rejected] = []
+            undecoded: list[Undecoded] = []
             for closed in (False, True):
                 page, absent, failed = await self._run.api.fetch_markets(absent, by=by, closed=closed)
-                rejected += page.rejected
+                undecoded += page.undecoded
                 await self._take(page, named=True)
                 closed_ones = [market for market in page.markets if not market.is_open]
                 self.notes += [printable(f"the market {one.slug} is not open: {one.state}") for one in closed_ones]
                 for _, error in failed:
                     await self._fail(error)
-            if by == "id" or not rejected:  # else one of them may be what is missing
+            if by == "id" or not undecoded:  # else one of them may be what is missing
                 await self._report_unknown("market", absent)
 
     async def _take_groups(self, groups: Sequence[tuple[str, str]]) -> None:
@@ -3230,7 +3244,7 @@ class Discovery:
                 continue
             if isinstance(group, MarketPage):
                 await self._take(group, named=True)
-                has_open = bool(group.rejected) or any(market.is_open for market in group.markets)
+                has_open = bool(group.undecoded) or any(market.is_open for market in group.markets)
             else:
                 has_open = await self._walk_group(kind, group)
             if not has_open:
@@ -3276,7 +3290,7 @@ class Discovery:
         """Take the pages of *listing* to its end, or to the one that *is_last*; return whether nothing is missing."""
         by_id = listing.order == "id" and not listing.filters
         before: set[int] = set()
-        gap: str | None = None
+        incomplete: str | None = None
         try:
             async with aclosing(self._run.api.iter_market_pages(listing)) as pages:
                 async for page in pages:
@@ -3288,11 +3302,11 @@ class Discovery:
                         raise self._run.api.bad_listing("the listing repeats itself")
                     before = set(ids)
                     await self._take(page)
-                    gap = gap or page.gap
+                    incomplete = incomplete or page.incomplete
                     if last:
                         break
-            if gap:
-                raise self._run.api.bad_listing(gap)
+            if incomplete:
+                raise self._run.api.bad_listing(incomplete)
         except ApiError as error:
             await self._fail(error)
             return False
@@ -3352,8 +3366,8 @@ class Discovery:
 
     async def _take(self, page: MarketPage, *, named: bool = False) -> None:
         """Hand on the markets of *page* that are to be collected: those that are *named* whatever they trade."""
-        rejected = [
-            bad for bad in page.rejected if self._is_new(bad.id) and self._is_selected(bad.id, bad, named=named)
+        undecoded = [
+            bad for bad in page.undecoded if self._is_new(bad.id) and self._is_selected(bad.id, bad, named=named)
         ]
         wanted: list[GammaMarket] = []
         for market in page.markets:
@@ -3361,9 +3375,9 @@ class Discovery:
                 self._outcomes.not_open[int(market.market_id)] = market.state
             elif self._is_new(market.market_id) and self._is_selected(market.market_id, market, named=named):
                 wanted.append(market)
-        self.listed += len(rejected) + len(wanted)
-        self._rejected += len(rejected)
-        await self._run.put(*(self._run.failure("list", bad.reason, bad.id) for bad in rejected))
+        self.listed += len(undecoded) + len(wanted)
+        self._undecoded += len(undecoded)
+        await self._run.put(*(self._run.failure("list", bad.reason, bad.id) for bad in undecoded))
         self._next_batch += wanted
         while len(self._next_batch) >= BATCH_MARKETS:
             await self._hand_on()
@@ -3386,7 +3400,7 @@ class Discovery:
             return False
         return int(market_id) in self._followed or int(market_id) in self._outcomes.resolved
 
-    def _is_selected(self, market_id: str | None, market: GammaMarket | Rejected, *, named: bool = False) -> bool:
+    def _is_selected(self, market_id: str | None, market: GammaMarket | Undecoded, *, named: bool = False) -> bool:
         """Return whether a market is open and to be collected."""
         if not market.is_open or named:
             return market.is_open
@@ -3397,7 +3411,7 @@ class Discovery:
     async def _check_count(self) -> None:
         """Fail if no market is understood, or if more than half of the last complete run's are gone without an end."""
         run = self._run
-        if self.listed and self.listed == self._rejected:
+        if self.listed and self.listed == self._undecoded:
             what = f"none of {self.listed} markets is understood, the first: {run.reason}"
             await self._fail(run.api.bad_listing(what))
         if self.error or self._selection.names:  # names are listed one by one, and what was followed is asked for by id
@@ -3410,7 +3424,7 @@ class Discovery:
 
 # --- Collector --------------------------------------------------------------------------------------------------------
 
-MAX_CLOCK_STEP: Final = timedelta(seconds=2)  # that is waited for
+MAX_CLOCK_STEP: Final = timedelta(seconds=2)  # a clock set back by at most this is waited for
 RATE_WINDOW_S: Final = 1.1  # a second and some room: we count starts, the exchange counts arrivals
 MAX_HEADER_BYTES: Final = 65_536  # a line of an answer's head: company networks add long ones
 MIN_COMPLETE_SHARE: Final = 0.95  # of the listed markets, stored with their books
@@ -3428,7 +3442,7 @@ class Progress(NamedTuple):
 
 
 @asynccontextmanager
-async def stages() -> AsyncIterator[asyncio.TaskGroup]:
+async def first_error_of_tasks() -> AsyncIterator[asyncio.TaskGroup]:
     """Open a task group that ends with its first error itself."""
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -3480,16 +3494,16 @@ def missing_books(
     return [run.failure("book", reason, *ids) for (reason, _), ids in groups.items()]
 
 
-def left_out_parts(run: Run, markets: Iterable[GammaMarket], books: Mapping[str, OrderBook]) -> list[Failure]:
+def unreadable_parts(run: Run, markets: Iterable[GammaMarket], books: Mapping[str, OrderBook]) -> list[Failure]:
     """Count what of *markets* and their books cannot be read; return failures for what a reader would miss.
 
     What more than ten markets lack is one failure.
     """
     lacking: defaultdict[tuple[str, str], list[str]] = defaultdict(list)  # markets by stage and by what they lack
     for market in markets:
-        of_books = [key for token in market.tokens if token in books for key in books[token].left_out]
-        run.left_out.update({*market.left_out, *of_books})
-        if keys := [key for key in market.left_out if key in REPORTED_KEYS]:
+        of_books = [key for token in market.tokens if token in books for key in books[token].unreadable]
+        run.unreadable.update({*market.unreadable, *of_books})
+        if keys := [key for key in market.unreadable if key in REPORTED_KEYS]:
             lacking["list", ", ".join(keys)].append(market.market_id)
         if sides := [f"{key} ({of_books.count(key)})" for key in ("bids", "asks") if key in of_books]:
             lacking["book", ", ".join(sides)].append(market.market_id)
@@ -3608,7 +3622,7 @@ class AsyncCollector:
         started = self._clock.monotonic()
         async with self._open_run() as (run, discovery, posts):
             try:
-                async with stages() as tasks:
+                async with first_error_of_tasks() as tasks:
                     tasks.create_task(discovery.run(), name="discover")  # pages -> batches of markets
                     tasks.create_task(self._fetch_books(run, discovery), name="fetch")  # batches -> rows
                     tasks.create_task(self._write(run, discovery), name="write")  # rows -> SQLite
@@ -3713,7 +3727,7 @@ class AsyncCollector:
                 batch.books[market.market_id] = book
                 run.unmirrored += book.mirrored is False
         batch.failures += missing_books(run, markets, books, problems)
-        batch.failures += left_out_parts(run, markets, books)
+        batch.failures += unreadable_parts(run, markets, books)
         return batch
 
     async def _write(self, run: Run, discovery: Discovery) -> None:
@@ -3722,7 +3736,7 @@ class AsyncCollector:
             await self._store(batch, run)
             self._progress(Progress(discovery.listed, run.saved.snapshots, run.saved.errors, discovery.all_listed))
 
-    @uninterrupted
+    @shielded
     async def _store(self, batch: Batch, run: Run) -> None:
         """Store *batch* and count it, without a cancellation in between."""
         saved = await run.database.save(batch)
@@ -3731,11 +3745,11 @@ class AsyncCollector:
         if saved.errors > len(batch.failures):
             run.reason = run.reason or "a row could not be stored: see the failures of stage save"
 
-    @uninterrupted
+    @shielded
     async def _finish(self, run: Run, discovery: Discovery, posts: Posts, started: float) -> CollectionResult:
         """Complete the row of the run; its snapshots and errors were counted as they were stored."""
         columns = await discovery.save()
-        run.log_left_out()
+        run.log_unreadable()
         result = self._result(run, discovery, posts, self._clock.monotonic() - started)
         figures = dict(result) | dict(result["stats"])
         shared = ("status", "duration", "books_missing", "unmirrored", "requests", "retries", "rate_limit_hits")
@@ -3886,7 +3900,7 @@ async def continuous_collection(  # noqa: PLR0913  a collector's settings and th
             if not stop.is_set():
                 due = await _wait_for(coming, interval_s, clock, on_heartbeat)
 
-    async with stages() as tasks:
+    async with first_error_of_tasks() as tasks:
         collecting = tasks.create_task(collect(), name="collect")
         await stop.wait()
         collecting.cancel()
@@ -3946,7 +3960,7 @@ class XPost(msgspec.Struct, gc=False):
     public_metrics: XMetrics | None = None
     entities: Any = None
     author_username: str | None = None  # as far as it was asked for: X sends it beside the posts
-    left_out: LeftOut = ()
+    unreadable: Unreadable = ()
 
 
 class XMeta(msgspec.Struct, gc=False):
@@ -3976,18 +3990,18 @@ def decode_posts(body: Body) -> tuple[XPage, list[XPost], list[str]]:
         ValueError: it is no such page.
     """
     page = decode_answer(_X_PAGE, body)
-    posts, rejected = decode_elements(page.data or [], _X_POST)
+    posts, undecoded = decode_elements(page.data or [], _X_POST)
     users = objects(page.includes.get("users")) if isinstance(page.includes, dict) else []
     names = {str(user.get("id")): name for user in users if isinstance(name := user.get("username"), str)}
     for post in posts:
         post.author_username = names.get(post.author_id or "")
-    problems = [bad.reason for bad in rejected]
+    problems = [bad.reason for bad in undecoded]
     if page.errors:
         texts = (error.get(key) for error in objects(page.errors) for key in ("detail", "title", "message"))
         what = next((text for text in texts if text and isinstance(text, str)), "something that is not understood")
         problems.append(f"X left something out: {printable(what)}")
-    left_out = Counter(key for post in posts for key in set(post.left_out))
-    problems += [f"left out, for it cannot be read: {key} of {count} posts" for key, count in left_out.items()]
+    unreadable = Counter(key for post in posts for key in set(post.unreadable))
+    problems += [f"left out, for it cannot be read: {key} of {count} posts" for key, count in unreadable.items()]
     return page, posts, problems
 
 
@@ -4035,7 +4049,7 @@ NEGATIVE_EMOJI: Final = "📉💀🤡🔴❌🚩🗑😭😡🤮🐻💩🥶"
 NEGATIONS: Final = _words("aint arent cant didnt doesnt dont hardly isnt never nor not wasnt wont without")
 
 
-def tone(text: str) -> float:
+def sentiment(text: str) -> float:
     """Return how a post about betting sounds, from -1 (scam, rigged, losing) to 1 (printing, free money, bullish).
 
     0.0 is a post without such words, or with as many of either kind; two words of one kind make half of the full tone.
@@ -4050,6 +4064,9 @@ def tone(text: str) -> float:
         negated = not NEGATIONS.isdisjoint(words[max(0, place - 3) : place])
         score += ((word in POSITIVE_WORDS) - (word in NEGATIVE_WORDS)) * (-0.5 if negated else 1)
     return score / (abs(score) + 2)
+
+
+tone = sentiment  # its name until version 0.2
 
 
 # words of posts, and the words that questions have for them
@@ -4287,7 +4304,7 @@ class Post(NamedTuple):
             retweets=retweets,
             replies=replies,
             engagement_score=likes + 2 * retweets + replies if has_all else None,
-            sentiment_score=tone(post.text),
+            sentiment_score=sentiment(post.text),
             created_at=received_at,
             run_id=run_id,
             lang=post.lang or None,
@@ -4432,7 +4449,7 @@ class Posts:
             params["next_token"] = page.meta.next_token
         return False
 
-    @uninterrupted
+    @shielded
     async def _save(self, posts: Sequence[Post], problems: Sequence[str], newest_id: str | None) -> None:
         """Store a page, and that the next search begins after *newest_id*, in one transaction, and count it."""
         self.reason = self.reason or next(iter(problems), None)
@@ -4457,7 +4474,7 @@ class Posts:
             matches = await asyncio.to_thread(_match_all, posts, database.absolute_path, run_id, snapshots)
         await self._save_signals(matches, an_hour_ago, two_hours_ago, sql_time(now))
 
-    @uninterrupted
+    @shielded
     async def _save_signals(self, matches: Sequence[tuple[str, str, str]], *times: str) -> None:
         """Store which markets the posts are about, and the attention of the last of *times* for each market."""
         database = self._database

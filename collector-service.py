@@ -100,7 +100,7 @@ def settings_from_environment() -> dict[str, Any]:
     return settings
 
 
-def tell(tick: ac.Tick) -> None:
+def report_tick(tick: ac.Tick) -> None:
     """Say how a run went and when the next one is."""
     if tick.result:
         result = tick.result
@@ -132,7 +132,7 @@ async def serve(settings: dict[str, Any]) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, handle, number)
     await ac.continuous_collection(
-        stop=stop, on_tick=tell, heartbeat=lambda: notify("READY=1", "WATCHDOG=1"), **settings
+        stop=stop, on_tick=report_tick, heartbeat=lambda: notify("READY=1", "WATCHDOG=1"), **settings
     )
 
 

@@ -93,10 +93,10 @@ async def test_a_smaller_batch_makes_later_ones_no_smaller(api: ac.PolymarketApi
 class ShuttingLimiter(ac.RateLimiter):
     """Has its host closed while a connection is being opened."""
 
-    async def restart(self, started: float) -> float:
+    async def move_start(self, started: float) -> float:
         """Close the host for a minute."""
-        self.closed_until = self._clock.monotonic() + 60
-        return await super().restart(started)
+        self.quota_resets_at = self._clock.monotonic() + 60
+        return await super().move_start(started)
 
 
 async def test_a_request_that_does_not_leave_leaves_no_connection_open(

@@ -13,7 +13,7 @@ from fake_polymarket import Maker
 from hypothesis import given
 from hypothesis import strategies as st
 
-from async_collector import MarketIndex, Question, distinctive_words, hype_score, tone, velocity
+from async_collector import MarketIndex, Question, distinctive_words, hype_score, sentiment, velocity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,19 +63,19 @@ def bitcoin_markets() -> list[Question]:
     ],
 )
 def test_tone_is_that_of_betting_talk(text: str, sign: int) -> None:
-    value = tone(text)
+    value = sentiment(text)
     assert (value > 0) - (value < 0) == sign
     assert sign or value == 0.0
 
 
 def test_more_of_the_same_tone_is_more_tone() -> None:
-    assert 0 < tone("rocket 🚀") < tone("bullish 🚀") < tone("bullish free money 🚀🚀🚀") < 1
-    assert tone("free money") < tone("free money free money")
+    assert 0 < sentiment("rocket 🚀") < sentiment("bullish 🚀") < sentiment("bullish free money 🚀🚀🚀") < 1
+    assert sentiment("free money") < sentiment("free money free money")
 
 
 @given(st.text())
 def test_tone_is_always_in_range(text: str) -> None:
-    assert -1 <= tone(text) <= 1
+    assert -1 <= sentiment(text) <= 1
 
 
 # --- what a post is about

@@ -38,12 +38,12 @@ async def test_every_field_of_a_market_may_be_anything(exchange: FakePolymarket)
             page = ac.decode_page(json.dumps({"markets": [truth[0], odd, truth[2]]}).encode())
             understood = {market.market_id: market for market in page.markets}
             assert {truth[0]["id"], truth[2]["id"]} <= set(understood), (key, value)
-            assert len(page.markets) + len(page.rejected) == 3
+            assert len(page.markets) + len(page.undecoded) == 3
             if len(page.markets) == 3:
                 (market,) = set(understood) - {truth[0]["id"], truth[2]["id"]}
                 nothing_invented(understood[market], odd)
             else:
-                assert page.rejected[0].reason.isprintable()
+                assert page.undecoded[0].reason.isprintable()
 
 
 def nothing_invented(market: ac.GammaMarket, sent: dict[str, Any]) -> None:
@@ -76,7 +76,7 @@ async def test_every_field_of_a_book_may_be_anything(exchange: FakePolymarket) -
             books, rejected = ac.decode_books(json.dumps([truth[0], truth[1] | {"bids": [level]}, truth[2]]).encode())
             assert [book.token_id for book in books] == tokens, (key, value)
             assert books[1].asks == books_as_sent[1].asks
-            assert (books[1].bids, books[1].left_out, rejected) == ([], ("bids",), [])
+            assert (books[1].bids, books[1].unreadable, rejected) == ([], ("bids",), [])
 
 
 def test_of_a_key_that_comes_twice_the_last_value_counts() -> None:

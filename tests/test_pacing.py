@@ -132,7 +132,7 @@ def test_a_start_counts_from_when_its_connection_is_open(
             await clock.sleep(arrives)
             started = await limiter.acquire()
             await clock.sleep(connects_within)
-            assert await limiter.restart(started) == clock.time
+            assert await limiter.move_start(started) == clock.time
             left.append((clock.time, number, max_requests))
 
         await clock.run(*(request(number, *times) for number, times in enumerate(requests)))
@@ -150,7 +150,7 @@ async def test_a_restart_with_room_waits_for_nobody_who_waits() -> None:
     async def request(connects_within: float) -> None:
         started = await limiter.acquire()
         await clock.sleep(connects_within)
-        left.append(await limiter.restart(started))
+        left.append(await limiter.move_start(started))
 
     await clock.run(request(0.2), request(0.3), request(0.0))
     assert left == [0.2, 0.3, 1.2]

@@ -266,7 +266,7 @@ def test_one_bad_market_costs_only_itself_and_says_why(odd: dict[str, object], r
     page = decode_page(msgspec.json.encode({"markets": sent, "next_cursor": "c"}))
     assert [market.market_id for market in page.markets] == ["1", "2"]
     assert page.next_cursor == "c"
-    (bad,) = page.rejected
+    (bad,) = page.undecoded
     assert reason in bad.reason
     assert bad.id == (None if "id" in odd else GAMMA["id"])
 
@@ -287,7 +287,7 @@ def test_one_bad_market_costs_only_itself_and_says_why(odd: dict[str, object], r
     ],
 )
 def test_one_bad_field_costs_only_itself_and_is_noted(odd: dict[str, object], left_out: dict[str, object]) -> None:
-    expected = msgspec.structs.replace(gamma_market(), **left_out, left_out=tuple(odd))
+    expected = msgspec.structs.replace(gamma_market(), **left_out, unreadable=tuple(odd))
     assert gamma_market(**odd) == expected
 
 
@@ -296,12 +296,12 @@ def test_one_bad_field_costs_only_itself_and_is_noted(odd: dict[str, object], le
 def test_no_text_is_no_value_and_nothing_is_left_out(key: str, absent: object) -> None:
     (market,) = decode_page(msgspec.json.encode({"markets": [GAMMA | {key: absent}]})).markets
     row = Market.from_wire(market, seen_at="now")
-    assert market.left_out == ()
+    assert market.unreadable == ()
     assert "" not in (*row, *Snapshot.from_wire(market, None, None, run_id=1, received_at="now"))
 
 
 def test_nobody_says_on_the_wire_what_we_have_left_out() -> None:
-    assert gamma_market(leftOut=["volume24hr"]).left_out == ()
+    assert gamma_market(unreadable=["volume24hr"]).unreadable == ()
 
 
 @pytest.mark.parametrize("id_", [538_932, "538932"], ids=["number", "text"])
@@ -334,7 +334,7 @@ def test_what_is_no_price_is_no_level(price: str) -> None:
     found, rejected = decode_books(f"[{','.join(sent)}]".encode())
     assert found == [
         OrderBook("1", [Level(0.5, 1)], [Level(0.6, 1)]),
-        OrderBook("2", [], [Level(0.6, 1)], left_out=("bids",)),
+        OrderBook("2", [], [Level(0.6, 1)], unreadable=("bids",)),
     ]
     assert rejected == []
 
@@ -356,7 +356,7 @@ def test_a_number_is_the_same_in_every_form(
     level = {"price": form(price), "size": other(size)}
     ((book,), _) = decode_books(json.dumps([{"asset_id": "1", "bids": [level], "asks": None}]).encode())
     (bid,) = book.bids
-    assert (book.asks, book.left_out) == ([], ())
+    assert (book.asks, book.unreadable) == ([], ())
     assert bid.price == pytest.approx(price)
     assert bid.size == pytest.approx(size)
 
@@ -371,7 +371,7 @@ def test_a_number_is_the_same_in_every_form(
 def test_no_value_of_an_optional_field_costs_its_market(value: object, key: str) -> None:
     page = decode_page(json.dumps({"markets": [GAMMA | {key: value}]}).encode())
     (market,) = page.markets
-    assert market.left_out in {(), *((key,) * times for times in range(1, 9))}
+    assert market.unreadable in {(), *((key,) * times for times in range(1, 9))}
     assert market.tokens == ("339", "105")
 
 
@@ -381,14 +381,14 @@ def test_no_value_of_an_optional_field_costs_its_market(value: object, key: str)
 def test_one_broken_letter_costs_no_page(sent: bytes, stored: str) -> None:
     page = decode_page(msgspec.json.encode({"markets": [GAMMA, GAMMA | {"slug": "a-b"}]}).replace(b"a-b", b"a" + sent))
     assert [market.slug for market in page.markets] == ["will-it-rain", "a" + stored]
-    assert page.rejected == []
+    assert page.undecoded == []
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 5_000])
 def test_what_is_no_number_is_left_out(number: str) -> None:
     body = json.dumps({"markets": [GAMMA, GAMMA]}).replace("14261311.7", number, 1).encode()
     page = decode_page(body)
-    assert [(market.volume_24h, market.left_out) for market in page.markets] == [
+    assert [(market.volume_24h, market.unreadable) for market in page.markets] == [
         (None, ("volume24hr",)),
         (14261311.7, ()),
     ]
@@ -430,8 +430,8 @@ def test_two_odd_markets_cost_one_letter_and_one_figure(broken: bytes, bad: byte
     page = page.replace(b'"a-b"', broken).replace(b"12321", bad)
     found = decode_page(page)
     assert str(found.markets[1].slug).startswith("a")
-    assert [market.left_out for market in found.markets] == [(), (), ("volume24hr",)]
-    assert found.rejected == []
+    assert [market.unreadable for market in found.markets] == [(), (), ("volume24hr",)]
+    assert found.undecoded == []
 
 
 def test_a_nul_within_a_list_of_outcomes_is_replaced_too() -> None:
