@@ -300,17 +300,19 @@ def complaint(result: ac.CollectionResult) -> str:
     )
 
 
-LAST_LISTED: Final = """
-    SELECT markets_listed FROM runs
-    WHERE min_volume IS :min_volume AND selection IS :selection AND status IN ('complete', 'partial')
-    ORDER BY run_id DESC LIMIT 1
+LISTED_BEFORE: Final = """
+    SELECT max(markets_listed) FROM (
+        SELECT markets_listed FROM runs
+        WHERE min_volume IS :min_volume AND selection IS :selection
+        ORDER BY run_id DESC LIMIT 10  -- one that was interrupted, or came to its end too soon, has listed few
+    )
 """
 
 
 def expected_markets(settings: ac.Settings) -> int:
-    """Return how many markets the last run of the same selection listed; 0 where that is not known."""
+    """Return how many markets the last runs of the same selection listed; 0 where that is not known."""
     with suppress(ac.StorageError), ac.open_read_only(settings.db_path, leave_no_log=True) as connection:
-        (listed,) = connection.execute(LAST_LISTED, settings.selection.columns).fetchone() or (0,)
+        (listed,) = connection.execute(LISTED_BEFORE, settings.selection.columns).fetchone()
         return int(listed or 0)
     return 0
 
@@ -318,7 +320,7 @@ def expected_markets(settings: ac.Settings) -> int:
 class Bar:
     """A progress bar on stderr over markets.
 
-    How many there are is known once all are listed; before that they are taken to be as many as in the last run.
+    How many there are is known once all are listed; before that they are taken to be as many as in the last runs.
     """
 
     def __init__(self, *, shown: bool) -> None:
@@ -326,17 +328,22 @@ class Bar:
         self.shown = shown
         self.expected = 0
         self._bar: tqdm[Any] | None = None
+        self._began = time.time()
         self.stored = 0
 
     def show(self, progress: ac.Progress) -> None:
         """Draw *progress*."""
         self.stored = progress.stored
+        if not (self.shown and self.stored):
+            return
         if self._bar is None:
-            self._bar = tqdm(unit=" markets", disable=not self.shown, dynamic_ncols=True)
+            self._bar = tqdm(unit=" markets", dynamic_ncols=True, delay=1e-9)  # drawn once it has something to show
+            self._bar.start_t = self._began  # the listing took time as well, and goes on
         expected = self.expected and max(self.expected, progress.listed)
         self._bar.total = progress.listed if progress.all_listed else expected or None
         self._bar.set_postfix(errors=progress.errors, refresh=False)
         self._bar.update(progress.stored - self._bar.n)
+        self._bar.refresh()
 
     def close(self) -> None:
         """Leave the bar as it is."""
@@ -380,8 +387,7 @@ async def keep_collecting(args: argparse.Namespace, chosen: dict[str, Any]) -> N
     def report_tick(tick: ac.Tick) -> None:
         result = tick.result
         done["runs"] += 1
-        done["snapshots"] += result["snapshots"] if result else done["under way"]
-        done["under way"] = 0
+        done["snapshots"] += done.pop("under way", 0)
         if result and args.json:
             print_result(json.dumps(result))
         if result:
@@ -401,9 +407,8 @@ async def keep_collecting(args: argparse.Namespace, chosen: dict[str, Any]) -> N
         interval_minutes=args.interval, stop=stop, on_tick=report_tick, progress=count, **chosen
     )
     if not args.quiet:
-        cut = f", and {done['under way']} by the one that was cut off" if done["under way"] else ""
-        runs = "1 run" if done["runs"] == 1 else f"{done['runs']} runs"
-        say_end(f"stopped; {done['snapshots']} snapshots were stored by {runs}{cut}")
+        cut = f", and {done['under way']} by the run under way" if done["under way"] else ""
+        say_end(f"stopped; runs: {done['runs']}, snapshots stored: {done['snapshots']}{cut}")
 
 
 def announce(settings: ac.Settings, cadence: str = "") -> None:

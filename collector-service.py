@@ -19,7 +19,10 @@ import logging
 import os
 import signal
 import socket
+import textwrap
+from collections import Counter
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import async_collector as ac
@@ -38,6 +41,24 @@ ENVIRONMENT: Final = {
     "COLLECTOR_TAGS": "",
     "COLLECTOR_ENDS_WITHIN": "",  # minutes; no limit
 }
+VARIABLES: Final = textwrap.fill(
+    ", ".join([*ENVIRONMENT, *ac.ENVIRONMENT]), 78, initial_indent="  ", subsequent_indent="  "
+)
+EPILOG: Final = f"""\
+examples:
+  collector-service
+      every market over $100,000 in 24 hours, every 15 minutes, to polymarket_data.db
+  COLLECTOR_EVENTS=the-cup COLLECTOR_INTERVAL_MINUTES=1 collector-service
+      all markets of an event, every minute
+
+variables:
+{VARIABLES}
+  and HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY
+
+exit codes:
+  0 ended by a signal; 1 a bug; 2 bad command line; 74 the file cannot be used;
+  78 bad configuration, or none of the names exists; 130, 143 a second signal
+"""
 LEVEL_PREFIXES: Final = {
     logging.DEBUG: "<7>",
     logging.INFO: "<6>",
@@ -118,6 +139,15 @@ def report_tick(tick: ac.Tick) -> None:
 async def serve(settings: dict[str, Any]) -> None:
     """Collect until a signal is caught."""
     stop = asyncio.Event()
+    done: Counter[str] = Counter()
+
+    def count(progress: ac.Progress) -> None:
+        done["under way"] = progress.stored
+
+    def on_tick(tick: ac.Tick) -> None:
+        done["runs"] += 1
+        done["snapshots"] += done.pop("under way", 0)
+        report_tick(tick)
 
     def handle(number: int) -> None:
         if stop.is_set():
@@ -131,16 +161,25 @@ async def serve(settings: dict[str, Any]) -> None:
     with suppress(NotImplementedError):  # Windows has no signals on the loop; there Ctrl-C is a KeyboardInterrupt
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, handle, number)
-    await ac.continuous_collection(
-        stop=stop, on_tick=report_tick, heartbeat=lambda: notify("READY=1", "WATCHDOG=1"), **settings
-    )
+    beat = partial(notify, "READY=1", "WATCHDOG=1")
+    await ac.continuous_collection(stop=stop, on_tick=on_tick, heartbeat=beat, progress=count, **settings)
+    cut = f", and {done['under way']} by the run under way" if done["under way"] else ""
+    log.info("stopped; runs: %d, snapshots stored: %d%s", done["runs"], done["snapshots"], cut)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the service and return its exit code; it takes no arguments."""
-    parser = argparse.ArgumentParser(prog="collector-service", description=__doc__)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False,
+        prog="collector-service",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"collector-service {ac.__version__}")
-    parser.parse_args(argv)
+    if unknown := parser.parse_known_args(argv)[1]:
+        text = ac.printable(" ".join(unknown))
+        parser.exit(2, f"{parser.prog}: error: it takes no options, but variables (see --help): {text}\n")
     set_up_logging()
     try:
         asyncio.run(serve(settings_from_environment()))

@@ -207,6 +207,19 @@ def test_any_other_mistake_is_one_line_without_a_guess(args: str, capsys: pytest
     assert "did you mean" not in said
 
 
+def test_the_help_of_the_service_has_examples_variables_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    service = runpy.run_path(str(PROJECT / SERVICE), run_name="script")
+    with pytest.raises(SystemExit):
+        service["main"](["--help"])
+    shown = capsys.readouterr().out
+    assert len(re.findall(r"^  (?:[A-Z_]+=\S+ )*collector-service\n      \w", shown, re.MULTILINE)) == 2
+    listed = set(re.findall(r"\b[A-Z_]{6,}\b", shown.partition("variables:")[2]))
+    proxies = {"HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"}
+    assert listed == {*service["ENVIRONMENT"], *ac.ENVIRONMENT, *proxies}
+    codes = set(re.findall(r"\b(\d+)(?= [a-z]|, 143)", shown.partition("exit codes:")[2]))
+    assert codes == {"0", "1", "2", "74", "78", "130", "143"}
+
+
 def test_the_help_has_examples_variables_and_exit_codes() -> None:
     shown = SCRIPT["build_parser"]().format_help()
     examples = re.findall(r"^  async-collector(.*)\n      \w", shown, re.MULTILINE)
@@ -252,7 +265,7 @@ async def test_the_end_of_a_continuous_collection_is_one_line(
     args = ("--continuous", "--db", str(database), *quiet)
     code, lines = await screen_of(exchange, *args, stop=("run 1 is complete", number))
     assert code == 0
-    assert lines[-1] == "async-collector: stopped; 60 snapshots were stored by 1 run"
+    assert lines[-1] == "async-collector: stopped; runs: 1, snapshots stored: 60"
 
 
 async def test_the_end_counts_the_run_that_was_cut_off(exchange: FakePolymarket, database: Path) -> None:
@@ -269,7 +282,7 @@ async def test_the_end_counts_the_run_that_was_cut_off(exchange: FakePolymarket,
     process.terminate()
     _, err = await asyncio.wait_for(process.communicate(), 10)
     assert err.decode().splitlines()[-1] == (
-        "async-collector: stopped; 0 snapshots were stored by 0 runs, and 250 by the one that was cut off"
+        "async-collector: stopped; runs: 0, snapshots stored: 0, and 250 by the run under way"
     )
 
 

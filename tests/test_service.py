@@ -90,6 +90,9 @@ async def test_a_signal_ends_it_cleanly_within_seconds(
     code, output = await ended(process, 5)
     assert code == 0
     assert "Traceback" not in output
+    counted = re.search(r"stopped; runs: \d, snapshots stored: (\d+)(?:, and (\d+) by the run under way)?\n", output)
+    assert counted
+    assert sum(int(count or 0) for count in counted.groups()) == (0 if hangs else 60)
     assert {row["status"] for row in rows(database, "SELECT status FROM runs")} == {"failed" if hangs else "complete"}
     assert_sound(database)
 
@@ -181,7 +184,7 @@ async def test_the_journal_gets_levels_and_no_time(exchange: FakePolymarket, dat
     await process.wait()
     with os.fdopen(read_end) as lines:
         journal = [line for line in lines.read().splitlines() if "SQLite" not in line]  # the library may be an old one
-    assert [line[:3] for line in journal] == ["<6>", "<4>", "<6>", "<4>", "<6>"]
+    assert [line[:3] for line in journal] == ["<6>", "<4>", "<6>", "<4>", "<6>", "<6>"]
     assert re.match(r"<4>run 1 partial: 60 markets in .* errors, the first: YES and NO: http.*HTTP 400", journal[3])
 
 
@@ -338,5 +341,5 @@ async def test_the_service_takes_no_arguments(database: Path) -> None:
     )
     _, err = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 2
-    assert b"unrecognized arguments: --interval 1" in err
+    assert b"it takes no options, but variables (see --help): --interval 1" in err
     assert not database.exists()
