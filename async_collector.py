@@ -642,7 +642,7 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
 
     @property
     def disputed(self) -> bool:
-        """Whether its outcome is disputed before the oracle, whatever its prices say."""
+        """Whether its outcome is disputed at the oracle; its prices do not count then."""
         history = self.uma_resolution_statuses
         ends_disputed = isinstance(history, str) and history.rstrip("] ").endswith('"disputed"')
         return self.uma_resolution_status == "disputed" or (ends_disputed and self.uma_resolution_status != "resolved")
@@ -655,7 +655,7 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
 
     @property
     def max_volume_24h(self) -> float | None:
-        """The USD that it has traded at most: infinity where the figure cannot be read."""
+        """The most that it may have traded in USD: infinity where the figure cannot be read."""
         return math.inf if "volume24hr" in self.unreadable else self.volume_24h
 
 
@@ -754,7 +754,7 @@ class _Page(msgspec.Struct):
     error: None = None  # an error object is refused here, for `HttpHost._decoded` to see
 
 
-# What decodes raises ValueError for what is no JSON, msgspec.ValidationError (a ValueError as well) for JSON of another
+# A decoder raises ValueError for what is no JSON, msgspec.ValidationError (a ValueError as well) for JSON of another
 # shape, and OverflowError for an answer with more parts than any true one.
 
 MAX_PAGE_BYTES: Final = 8 * 2**20  # decoded; a page of markets has 0.6 MB, one of posts 0.2 MB
@@ -779,7 +779,7 @@ _OTHER_FORMS: Final = (
 
 
 def _without_nul(body: Body) -> Body:
-    """Return JSON with U+FFFD for NUL, which ends a text for many a reader of the database."""
+    """Return JSON with U+FFFD for NUL, at which many readers of the database end a text."""
     return _NUL.sub(rb"\1\\ufffd", body) if b"\\u0000" in body else body
 
 
@@ -1581,7 +1581,7 @@ class Request(NamedTuple):
 
 
 async def _before_sending(_: object, request: Any, __: object) -> None:  # noqa: ANN401  aiohttp's, of any attributes
-    """Call what a request came with, between its having a connection and its first byte (a trace of aiohttp's)."""
+    """Await what the request brought along, when its connection is open and nothing is sent yet."""
     await request.trace_request_ctx()
 
 
@@ -1801,12 +1801,7 @@ class HttpHost:
 
     @staticmethod
     def _decoded(response: aiohttp.ClientResponse, body: bytearray, decode: Callable[[Body], T]) -> T:
-        """Return the decoded *body* of a success.
-
-        Raises:
-            ServerError: it is an error object.
-            MalformedResponseError: it is not JSON (which may pass), or not of the documented shape.
-        """
+        """Return the decoded *body* of a success; raise what is wrong with it. What is no JSON may pass."""
         status = response.status
         try:
             return decode(body)
@@ -1888,8 +1883,6 @@ MAX_EMPTY_PAGES: Final = 3  # in a row
 _SERIES: Final = json_decoder(list[Named])
 _TAG: Final = json_decoder(Named)
 _CLOB_MARKET: Final = json_decoder(ClobMarket)
-
-
 # why there is no book for a token; None stands for the tokens of which nothing else is known
 Problems = dict[str | None, str | ApiError]
 
@@ -2330,28 +2323,23 @@ SCHEMA: Final = f"""
         FROM (SELECT * FROM missed ORDER BY run_id) GROUP BY market_id, since
     ) AS gap;
 """  # noqa: S608
-# what an older file has in another place or form: the query that finds it, and what moves it, repeatable
-MOVES: Final = (
-    (  # schemas 2 and 3
-        "SELECT 1 FROM pragma_table_info('markets') WHERE name = 'last_seen'",
-        """
+# What an older file has in another place or form: the query that finds it, and what moves it. May be repeated.
+MOVES: Final = {
+    # schemas 2 and 3
+    "SELECT 1 FROM pragma_table_info('markets') WHERE name = 'last_seen'": """
         INSERT OR IGNORE INTO seen (market_id, last_seen)
             SELECT market_id, last_seen FROM markets WHERE market_id IS NOT NULL;
         ALTER TABLE markets DROP COLUMN last_seen;
-        """,
-    ),
-    (  # schema 4 at first
-        "SELECT 1 FROM pragma_table_info('failures') WHERE name = 'markets' AND \"notnull\" = 1",
-        """
+    """,
+    # schema 4 at first
+    "SELECT 1 FROM pragma_table_info('failures') WHERE name = 'markets' AND \"notnull\" = 1": """
         ALTER TABLE failures RENAME COLUMN markets TO markets_before;
         ALTER TABLE failures ADD COLUMN markets INTEGER;
         UPDATE failures SET markets = markets_before;
         ALTER TABLE failures DROP COLUMN markets_before;
-        """,
-    ),
-    (  # schemas 4 and 5, where a database had one name in the lake
-        "SELECT 1 FROM pragma_table_info('archived_days') WHERE name = 'shard' AND pk = 0",
-        f"""
+    """,
+    # schemas 4 and 5, where a database had one name in the lake
+    "SELECT 1 FROM pragma_table_info('archived_days') WHERE name = 'shard' AND pk = 0": f"""
         ALTER TABLE archived_days RENAME TO archived_days_before;
         CREATE TABLE {_ARCHIVED_DAYS};
         INSERT INTO archived_days
@@ -2359,11 +2347,9 @@ MOVES: Final = (
             SELECT day, shard_before, archived_at, parts, snapshots, books, runs, failures, tweets, hype_signals
             FROM archived_days_before, (SELECT coalesce(max(shard), '') AS shard_before FROM lake);
         DROP TABLE archived_days_before;
-        """,  # noqa: S608
-    ),
-    (  # any; other collectors wrote a bool in any spelling, and what is not true is not resolved
-        "SELECT 1",
-        """
+    """,  # noqa: S608
+    # any; other collectors wrote a bool in any spelling, and what is not true is not resolved
+    "SELECT 1": """
         DROP INDEX IF EXISTS failures_by_run;
         INSERT OR IGNORE INTO seen (market_id) SELECT market_id FROM markets WHERE market_id IS NOT NULL;
         UPDATE seen SET snapshot_id = (SELECT max(id) FROM snapshots WHERE market_id = seen.market_id)
@@ -2374,9 +2360,8 @@ MOVES: Final = (
             SELECT market_id FROM snapshots
             WHERE run_id IS NULL OR run_id IN (SELECT run_id FROM runs WHERE min_volume > 0)
         );
-        """,
-    ),
-)
+    """,
+}
 
 
 @cache
@@ -2515,7 +2500,7 @@ PASSING_ERRNOS: Final = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, er
 
 
 def shielded(work: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Let *work* run to its end, also when the caller is cancelled meanwhile; the cancellation follows afterwards.
+    """Let *work* run to its end even if the caller is cancelled meanwhile; the cancellation follows afterwards.
 
     A cancelled aiosqlite call still runs, so a transaction that stops in its middle would stay open.
     """
@@ -2549,7 +2534,7 @@ def storage_errors(path: Path, doing: str) -> Iterator[None]:
 
 
 def _real_path(path: Path) -> Path:
-    """Return *path* without links; refuse one that cannot lead to a database of ours, in clearer words than SQLite."""
+    """Return *path* without links; refuse one that cannot be a database, in clearer words than SQLite's."""
     real_path = Path(os.path.realpath(path))
     is_file = real_path.is_file()
     complaints = {
@@ -2753,7 +2738,7 @@ class Database:
                 elif there.get((kind, name), "").split() != sql.split():
                     await self._connection.execute(f"DROP {kind} IF EXISTS {name}")
                     await self._connection.execute(sql)
-            for found, statements in MOVES:
+            for found, statements in MOVES.items():
                 if await self.value(found):
                     for statement in statements.split(";"):
                         await self._connection.execute(statement)
@@ -2797,7 +2782,7 @@ class Database:
         return next((row[0] for row in await self.rows(query, *values)), None)
 
     async def ids(self, query: str, *values: str | int) -> array[int]:
-        """Return the integers of the first column that *query* finds, in its order, 8 bytes each."""
+        """Return the first column that *query* finds, integers in its order, as 8 bytes each."""
         return array("q", [row[0] for row in await self.rows(query, *values)])
 
     @shielded
@@ -2984,8 +2969,7 @@ class Outcomes:
 
     _run: Run
     _clock: Clock
-    # resolved markets that are due for a second look: outcome, time of closing
-    resolved: dict[int, tuple[str, str | None]] = field(default_factory=dict)
+    resolved: dict[int, tuple[str, str | None]] = field(default_factory=dict)  # due for a second look: outcome, end
     not_open: dict[int, str] = field(default_factory=dict)  # what the listing says of ids that are not open
     absent: list[int] = field(default_factory=list)  # ids that were asked for and are not among the closed ones
     closed: int = 0  # markets that the exchange names as closed
@@ -3006,10 +2990,9 @@ class Outcomes:
         await run.rows.put(batch)
 
     async def report_absent(self, market_ids: Sequence[int], known: int) -> int:
-        """Record that *market_ids* are neither open nor closed; if they are many of the *known*, one failure for all.
+        """Record that *market_ids* are neither open nor closed, as one failure if they are many of the *known*.
 
-        Returns:
-            How many of them count as listed: those that the run should have stored.
+        Return how many of them count as listed, for the run should have stored them.
         """
         run, batch = self._run, Batch(self._run.run_id)
         neither = "neither among the open markets nor among the closed ones"
@@ -3396,9 +3379,8 @@ class Discovery:
 
     def _is_followed(self, market_id: str | None) -> bool:
         """Return whether *market_id* is a market that stays collected until it resolves, or that may have reopened."""
-        if market_id is None:
-            return False
-        return int(market_id) in self._followed or int(market_id) in self._outcomes.resolved
+        number = -1 if market_id is None else int(market_id)
+        return number in self._followed or number in self._outcomes.resolved
 
     def _is_selected(self, market_id: str | None, market: GammaMarket | Undecoded, *, named: bool = False) -> bool:
         """Return whether a market is open and to be collected."""
@@ -3443,7 +3425,7 @@ class Progress(NamedTuple):
 
 @asynccontextmanager
 async def first_error_of_tasks() -> AsyncIterator[asyncio.TaskGroup]:
-    """Open a task group that ends with its first error itself."""
+    """Open a task group that raises its first error, not a group of them."""
     try:
         async with asyncio.TaskGroup() as tasks:
             yield tasks
