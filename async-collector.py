@@ -152,7 +152,7 @@ examples:
   async-collector --event the-cup --continuous --interval 0.05 --db cup.db
       all markets of an event, every 3 seconds, until Ctrl-C
 
-variables (an option wins):
+variables:
 {VARIABLES}
   and HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY
 

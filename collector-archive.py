@@ -1054,12 +1054,27 @@ def argument(is_right: Callable[[str], object], form: str, kind: Callable[[str],
     return read
 
 
+EPILOG: Final = """\
+examples:
+  collector-archive /data/lake
+  collector-archive s3://bucket/prefix --keep 2 --db /data/polymarket.db
+
+variables:
+  POLYMARKET_DB, and for object storage the usual ones, such as AWS_ACCESS_KEY_ID
+
+exit codes:
+  0 done; 2 bad command line; 74 the file or the lake cannot be used;
+  75 the file is in use; 78 bad configuration; 130 interrupted
+"""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; docs/lake.md has the same options."""
     parser = argparse.ArgumentParser(
         prog="collector-archive",
         description="Move finished days from a collector's file into a lake of Parquet files.",
-        epilog="Keys and endpoint of object storage come from the usual variables, such as AWS_ACCESS_KEY_ID.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("lake", metavar="LAKE", help="a folder, or s3://bucket/prefix (gs://, az://)")
     parser.add_argument("--db", metavar="PATH", help="database file (POLYMARKET_DB, else polymarket_data.db)")

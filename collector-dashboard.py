@@ -1051,9 +1051,25 @@ def serve(datasette: Datasette, listener: socket.socket, *, browser: bool) -> No
         uvicorn.Server(config).run(sockets=[listener])
 
 
+EPILOG: Final = """\
+examples:
+  collector-dashboard --open
+  collector-dashboard --db /data/polymarket.db --port 8002
+
+variables: POLYMARKET_DB
+exit codes:
+  0 ended; 2 bad command line; 74 the file cannot be shown; 78 cannot listen there
+"""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="collector-dashboard", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="collector-dashboard",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--db", metavar="PATH", help="database file (POLYMARKET_DB, polymarket_data.db)")
     parser.add_argument(
         "--host", metavar="ADDRESS", default="127.0.0.1", help="listen here; others than loopback can see"

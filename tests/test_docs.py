@@ -195,6 +195,13 @@ def test_every_page_is_in_the_source_distribution() -> None:
         assert not {f"/{page.relative_to(PROJECT).parts[0]}"}.isdisjoint(included), page
 
 
+@pytest.mark.parametrize("script", sorted(PROJECT.glob("*-*.py")), ids=lambda script: script.name)
+def test_the_help_of_every_command_has_examples_variables_and_exit_codes(script: Path) -> None:
+    shown = re.search(r"\nexamples:\n(.*?)\n(?:variables|environment):.*?\nexit codes:", script.read_text(), re.DOTALL)
+    assert shown, "the epilog of --help, as in async-collector.py"
+    assert len(re.findall(rf"^ +(?:[A-Z_]+=\S+ )*{script.stem}\b", shown[1], re.MULTILINE)) >= 2
+
+
 def test_an_old_python_is_told_so_before_any_dependency() -> None:
     extras = PYPROJECT["project"]["optional-dependencies"].values()
     requirements = PYPROJECT["project"]["dependencies"] + [line for extra in extras for line in extra]
