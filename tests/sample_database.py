@@ -116,6 +116,7 @@ class SampleMarket:
     book_id: int | None = None
     book_day: date | None = None
     volume: float = 0.0
+    shown: dict[str, object] | None = None  # what a snapshot says of the book, until that changes
 
     def __post_init__(self) -> None:
         """Lay out a book of about `levels` levels."""
@@ -175,13 +176,25 @@ class SampleMarket:
 
     def snapshot_row(self, run_id: int, timestamp: str, *, missed: bool) -> dict[str, object]:
         """Return the row of `snapshots`; with *missed* its book could not be read."""
+        if missed:
+            return self._values(missed=True) | {"timestamp": timestamp, "run_id": run_id}
+        if self.shown is None:
+            self.shown = self._values(missed=False)
+        return self.shown | {
+            "timestamp": timestamp,
+            "run_id": run_id,
+            "book_time": f"{timestamp}.{self.number % 1000:03d}",
+        }
+
+    def _values(self, *, missed: bool) -> dict[str, object]:
+        """Return what snapshots have in common until the book changes, with a place for the rest."""
         nothing = (None, None)
         (bid, bid_size), (ask, ask_size) = (nothing, nothing) if missed else (self.bids.best(), self.asks.best())
         price = round(((bid or 0.0) + (1.0 if ask is None else ask)) / 2, 9)
         has_no = not missed and self.mirrored is not None
         return {
             "market_id": str(900_000 + self.number),
-            "timestamp": timestamp,
+            "timestamp": None,
             "price_yes": price,
             "price_no": round(1 - price, 9),
             "volume_24h": self.volume,
@@ -191,9 +204,9 @@ class SampleMarket:
             "best_bid_no": None if ask is None or not has_no else round(1 - ask, 9),
             "best_ask_no": None if bid is None or not has_no else round(1 - bid, 9),
             "spread": None if bid is None or ask is None else round(ask - bid, 9),
-            "run_id": run_id,
+            "run_id": None,
             "last_trade_price": None if self.number % 17 == 3 else bid,
-            "book_time": None if missed else f"{timestamp}.{self.number % 1000:03d}",
+            "book_time": None,
             "bid_size_yes": bid_size,
             "ask_size_yes": ask_size,
             "bid_size_no": ask_size if has_no else None,
@@ -234,16 +247,18 @@ def fill(
     book_ids = itertools.count(1)
     run_ids = itertools.count(1)
     with closing(create(path)) as connection:
+        connection.execute("PRAGMA cache_size = -200000")  # the index is filled all over, in 200 MB at most
+        connection.execute("PRAGMA journal_mode = OFF")  # a file that is not finished is nothing
         midnight = datetime.combine(first_day, datetime.min.time(), UTC)
         insert(connection, "markets", (market.row(ac.sql_time(midnight)) for market in listed))
         for day, number in itertools.product(range(days), range(runs_per_day)):
             started = midnight + timedelta(days=day, minutes=15 * number)
             _insert_run(connection, next(run_ids), started, listed, book_ids, rng, (change, failed, posts_per_run))
-            connection.commit()
         _fill_seen(connection)
         connection.commit()
         connection.execute("ANALYZE")
         connection.commit()
+        connection.execute("PRAGMA journal_mode = WAL")
         return count_rows(connection)
 
 
@@ -262,8 +277,10 @@ def _insert_run(
     books: list[dict[str, object]] = []
     snapshots: list[dict[str, object]] = []
     failures: list[dict[str, object]] = []
+    timestamp = ""
     for place, market in enumerate(listed):
-        timestamp = ac.sql_time(started + timedelta(seconds=1 + place // 500))
+        if place % 500 == 0:
+            timestamp = ac.sql_time(started + timedelta(seconds=1 + place // 500))
         missed = rng.random() < failed
         if missed:
             market_id = str(900_000 + market.number)
@@ -276,6 +293,7 @@ def _insert_run(
             if changed or market.book_day != day:
                 market.book_id, market.book_day = next(book_ids), day
                 books.append(market.book_row(market.book_id, timestamp))
+                market.shown = None
         snapshots.append(market.snapshot_row(run_id, timestamp, missed=missed))
     if run_id % 40 == 0:
         failures.append({"run_id": run_id, "market_id": None, "stage": "list", "reason": "503 from the exchange"})
