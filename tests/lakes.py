@@ -26,7 +26,7 @@ from conftest import PROJECT, rows
 from sample_database import fill
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 MISSING = [name for name in ("obstore", "polars", "pyarrow") if importlib.util.find_spec(name) is None]
@@ -160,6 +160,15 @@ def download(bucket: str, endpoint: str, folder: Path) -> Path:
     return folder
 
 
+def names_in(bucket: str, endpoint: str) -> set[str]:
+    """Return the names of what is in the lake in *bucket*."""
+    import pyarrow.fs  # noqa: PLC0415
+
+    everywhere = pyarrow.fs.FileSelector(f"{bucket}/lake", allow_not_found=True, recursive=True)
+    found = documented()["open_store"](endpoint).get_file_info(everywhere)
+    return {file.path.removeprefix(f"{bucket}/lake/") for file in found if file.is_file}
+
+
 def everything(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Return all rows of a file that a lake keeps, in an order that does not depend on when they were stored."""
     tables = {}
@@ -187,37 +196,53 @@ def start(lake: str, database: Path, *args: str) -> subprocess.Popen[str]:
     )
 
 
-def kill_and_look(lake: str, folder: Path, database: Path, kills: int, fetch: Any) -> None:  # noqa: ANN401
-    """Kill the command again and again, look at every row after each kill, and let it end."""
-    expected = view(folder, database)
-    books = rows(database, "SELECT count(*) AS n FROM books")[0]["n"]
-    rng = random.Random(7)
-    trial = database.with_name("trial.db")
-    shutil.copy(database, trial)
-    began = time.monotonic()
-    _, errors = start(f"{lake}-trial", trial, "--keep", "0").communicate(timeout=600)
-    assert errors == ""
-    whole_s = time.monotonic() - began
-    killed = 0
-    for _ in range(kills):
+def kill_and_look(
+    lake: str, database: Path, kills: int, files: Callable[[], set[str]], fetch: Callable[[], Path]
+) -> None:
+    """Kill the command again and again, each time some steps later, look at every row after each kill, and let it end.
+
+    Args:
+        lake: its address.
+        database: what is archived.
+        kills: how many, unless it ends before.
+        files: the names of what is in the lake.
+        fetch: a folder with all that is in the lake.
+    """
+    rows_left = "SELECT (SELECT count(*) FROM snapshots) AS snapshots, (SELECT count(*) FROM books) AS books"
+    dangling = "SELECT count(*) AS n FROM snapshots WHERE book_id NOT IN (SELECT book_id FROM books)"
+    unfinished = database.with_name(f"{database.name}.archive")  # what goes into a bucket is made there
+
+    def step() -> tuple[object, ...]:
+        time.sleep(0.005)
+        return files(), sorted(unfinished.glob("*")), rows(database, rows_left)
+
+    expected, (before,) = view(fetch(), database), rows(database, rows_left)
+    places: list[object] = []  # where it was killed
+    wanted = 1  # steps before the next kill
+    while len(places) < kills:
         process = start(lake, database, "--keep", "0")
-        time.sleep(rng.uniform(0.15, 1.0) * whole_s)
-        process.send_signal(signal.SIGKILL)
+        last, done = step(), 0
+        while process.poll() is None and done < wanted:
+            now = step()
+            last, done = now, done + (now != last)
+        process.kill()
         _, errors = process.communicate()
         assert process.returncode in {0, -signal.SIGKILL}, errors
-        killed += process.returncode != 0
         assert view(fetch(), database) == expected
-        dangling = "SELECT count(*) AS n FROM snapshots WHERE book_id NOT IN (SELECT book_id FROM books)"
         assert rows(database, dangling) == [{"n": 0}]
-        if rows(database, "SELECT count(*) AS n FROM snapshots") == [{"n": 0}]:
+        if process.returncode == 0:
             break
+        places.append(last)
+        is_written = any(name.startswith("_manifest") for name in files())
+        wanted = 1 if is_written else wanted + 3  # each deletion, and every third file
     process = start(lake, database, "--keep", "0")
     _, errors = process.communicate(timeout=600)
     assert (process.returncode, errors) == (0, "")
-    assert killed
+    assert len(places) > 3
     assert view(fetch(), database) == expected
-    assert rows(database, "SELECT count(*) AS n FROM snapshots") == [{"n": 0}]
-    assert books > rows(database, "SELECT count(*) AS n FROM books")[0]["n"]
+    (after,) = rows(database, rows_left)
+    assert after["snapshots"] == 0
+    assert after["books"] < before["books"]
     assert archive(lake, "--check") == 0
 
 

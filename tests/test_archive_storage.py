@@ -22,6 +22,7 @@ from lakes import (
     download,
     everything,
     kill_and_look,
+    names_in,
     script,
     serving,
     start,
@@ -36,14 +37,6 @@ if TYPE_CHECKING:
     from lakes import Server
 
 pytestmark = OF_THE_ARCHIVE
-
-
-@pytest.mark.slow
-def test_twenty_kills_over_a_large_day_in_object_storage(tmp_path: Path, bucket: str, s3_server: Server) -> None:
-    database, copy = tmp_path / "large.db", tmp_path / "copy"
-    copy.mkdir()
-    fill(database, markets=3_200, days=1, levels=20)
-    kill_and_look(f"s3://{bucket}/lake", copy, database, 20, lambda: download(bucket, s3_server.endpoint, copy))
 
 
 def test_object_storage_holds_the_same(
@@ -81,6 +74,19 @@ def test_a_bucket_that_is_not_there_or_does_not_answer_is_said(
     assert "cannot" in error
     assert KEYS["AWS_SECRET_ACCESS_KEY"] not in error
     assert everything(sample) == before
+
+
+@pytest.mark.slow
+def test_kills_at_every_step_lose_and_double_no_row_in_object_storage(
+    tmp_path: Path, bucket: str, s3_server: Server
+) -> None:
+    database, copy = tmp_path / "x.db", tmp_path / "copy"
+    fill(database, markets=400, days=1, levels=20)
+
+    def files() -> set[str]:
+        return names_in(bucket, s3_server.endpoint)
+
+    kill_and_look(f"s3://{bucket}/lake", database, 12, files, lambda: download(bucket, s3_server.endpoint, copy))
 
 
 @pytest.mark.parametrize("where", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
