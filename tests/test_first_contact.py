@@ -1,7 +1,4 @@
-"""What somebody meets who tries the command for the first time: names, files, mistakes, Ctrl-C, help.
-
-covers: `Database.open` of a new file, `UnknownNamesError`, the command's parser, its bar and its ends.
-"""
+"""covers: what somebody meets who tries the command for the first time: names, files, mistakes, Ctrl-C, help."""
 
 from __future__ import annotations
 
