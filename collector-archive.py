@@ -1,24 +1,28 @@
 #!/usr/bin/env python3
 """Move finished days of a collector's file into a lake of Parquet files: the command `collector-archive`.
 
-A day goes through these steps, each of which may be repeated after a kill:
+A day goes through these steps, each of which may be repeated, by anybody, after a kill:
 
-    read in one transaction -> Parquet files -> read back and compared -> put into the lake -> manifest
-    -> row in `archived_days` -> deleted from the file, a few thousand rows at a time
+    read in one transaction -> Parquet files under names that no other attempt has -> read back and compared
+    -> one manifest, put if there is none, decides which attempt counts, and is read back
+    -> files of other attempts are removed -> row in `archived_days`
+    -> the lake is asked for all of it again -> `pruned_at` -> deleted from the file, a few thousand rows at a time
 
-A row is in the lake if its day is in `archived_days` and its id is at most the one that stands there for its table;
-else it is in the file. `docs/lake.md` describes the lake, how to read it, and what happens to rows that come late.
+A manifest that is there already is compared with the file row by row, whoever wrote it. A row is in the lake if its day
+is in `archived_days` and its id is at most the greatest that stands there for its table; else it is in the file.
+`docs/lake.md` describes the lake, how to read it, and what happens to rows that come late.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import errno
 import gc
 import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import sqlite3
 import sys
@@ -28,8 +32,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, TextIO
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
@@ -50,8 +55,10 @@ else:
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
-FORMAT: Final = 1  # of the lake
+FORMAT: Final = 2  # of the lake; version 0.2 wrote 1, whose files are named after day and shard alone
+ATTEMPT: Final = "[0-9a-f]{16}"  # random: no two attempts share the name of a file
 INTERRUPTED: Final = 130
 PATIENCE_S: Final = 20 * 60.0  # with a collector that holds the file: a run ends before the next one begins
 HOLD_S: Final = 0.04  # the file is held for about so long at a time
@@ -60,14 +67,30 @@ PAUSE_S: Final = 0.06  # a collector that waits for the file looks every 0.05 s
 PAUSE_EVERY_S: Final = 0.25
 RETRY: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}  # of a request to object storage
 SECRETS: Final = ("AWS_", "AZURE_", "GOOGLE_", "GCS_")
+KEYS: Final = {  # by scheme: what to set
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_SERVICE_ACCOUNT",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
+LOCK_WAIT_S: Final = 20.0  # for an archive that writes a manifest where there are no hard links
+STAGING: Final = "_staging"
+PROBE: Final = "_put_if_absent"
 
 
 class LakeError(ac.StorageError):
     """The lake cannot be read or written, or does not hold what it should; the text names the place."""
 
 
-class LostError(LakeError):
+class DayError(LakeError):
+    """What the lake has of a day is not what it should be: the day stays in the file, and the other days go on."""
+
+
+class LostError(DayError):
     """The lake has no such file."""
+
+
+class TornError(DayError):
+    """A manifest is no JSON: its writing was cut off."""
 
 
 # --- Tables -----------------------------------------------------------------------------------------------------------
@@ -109,22 +132,47 @@ TABLES: Final = (
 )
 LEVELS: Final = {"bids", "asks", "bids_no", "asks_no"}
 MILLISECONDS: Final = {"book_time"}  # the other times are to the second
-OWN_COLUMNS: Final = ("shard", "as_stored")
+OWN_COLUMNS: Final = ("shard", "as_stored")  # of every file; a column of the database with such a name has no other
+DAY: Final = r"\d{4}-\d\d-\d\d"
+SHARD: Final = "[A-Za-z0-9_-]{1,64}"
+
+
+class Place(NamedTuple):
+    """A part of a day in the lake under the name of a database: what one manifest decides."""
+
+    day: str
+    shard: str
+    part: int  # from 1
+
+    @property
+    def stem(self) -> str:
+        """How the names of its files begin."""
+        return self.shard if self.part == 1 else f"{self.shard}.{self.part}"
+
+    @property
+    def manifest(self) -> str:
+        """Where its manifest is."""
+        return f"_manifest/date={self.day}/{self.stem}.json"
+
+    @classmethod
+    def of(cls, name: str) -> Place | None:
+        """Return whose manifest *name* is, or None for another file, such as the copies that sync programs make."""
+        found = re.fullmatch(rf"_manifest/date=({DAY})/({SHARD})(?:\.([2-9]|[1-9][0-9]+))?\.json", name)
+        return cls(found[1], found[2], int(found[3] or 1)) if found else None
 
 
 class Window(NamedTuple):
     """The rows of a day that go into one part: with ids above `after`, by table, and up to `upto`."""
 
-    day: str
-    part: int
+    place: Place
     after: dict[str, int]
     upto: dict[str, int]
 
     def values(self, table: str) -> dict[str, object]:
         """Return the parameters of `Table.condition`."""
-        following = date.fromisoformat(self.day) + timedelta(days=1)
+        following = date.fromisoformat(self.place.day) + timedelta(days=1)
         return {
-            "day": self.day,
+            "day": self.place.day,
             "next": following.isoformat(),
             "after": self.after.get(table, 0),
             "upto": self.upto.get(table, 2**63 - 1),
@@ -133,13 +181,25 @@ class Window(NamedTuple):
 
 def query(table: Table, columns: Sequence[Column]) -> str:
     """Return the query for the rows of a window, in the order of the file."""
-    names = ", ".join(f't."{column.name}"' for column in columns)
+    names = ", ".join(f"t.{quoted(column.name)}" for column in columns)
     if table is MARKETS:
-        seen = f"SELECT 1 FROM snapshots WHERE market_id = t.market_id AND {SNAPSHOTS.condition}"  # noqa: S608
-        return f"SELECT {names} FROM markets AS t WHERE EXISTS ({seen}) ORDER BY market_id"  # noqa: S608
+        return f"SELECT {names} FROM markets AS t WHERE {OF_THE_DAY} ORDER BY market_id"  # noqa: S608
     # ids are sorted before wide rows are read
     keys = f"SELECT {table.number} AS number FROM {table.name} WHERE {table.condition} ORDER BY {table.order}"  # noqa: S608
     return f"SELECT {names} FROM ({keys} LIMIT -1) CROSS JOIN {table.name} AS t ON t.{table.number} = number"  # noqa: S608
+
+
+# each market once a day: with its first snapshots of the day that go into the lake, or because its outcome came
+OF_THE_DAY: Final = f"""
+    (EXISTS (SELECT 1 FROM snapshots WHERE market_id = t.market_id AND {SNAPSHOTS.condition})
+     OR outcome_stored_at >= :day AND outcome_stored_at < :next)
+    AND market_id NOT IN (SELECT value FROM json_each(:there))
+"""  # noqa: S608
+
+
+def quoted(name: str) -> str:
+    """Return *name* as SQL has it; another program may have added any column."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 # --- Values -----------------------------------------------------------------------------------------------------------
@@ -158,7 +218,10 @@ PYTHON_TYPES: Final = {"integer": int, "real": float, "blob": bytes}  # else tex
 
 
 class Column(NamedTuple):
-    """A column of a table: `kind` is integer, real, text, blob, time, time_ms or levels."""
+    """A column of a table: `kind` is integer, real, text, blob, time, time_ms, levels, or unnamed.
+
+    An unnamed one has no column in the lake, for that name is taken there: all its values stand in `as_stored`.
+    """
 
     name: str
     kind: str
@@ -180,6 +243,8 @@ class Column(NamedTuple):
     @property
     def fields(self) -> list[pa.Field]:
         """The columns of the Parquet file."""
+        if self.kind == "unnamed":
+            return []
         if self.kind != "levels":
             kinds = {"integer": pa.int64(), "real": pa.float64(), "blob": pa.binary(), "text": pa.string()}
             return [pa.field(self.name, kinds.get(self.kind, pa.timestamp("ms", "UTC")))]
@@ -194,6 +259,8 @@ class Column(NamedTuple):
         """Return *values* as they are in SQLite, and by row those that this column cannot hold."""
         wanted = PYTHON_TYPES.get(self.kind, str)
         odd: dict[int, object] = {}
+        if self.kind == "unnamed":
+            wanted = NoneType
         if not set(map(type, values)) <= {wanted, NoneType}:
             odd = {row: value for row, value in enumerate(values) if not isinstance(value, wanted | NoneType)}
         try:
@@ -229,6 +296,8 @@ class Column(NamedTuple):
 
     def encode(self, taken: pa.Array) -> list[pa.Array]:
         """Return the columns of the Parquet file for what `take` has returned."""
+        if self.kind == "unnamed":
+            return []
         if self.kind == "levels":
             return parse_levels(taken, [item.type for item in self.fields])
         if self.kind in FORMS:
@@ -324,167 +393,264 @@ class Digests:
 
 
 def without_secrets(text: str) -> str:
-    """Return *text* on one line, without the values of the variables that give access to object storage."""
+    """Return *text* on one line, without logins and the values of variables that give access to object storage."""
     for name, value in os.environ.items():
         if name.startswith(SECRETS) and len(value) > 3 and re.search("KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", name):  # noqa: PLR2004
             text = text.replace(value, "***")
-    return ac.printable(text)
+    return ac.printable(re.sub(r"//[^/\s]*@", "//***@", text))
 
 
 def reason_of(error: Exception) -> str:
-    """Return the first paragraph of *error*, or what to do where it does not say that."""
+    """Return what is of use in the text of *error*, or what to do where it does not say that."""
     reason, _, details = str(error).partition("\n\n")
     if "No CA certificates" in details:  # the client is not even made, also for an address without TLS
         return "no CA certificates: install those of the system (ca-certificates), or name a file in SSL_CERT_FILE"
-    return reason
+    answer = re.search(r"<Code>(.*?)</Code>\s*<Message>(.*?)</Message>", reason, re.DOTALL)  # of object storage
+    return f"{answer[1]}: {answer[2]}" if answer else reason
 
 
 class Lake:
-    """A folder, or a bucket of object storage with a prefix. Every method raises `LakeError`."""
+    """A folder, or a bucket of object storage with a prefix. Nothing in it is ever overwritten.
+
+    Every method raises `LakeError`.
+    """
+
+    _store: Any
 
     def __init__(self, address: str, *, must_exist: bool = False) -> None:
         """Open the lake at *address*: a path, or `s3://`, `gs://` or `az://` with bucket and prefix."""
         self.address: Final = address
-        self.folder: Path | None = None
-        if address.strip() and not re.match("[A-Za-z][A-Za-z0-9+.-]+:", address):  # one letter is a drive
-            self.folder = Path(address)
-            if self.folder.exists() and not self.folder.is_dir():
-                raise LakeError(f"{address}: is no folder")
-            if must_exist and not self.folder.is_dir():
-                raise LakeError(f"{address}: there is no such folder")
-            with self.naming("open"):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self._store: Any = obstore.store.LocalStore(str(self.folder.resolve()))
+        is_folder = address.strip() and not re.match("[A-Za-z][A-Za-z0-9+.-]+:", address)  # one letter is a drive
+        self.folder: Final = Path(address) if is_folder else None
+        if self.folder:
+            self._open_folder(self.folder, must_exist=must_exist)
             return
         parts = urlsplit(address)
-        if (
-            parts.scheme not in {"s3", "gs", "az"}
-            or not parts.netloc
-            or "@" in parts.netloc
-            or parts.query
-            or parts.fragment
-        ):
+        if parts.scheme not in KEYS or not parts.netloc or "@" in parts.netloc or parts.query or parts.fragment:
             raise ac.ConfigError(
                 "LAKE: must be a folder or s3://bucket/prefix (or gs://, az://), with the keys in the environment"
             )
         with self.naming("open"):
             self._store = obstore.store.from_url(address, retry_config=RETRY)
 
+    def _open_folder(self, folder: Path, *, must_exist: bool) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise LakeError(f"{folder}: is no folder")
+        if must_exist and not folder.is_dir():
+            raise LakeError(f"{folder}: there is no such folder")
+        with self.naming("open"):
+            new = [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in new:
+                _sync_folder(path.parent)
+            self._store = obstore.store.LocalStore(str(folder.resolve()))
+            self._place_on_disk = folder.stat()[1:3]
+
     @contextmanager
     def naming(self, doing: str) -> Iterator[None]:
         """Turn errors of the file system, of object storage and of Parquet into a `LakeError` that names the lake."""
         try:
             yield
+        except (obstore.exceptions.NotFoundError, FileNotFoundError) as error:
+            if "NoSuchBucket" not in str(error):
+                raise LostError(f"{self.address}: cannot {doing}: it is lost") from None
+            raise LakeError(without_secrets(f"{self.address}: cannot {doing}: {reason_of(error)}")) from None
         except (OSError, obstore.exceptions.BaseError, ValueError) as error:
-            raise LakeError(
-                without_secrets(f"{self.address}: cannot {doing}: {reason_of(error)}")
-            ) from None  # the error of the library may show more than it should
+            if re.search(r"//(169\.254\.169\.254|metadata\.google)", str(error)):  # where machines in a cloud get keys
+                raise ac.ConfigError(f"{self.address}: no keys: set {KEYS[urlsplit(self.address).scheme]}") from None
+            # the error of the library may show more than it should
+            raise LakeError(without_secrets(f"{self.address}: cannot {doing}: {reason_of(error)}")) from None
 
-    def staging(self, database: Path, shard: str) -> Path:
-        """Return the folder for unfinished files; a rename within one file system makes them final."""
+    def staging(self, database: Path, attempt: str) -> Path:
+        """Return the folder for the unfinished files of *attempt*; a rename within a file system makes them final."""
+        return self.folder / STAGING / attempt if self.folder else database.with_name(f"{database.name}.archive")
+
+    def put(self, name: str, source: Path) -> str | None:
+        """Move the file *source* to *name*, which is of this attempt alone, and return the ETag of object storage."""
+        with self.naming(f"write {name}"):
+            if not self.folder:
+                return str(self._store.put(name, source, max_concurrency=4)["e_tag"])
+            target = self.folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.rename(target)
+            self._sync_folders(target)
+        return None
+
+    def create(self, name: str, content: bytes) -> None:
+        """Put *content* at *name* if there is nothing, whole and durably. Whether it is there now, only reading tells.
+
+        An answer may be lost, and a put that is sent again meets its own success.
+        """
+        with self.naming(f"write {name}"):
+            if not self.folder:
+                with suppress(obstore.exceptions.AlreadyExistsError):
+                    self._store.put(name, content, mode="create")
+                return
+            target = self.folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = target.with_name(f"{target.name}.{secrets.token_hex(8)}")
+            try:
+                with unfinished.open("xb") as file:
+                    _write(file, content)
+                os.link(unfinished, target)
+            except FileExistsError:
+                pass
+            except OSError:  # the disk has no hard links
+                with suppress(FileExistsError), self._locked(), target.open("xb") as file:
+                    _write(file, content)
+            finally:
+                unfinished.unlink(missing_ok=True)
+            self._sync_folders(target)
+
+    def refuse_unconditional(self) -> None:
+        """Raise `ConfigError` for object storage that overwrites what is there although it is asked not to."""
         if self.folder:
-            return self.folder / "_staging" / shard
-        return database.with_name(f"{database.name}.archive")
-
-    def put(self, name: str, source: Path) -> None:
-        """Move the file *source* to *name*, whole or not at all."""
-        with self.naming(f"write {name}"):
-            if self.folder:
-                target = self.folder / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                source.replace(target)
-                _sync_folders(target.parent, self.folder)
-            else:
-                self._store.put(name, source, max_concurrency=4)
-
-    def create(self, name: str, content: bytes) -> bool:
-        """Write *content* to *name* unless there is something already, and return whether it was written."""
-        with self.naming(f"write {name}"):
-            try:
-                self._store.put(name, content, mode="create")
-            except obstore.exceptions.AlreadyExistsError:
-                return False
-            if self.folder:
-                with (self.folder / name).open("rb+") as file:
-                    os.fsync(file.fileno())
-                _sync_folders((self.folder / name).parent, self.folder)
-        return True
-
-    def _pieces(self, name: str) -> Iterator[bytes]:
-        with self.naming(f"read {name}"):
-            try:
-                yield from map(bytes, self._store.get(name).stream(min_chunk_size=2**20))
-            except (obstore.exceptions.NotFoundError, FileNotFoundError):
-                raise LostError(f"{self.address}/{name}: is lost") from None
+            return
+        with self.naming(f"write {PROBE}"):
+            for _ in range(2):  # the first put is refused where an earlier run has asked
+                try:
+                    self._store.put(PROBE, b"", mode="create")
+                except obstore.exceptions.AlreadyExistsError:
+                    return
+                except obstore.exceptions.NotSupportedError:
+                    break
+        raise ac.ConfigError(f"{self.address}: does not refuse a second put (If-None-Match), and can be no lake")
 
     def sha256(self, name: str, copy: Path | None = None) -> str:
         """Return the SHA-256 of the file *name*, read as a whole, and write it to *copy*."""
         digest = hashlib.sha256()
-        with copy.open("wb") if copy else nullcontext() as file:
-            for piece in self._pieces(name):
+        with self.naming(f"read {name}"), copy.open("wb") if copy else nullcontext() as file:
+            for piece in self._store.get(name).stream(min_chunk_size=2**20):
                 digest.update(piece)
                 if file:
                     file.write(piece)
         return digest.hexdigest()
 
-    def rows(self, name: str) -> int:
-        """Return the number of rows that the Parquet file *name* says it has."""
-        with self.naming(f"read {name}"):
-            size = self._store.head(name)["size"]
-            end = bytes(self._store.get_range(name, start=max(0, size - 8), end=size))
-            length = int.from_bytes(end[:4], "little") + 8  # the metadata are the last part, and their length follows
-            metadata = self._store.get_range(name, start=max(0, size - length), end=size)
-            return int(pq.read_metadata(pa.BufferReader(bytes(metadata))).num_rows)
+    def has_etag(self, described: Mapping[str, Any]) -> bool:
+        """Return whether a file of object storage has the size and the ETag that it had after its put."""
+        with self.naming(f"read {described['file']}"):
+            found = self._store.head(described["file"])
+        return not self.folder and (found["size"], found["e_tag"]) == (described["bytes"], described.get("etag"))
 
-    def manifests(self, day: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield names and contents of the manifests, of all days or of one, in order."""
-        with self.naming("list manifests"):
-            prefix = f"_manifest/date={day}/" if day else "_manifest/"
-            names = sorted(item["path"] for page in self._store.list(prefix) for item in page)
-        for name in names:
-            if name.endswith(".json"):
-                yield name, self.manifest(name) or {}
+    def names(self, prefix: str) -> list[str]:
+        """Return the names of all files in the folder *prefix*, in order; "" is the whole lake."""
+        with self.naming(f"list {prefix}"):
+            if self.folder and self.folder.stat()[1:3] != self._place_on_disk:
+                raise LakeError(f"{self.address}: is another folder than before: was a disk exchanged?")
+            return sorted(item["path"] for page in self._store.list(prefix or None) for item in page)
 
-    def manifest(self, name: str) -> dict[str, Any] | None:
-        """Return the manifest *name*, or None where there is none."""
-        try:
-            content = b"".join(self._pieces(name))
-        except LostError:
-            return None
+    def places(self, day: str | None = None) -> set[Place]:
+        """Return what has a manifest, of all days or of one, in one listing."""
+        names = self.names(f"_manifest/date={day}" if day else "_manifest")
+        return {place for name in names if (place := Place.of(name))}
+
+    def manifest(self, place: Place) -> dict[str, Any]:
+        """Return the manifest of *place*.
+
+        Raises:
+            LostError: there is none.
+            TornError: it is no JSON.
+            DayError: it is of another place or of a newer version.
+        """
+        with self.naming(f"read {place.manifest}"):
+            content = bytes(self._store.get(place.manifest).bytes())
+        address = f"{self.address}/{place.manifest}"
         try:
             manifest: dict[str, Any] = json.loads(content)
+        except ValueError as error:
+            raise TornError(f"{address}: is damaged: {error}") from error
+        try:
             newer = manifest["format"] > FORMAT or manifest["schema"] > ac.SCHEMA_VERSION
-        except (ValueError, KeyError, TypeError) as error:
-            raise LakeError(f"{self.address}/{name}: is damaged: {error}") from error
+            named = Place(manifest["day"], manifest["shard"], manifest["part"])
+        except (KeyError, TypeError) as error:
+            raise DayError(f"{address}: is damaged: {error!r}") from error
         if newer:
             version = f"format {manifest['format']}, schema {manifest['schema']}"
-            raise LakeError(f"{self.address}/{name}: was written by a newer version: {version}")
+            raise DayError(f"{address}: was written by a newer version: {version}")
+        if named != place:
+            raise DayError(f"{address}: is the manifest of {named.manifest}")
         return manifest
 
-    def claim(self, shard: str, database_id: str) -> None:
-        """Make *shard* the name of this database, unless another one has it."""
-        name = f"_shards/{shard}.json"
-        claim = {"format": FORMAT, "schema": ac.SCHEMA_VERSION, "database": database_id}
-        self.create(name, json.dumps(claim).encode())
-        owner = (self.manifest(name) or {}).get("database")
-        if owner != database_id:
-            raise LakeError(
-                f"{self.address}: another database ({owner}) archives there as {shard}; choose another --shard"
-            )
+    def decision(self, place: Place) -> dict[str, Any] | None:
+        """Return the manifest of *place*, which the file has not noted, or None; a torn one counts for nothing."""
+        with suppress(LostError):
+            try:
+                return self.manifest(place)
+            except TornError:
+                if not self.folder:  # which never has half of a put
+                    raise
+            with self._locked():  # no other archive is writing it
+                try:
+                    return self.manifest(place)
+                except TornError:
+                    with self.naming(f"remove {place.manifest}"):
+                        Path(self.address, place.manifest).unlink()
+        return None
+
+    def remove_undecided(self, place: Place, manifest: Mapping[str, Any], staging: Path) -> None:
+        """Remove what attempts at *place* have left beside what *manifest* names: nobody can commit it any more.
+
+        Where that is not allowed it is named on stderr. The folder *staging* is of this attempt.
+        """
+        spared = {other.stem for other in self.places(place.day) if other != place}  # which may look like an attempt
+        stem = re.escape(place.stem)
+        for table in (*TABLES, MARKETS):
+            folder = f"{table.name}/date={place.day}"
+            for name in self.names(folder):
+                found = re.fullmatch(f"{folder}/({stem}(?:-{ATTEMPT})?)[.]parquet", name)
+                if not found or found[1] in spared or name in files_of(manifest):
+                    continue
+                try:
+                    with self.naming(f"remove {name}"), suppress(LostError):
+                        self._store.delete(name)
+                except LakeError as error:
+                    say(f"{error}; no manifest names it", sys.stderr)
+        for path in (self.folder / STAGING).glob("*") if self.folder else ():  # the last form is of version 0.2
+            if path != staging and re.fullmatch(f"{place.day}-{stem}-{ATTEMPT}|{place.shard}", path.name):
+                shutil.rmtree(path, ignore_errors=True)
+        for path in Path(self.address, place.manifest).parent.glob(f"{place.stem}.json.*") if self.folder else ():
+            path.unlink(missing_ok=True)
+
+    def _locked(self) -> AbstractContextManager[Path]:
+        """Hold what writes manifests without hard links, and what removes them, one process at a time."""
+        return ac.locked(Path(self.address, "_lake"), LOCK_WAIT_S)
+
+    def _sync_folders(self, target: Path) -> None:
+        """Make the name of *target* durable, and those of the folders above it."""
+        for path in target.parents:
+            _sync_folder(path)
+            if path == self.folder:
+                break
 
 
-def _sync_folders(folder: Path, top: Path) -> None:
-    """Make the names in *folder* durable, and those of the folders above it up to *top*."""
-    if os.name == "nt":  # which has no descriptors of folders
-        return
-    for path in (folder, *folder.parents):
+def files_of(manifest: Mapping[str, Any]) -> list[str]:
+    """Return the names of the files that *manifest* names."""
+    return [described["file"] for described in manifest["tables"].values()]
+
+
+def digest_of(manifest: Mapping[str, Any]) -> str:
+    """Return by what a manifest is recognised, wherever the lake is copied to."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _write(file: BinaryIO, content: bytes = b"") -> None:
+    """Write *content* to *file*, and make all of it durable."""
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """Make the names in the folder *path* durable, where the system and the disk offer that."""
+    with suppress(PermissionError):  # to pass through it is allowed, to read it is not; Windows has no such descriptors
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}:
+                raise
         finally:
             os.close(descriptor)
-        if path == top:
-            break
 
 
 # --- The file ---------------------------------------------------------------------------------------------------------
@@ -541,28 +707,58 @@ class Writer:
             self.connection.close()
 
 
-# --- Archiving --------------------------------------------------------------------------------------------------------
+# --- What is archived -------------------------------------------------------------------------------------------------
 
+NAMES: Final = [table.name for table in TABLES]
+NOTED: Final = f"SELECT day, shard, parts, manifests, is_behind, {', '.join(NAMES)} FROM archived_days"  # noqa: S608
 NOTE: Final = f"""
-    INSERT OR REPLACE INTO archived_days (day, shard, archived_at, parts, {", ".join(table.name for table in TABLES)})
-    VALUES (:day, :shard, :now, :part, {", ".join(f":{table.name}" for table in TABLES)})
+    INSERT INTO archived_days (day, shard, archived_at, parts, manifests, is_behind, {", ".join(NAMES)})
+    VALUES (:day, :shard, :now, :parts, :manifests, :is_behind, {", ".join(f":{name}" for name in NAMES)})
+    ON CONFLICT (day, shard) DO UPDATE SET archived_at = excluded.archived_at, parts = excluded.parts,
+        manifests = excluded.manifests, is_behind = excluded.is_behind,
+        {", ".join(f"{name} = excluded.{name}" for name in NAMES)}
 """  # noqa: S608
 OPEN_RUNS: Final = "SELECT run_id FROM runs WHERE status = 'running' AND started_at < ? ORDER BY run_id"
 # of a table that is not pruned only those rows count that are not in the lake
 NEW_DAYS: Final = """
     SELECT DISTINCT substr({table.time}, 1, 10) FROM {table.name}
-    LEFT JOIN archived_days AS known ON day = substr({table.time}, 1, 10)
-    WHERE day IS NULL OR {table.number} > known.{table.name}
+    LEFT JOIN (SELECT day, max({table.name}) AS archived FROM archived_days GROUP BY day)
+        ON day = substr({table.time}, 1, 10)
+    WHERE day IS NULL OR {table.number} > archived
 """
-DAY: Final = re.compile(r"\d{4}-\d\d-\d\d")
-WHOLE: Final = re.compile(r"[0-9]{1,5}")
-SHARD: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class Noted(NamedTuple):
+    """A row of `archived_days`."""
+
+    day: str
+    shard: str
+    parts: int
+    digests: list[str | None]  # of the manifests; None: version 0.2 wrote it
+    is_behind: bool
+    ids: dict[str, int]
+
+    @property
+    def places(self) -> list[Place]:
+        """What has a manifest in the lake of this file."""
+        return [Place(self.day, self.shard, part) for part in range(1, self.parts + 1)]
+
+
+def noted_days(connection: sqlite3.Connection, day: str | None = None) -> list[Noted]:
+    """Return the rows of `archived_days`, of all days or of one."""
+    found = []
+    rows = connection.execute(f"{NOTED} WHERE day = coalesce(?, day) ORDER BY day, archived_at", (day,))
+    for of_day, shard, parts, manifests, is_behind, *ids in rows:
+        known = json.loads(manifests)
+        digests = [None] * (parts - len(known)) + known
+        found.append(Noted(of_day, shard, parts, digests, bool(is_behind), dict(zip(NAMES, ids, strict=True))))
+    return found
 
 
 def is_day(text: object) -> bool:
     """Return whether *text* is a date, as `YYYY-MM-DD`."""
     try:
-        return isinstance(text, str) and bool(DAY.fullmatch(text)) and bool(date.fromisoformat(text))
+        return isinstance(text, str) and bool(re.fullmatch(DAY, text)) and bool(date.fromisoformat(text))
     except ValueError:
         return False
 
@@ -582,32 +778,59 @@ def days_before(connection: sqlite3.Connection, end: str) -> list[str]:
     return sorted(day for day in days if is_day(day) and day < end)
 
 
-def window_of(connection: sqlite3.Connection, day: str) -> tuple[Window, dict[str, int]]:
+def finished_days(path: Path, keep: int) -> list[str]:
+    """Return the days of which the file has rows and which are to be archived; those with an open run are named."""
+    # a post's market may still be found an hour after it was stored
+    today = (datetime.now(UTC) - timedelta(hours=2)).date()
+    with reading(path) as connection:
+        days = days_before(connection, (today - timedelta(days=keep)).isoformat())
+        for number, day in enumerate(days):
+            following = (date.fromisoformat(day) + timedelta(days=1)).isoformat()
+            if run := connection.execute(OPEN_RUNS, (following,)).fetchone():
+                say(f"{day}: not archived: run {run[0]} is not finished", sys.stderr)
+                return days[:number]
+    return days
+
+
+def window_of(connection: sqlite3.Connection, day: str, shard: str) -> tuple[Window, dict[str, int]]:
     """Return the rows of *day* that are not in the lake, and how many there are by table."""
-    names = ", ".join(("parts", *(table.name for table in TABLES)))
-    known = connection.execute(f"SELECT {names} FROM archived_days WHERE day = ?", (day,)).fetchone()  # noqa: S608
-    parts, *ids = known or [0] * (1 + len(TABLES))
-    after = {table.name: number for table, number in zip(TABLES, ids, strict=True)}
-    window = Window(day, parts + 1, after, dict(after))
-    counts = {}
-    for table in TABLES:
-        find = f"SELECT count(*), max({table.number}) FROM {table.name} WHERE {table.condition}"  # noqa: S608
-        values = window.values(table.name) | {"upto": 2**63 - 1}
-        counts[table.name], greatest = connection.execute(find, values).fetchone()
-        window.upto[table.name] = greatest or after[table.name]
-    return window, counts
+    noted = noted_days(connection, day)
+    part = sum(row.parts for row in noted if row.shard == shard) + 1
+    after = {name: max((row.ids[name] for row in noted), default=0) for name in NAMES}
+    window = Window(Place(day, shard, part), after, {})
+    found = {table.name: count_and_last(connection, table, window) for table in TABLES}
+    upto = {name: last for name, (_, last) in found.items()}
+    return window._replace(upto=upto), {name: count for name, (count, _) in found.items()}
+
+
+def count_and_last(connection: sqlite3.Connection, table: Table, window: Window) -> tuple[int, int]:
+    """Return how many rows of *table* are in *window*, and their greatest id, or the one before the window."""
+    find = f"SELECT count(*), max({table.number}) FROM {table.name} WHERE {table.condition}"  # noqa: S608
+    count, last = connection.execute(find, window.values(table.name)).fetchone()
+    return count, last or window.after[table.name]
+
+
+# --- Rows -------------------------------------------------------------------------------------------------------------
 
 
 def columns_of(connection: sqlite3.Connection, table: str) -> list[Column]:
     """Return the columns of *table* as they are declared."""
-    found = connection.execute("SELECT name, type FROM pragma_table_info(?)", (table,)).fetchall()
-    return [Column.of(table, name, declared) for name, declared in found if name not in OWN_COLUMNS]
+    taken = set(OWN_COLUMNS)
+    columns = []
+    for name, declared in connection.execute("SELECT name, type FROM pragma_table_info(?)", (table,)):
+        column = Column.of(table, name, declared)
+        names = {field.name.lower() for field in column.fields}
+        columns.append(column._replace(kind="unnamed") if names & taken else column)
+        taken |= names
+    return columns
 
 
-def read_rows(connection: sqlite3.Connection, table: Table, window: Window) -> Iterator[dict[str, pa.Array]]:
-    """Yield the rows of *window* in pieces, by column, as `Column.take` returns them."""
+def read_rows(
+    connection: sqlite3.Connection, table: Table, window: Window, there: Sequence[str]
+) -> Iterator[dict[str, pa.Array]]:
+    """Yield the rows of *window* in pieces, by column, as `Column.take` returns them; of markets those not *there*."""
     columns = columns_of(connection, table.name)
-    values = window.values("snapshots" if table is MARKETS else table.name)
+    values = window.values("snapshots" if table is MARKETS else table.name) | {"there": json.dumps(there)}
     cursor = connection.execute(query(table, columns), values)
     while rows := cursor.fetchmany(table.rows):
         cells_by_column = zip(*rows, strict=True)
@@ -623,47 +846,189 @@ def read_rows(connection: sqlite3.Connection, table: Table, window: Window) -> I
         yield batch | {"as_stored": pa.array(texts, pa.string())}
 
 
+def decoded(rows: pa.Table, columns: Sequence[Column]) -> dict[str, pa.Array]:
+    """Return the rows of a Parquet file by column, as `Column.take` has returned them."""
+    batch = {}
+    for column in columns:
+        stored = [rows.column(item.name).combine_chunks() for item in column.fields]
+        batch[column.name] = column.decode(stored) if stored else pa.nulls(rows.num_rows, pa.string())
+    return batch | {"as_stored": rows.column("as_stored").combine_chunks()}
+
+
+def digests_of(path: Path, columns: Sequence[Column]) -> Digests:
+    """Return the digests of a Parquet file, of its values as SQLite has them."""
+    digests = Digests()
+    with pq.ParquetFile(path) as file:
+        for number in range(file.num_row_groups):
+            digests.add(decoded(file.read_row_group(number), columns))
+    return digests
+
+
+# --- Out of the lake --------------------------------------------------------------------------------------------------
+
+DECLARED: Final = {"int64": "INTEGER", "double": "REAL", "string": "TEXT", "binary": "BLOB"}  # else a time
+FILL_SEEN: Final = (
+    "INSERT INTO seen (market_id, snapshot_id) SELECT market_id, max(id) FROM snapshots GROUP BY market_id"
+)
+
+
+def fetch(lake: Lake, manifests: Sequence[Mapping[str, Any]], path: Path, tables: Sequence[str] = ()) -> None:
+    """Make a collector's file at *path* of the rows that *manifests* name, of all tables or of some.
+
+    Raises:
+        DayError: a file is lost, or is not the one that its manifest describes.
+    """
+    copy = path.with_name("copy.parquet")
+    with ac.storage_errors(path, "write"):
+        path.touch(ac.FILE_MODE, exist_ok=False)
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.executescript(f"{ac.SCHEMA}; PRAGMA user_version = {ac.SCHEMA_VERSION}; BEGIN")
+            for manifest in manifests:
+                for table, described in manifest["tables"].items():
+                    if table in (tables or manifest["tables"]):
+                        if lake.sha256(described["file"], copy) != described["sha256"]:
+                            raise DayError(f"{lake.address}/{described['file']}: was changed")
+                        with pq.ParquetFile(copy) as file:
+                            insert_rows(connection, table, file)
+            connection.execute("COMMIT")
+
+
+def insert_rows(connection: sqlite3.Connection, table: str, file: pq.ParquetFile) -> None:
+    """Insert the rows of *file*; a market that is there already is replaced. Columns of other programs are added."""
+    has = set(file.schema_arrow.names)
+    known = {item.name for column in columns_of(connection, table) for item in column.fields}
+    for item in file.schema_arrow:
+        if item.name not in known | set(OWN_COLUMNS):
+            add_column(connection, table, item.name, DECLARED.get(str(item.type), "TIMESTAMP"))
+    columns = [c for c in columns_of(connection, table) if c.fields and {item.name for item in c.fields} <= has]
+    there = {column.name for column in columns_of(connection, table)}
+    for number in range(file.num_row_groups):
+        batch = decoded(file.read_row_group(number), columns)
+        odd = batch.pop("as_stored").to_pylist()
+        rows = list(zip(*(cells.to_pylist() for cells in batch.values()), strict=True))
+        plain = [row for row, text in zip(rows, odd, strict=True) if text is None]
+        connection.executemany(insertion(table, dict.fromkeys(batch)), plain)
+        for row, text in zip(rows, odd, strict=True):
+            if text is not None:
+                values = dict(zip(batch, row, strict=True)) | from_json(text)
+                for name in values.keys() - there:
+                    add_column(connection, table, name, "")
+                    there.add(name)
+                # a text that is no UTF-8 is bound as bytes
+                bound = [v if _is_unicode(v) else str(v).encode(errors="surrogateescape") for v in values.values()]
+                connection.execute(insertion(table, values), bound)
+
+
+def add_column(connection: sqlite3.Connection, table: str, name: str, declared: str) -> None:
+    """Add a column that another program had in its file."""
+    connection.execute(f"ALTER TABLE {table} ADD COLUMN {quoted(name)} {declared}")
+
+
+def insertion(table: str, values: Mapping[str, object]) -> str:
+    """Return the statement that inserts *values*."""
+    names = ", ".join(quoted(name) for name in values)
+    places = ", ".join("?" if _is_unicode(value) else "CAST(? AS TEXT)" for value in values.values())
+    return f"INSERT OR REPLACE INTO {table} ({names}) VALUES ({places})"  # noqa: S608
+
+
+def restore(path: Path, lake: Lake, day: str, shard: str | None) -> None:
+    """Make a new file at *path* with the rows of *day*, which every reader of a collector's file opens.
+
+    It has no name in the lake yet; its rows count as archived under the one that they have there.
+    """
+    places = sorted(place for place in lake.places(day) if shard in {None, place.shard})
+    shards = sorted({place.shard for place in places})
+    if len(shards) != 1:
+        what = f"choose one with --shard: {', '.join(shards)}" if shards else "is not there"
+        raise LakeError(f"{lake.address}: {day} {what}")
+    if len(places) != places[-1].part:
+        raise LakeError(f"{lake.address}: {day} lacks the manifest of a part")
+    refuse_taken(path)
+    with ac.storage_errors(path, "write"), TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as folder:
+        new = Path(folder, path.name)
+        manifests = [lake.manifest(place) for place in places]
+        fetch(lake, manifests, new)
+        ids = {name: max(manifest["upto"].get(name, 0) for manifest in manifests) for name in NAMES}
+        with closing(sqlite3.connect(new, isolation_level=None)) as connection:
+            connection.execute(FILL_SEEN)
+            connection.execute(NOTE, note(places[-1], [digest_of(manifest) for manifest in manifests], ids))
+        try:
+            os.link(new, path)  # never over a file that has come meanwhile
+        except FileExistsError:
+            raise
+        except OSError:  # the disk has no hard links
+            refuse_taken(path)
+            new.rename(path)
+
+
+def refuse_taken(path: Path) -> None:
+    """Raise `StorageError` if there is a file at *path*, or what SQLite would take for its log."""
+    for taken in (path, *(Path(f"{path}{end}") for end in ("-wal", "-shm", "-journal"))):
+        if taken.exists():
+            raise ac.StorageError(f"{taken}: exists; --restore makes a new file")
+
+
+def note(
+    last: Place, digests: Sequence[str | None], ids: Mapping[str, int], *, is_behind: bool = False
+) -> dict[str, object]:
+    """Return the parameters of `NOTE`."""
+    values = {"day": last.day, "shard": last.shard, "parts": last.part, "is_behind": is_behind, **ids}
+    return values | {"manifests": json.dumps(digests), "now": ac.sql_time(datetime.now(UTC))}
+
+
+# --- Into the lake ----------------------------------------------------------------------------------------------------
+
+
 class Part:
     """The rows of a window on their way into the lake: one Parquet file per table that has any."""
 
-    def __init__(self, lake: Lake, staging: Path, window: Window, owner: tuple[str, str]) -> None:
-        """Prepare a part for the database and the shard that *owner* names."""
-        self.window = window
+    def __init__(self, lake: Lake, staging: Path, window: Window, attempt: str) -> None:
+        """Prepare the *attempt* to put the rows of *window* there."""
         self._lake = lake
         self._staging = staging
-        self._database_id, self.shard = owner
+        self._window = window
+        self._attempt = attempt
         self._tables: dict[str, dict[str, Any]] = {}
 
-    @property
-    def _file_name(self) -> str:
-        return self.shard if self.window.part == 1 else f"{self.shard}.{self.window.part}"
-
-    @property
-    def manifest_name(self) -> str:
-        """Where the manifest of this part is."""
-        return f"_manifest/date={self.window.day}/{self._file_name}.json"
-
     def write(self, connection: sqlite3.Connection, bar: tqdm[Any]) -> dict[str, Any]:
-        """Read, write, read back, put into the lake, and claim it all with a manifest, which is returned."""
+        """Read, write, read back, put into the lake, and offer a manifest; return the one that counts."""
+        place = self._window.place
+        there = self._markets_there()
         with ThreadPoolExecutor(2) as pool:
             checks = []
             for table in (*reversed(TABLES), MARKETS):  # the largest first: its check takes longest
                 path = self._staging / f"{table.name}.parquet"
                 columns = columns_of(connection, table.name)
-                digests = self._write_table(connection, table, columns, path, bar)
+                digests = self._write_table(
+                    columns, read_rows(connection, table, self._window, there), table, path, bar
+                )
                 if digests.rows:
                     checks.append(pool.submit(self._check_and_put, table, columns, path, digests))
             for check in checks:
                 check.result()
-        manifest = self._manifest(connection)
-        if not self._lake.create(self.manifest_name, json.dumps(manifest, indent=1).encode()):
-            raise LakeError(f"{self._lake.address}/{self.manifest_name}: was written meanwhile; run again")
-        return manifest
+        self._lake.create(place.manifest, json.dumps(self._manifest(connection), indent=1).encode())
+        return self._lake.manifest(place)
+
+    def _markets_there(self) -> list[str]:
+        """Return the markets that the earlier parts of the day have: of each there is one row a day."""
+        place = self._window.place
+        if place.part == 1:
+            return []
+        manifests = [self._lake.manifest(place._replace(part=part)) for part in range(1, place.part)]
+        path = self._staging / "markets.db"
+        fetch(self._lake, manifests, path, ["markets"])
+        with closing(sqlite3.connect(path)) as connection:
+            return [market_id for (market_id,) in connection.execute("SELECT market_id FROM markets")]
 
     def _write_table(
-        self, connection: sqlite3.Connection, table: Table, columns: Sequence[Column], path: Path, bar: tqdm[Any]
+        self,
+        columns: Sequence[Column],
+        rows: Iterator[dict[str, pa.Array]],
+        table: Table,
+        path: Path,
+        bar: tqdm[Any],
     ) -> Digests:
-        """Write the rows of *table* to the file *path*, durably; another thread encodes what this one has read."""
+        """Write *rows* to the file *path*, durably; another thread encodes what this one has read."""
         schema = pa.schema(
             [item for column in columns for item in column.fields]
             + [pa.field(name, pa.string()) for name in OWN_COLUMNS]
@@ -682,95 +1047,54 @@ class Part:
                 def write(batch: dict[str, pa.Array]) -> None:
                     digests.add(batch)
                     arrays = [array for column in columns for array in column.encode(batch[column.name])]
-                    rows = len(batch["as_stored"])
-                    arrays += [pa.repeat(self.shard, rows), batch["as_stored"]]
-                    writer.write_table(pa.table(arrays, schema=schema), row_group_size=rows)
+                    size = len(batch["as_stored"])
+                    arrays += [pa.repeat(self._window.place.shard, size), batch["as_stored"]]
+                    writer.write_table(pa.table(arrays, schema=schema), row_group_size=size)
 
                 pending = None
-                for batch in read_rows(connection, table, self.window):
+                for batch in rows:
                     if pending:
                         pending.result()
                     pending = pool.submit(write, batch)
                     bar.update(len(batch["as_stored"]))
                 if pending:
                     pending.result()
-            file.flush()
-            os.fsync(file.fileno())
+            _write(file)
         return digests
 
     def _check_and_put(self, table: Table, columns: Sequence[Column], path: Path, written: Digests) -> None:
         """Read the file back, compare it with what SQLite had, and put it into the lake."""
+        place = self._window.place
         with self._lake.naming(f"read {path.name} back"):
             if digests_of(path, columns).by_column() != written.by_column():
-                raise LakeError(
-                    f"{path}: does not hold what the database has of {self.window.day}; nothing was deleted"
-                )
+                raise LakeError(f"{path}: does not hold what the database has of {place.day}; nothing was deleted")
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             size = path.stat().st_size
-        name = f"{table.name}/date={self.window.day}/{self._file_name}.parquet"
-        self._lake.put(name, path)
+        name = f"{table.name}/date={place.day}/{place.stem}-{self._attempt}.parquet"
+        etag = self._lake.put(name, path)
         if self._lake.sha256(name) != sha256:
             raise LakeError(f"{self._lake.address}/{name}: is not what was written there")
-        described = {"file": name, "rows": written.rows, "bytes": size, "sha256": sha256}
-        self._tables[table.name] = described | {"digests": written.by_column()}
+        self._tables[table.name] = {"file": name, "rows": written.rows, "bytes": size, "sha256": sha256, "etag": etag}
 
     def _manifest(self, connection: sqlite3.Connection) -> dict[str, Any]:
         find = f"SELECT min(run_id), max(run_id) FROM runs WHERE {TABLES[0].condition}"  # noqa: S608
         return {
             "format": FORMAT,
             "schema": ac.SCHEMA_VERSION,
-            "database": self._database_id,
-            "shard": self.shard,
-            "day": self.window.day,
-            "part": self.window.part,
+            "database": connection.execute("SELECT database_id FROM lake").fetchone()[0],
+            **self._window.place._asdict(),
+            "attempt": self._attempt,
             "written_at": ac.sql_time(datetime.now(UTC)),
             "version": ac.__version__,
-            "run_ids": connection.execute(find, self.window.values("runs")).fetchone(),
-            "after": self.window.after,
-            "upto": self.window.upto,
+            "run_ids": connection.execute(find, self._window.values("runs")).fetchone(),
+            "after": self._window.after,
+            "upto": self._window.upto,
             "tables": dict(sorted(self._tables.items())),
         }
 
-    def adopt(self, connection: sqlite3.Connection, manifest: Mapping[str, Any]) -> None:
-        """Check that *manifest*, which an interrupted run has left, tells of the rows that the file has."""
-        self.window = Window(self.window.day, self.window.part, manifest["after"], manifest["upto"])
-        for table in TABLES:
-            found = Digests()
-            for batch in read_rows(connection, table, self.window):
-                found.add(batch)
-            there = manifest["tables"].get(table.name, {"rows": 0, "digests": {}})
-            digests = found.by_column()
-            same = found.rows == there["rows"] and all(
-                digests.get(name) == digest for name, digest in there["digests"].items()
-            )
-            if manifest["database"] != self._database_id or not same:
-                raise LakeError(
-                    f"{self._lake.address}/{self.manifest_name}: tells of other {table.name} than the database has"
-                )
-        if problems := list(faults(self._lake, manifest)):
-            raise LakeError(problems[0])
 
-
-def digests_of(path: Path, columns: Sequence[Column]) -> Digests:
-    """Return the digests of a Parquet file, of its values as SQLite has them."""
-    digests = Digests()
-    with pq.ParquetFile(path) as file:
-        for number in range(file.num_row_groups):
-            digests.add(decoded(file.read_row_group(number), columns))
-    return digests
-
-
-def decoded(rows: pa.Table, columns: Sequence[Column]) -> dict[str, pa.Array]:
-    """Return the rows of a Parquet file by column, as `Column.take` has returned them."""
-    batch = {}
-    for column in columns:
-        stored = [rows.column(item.name).combine_chunks() for item in column.fields]
-        batch[column.name] = column.decode(stored)
-    return batch | {"as_stored": rows.column("as_stored").combine_chunks()}
-
-
-# --- Pruning ----------------------------------------------------------------------------------------------------------
+# --- Out of the file --------------------------------------------------------------------------------------------------
 
 # rows of a market are neighbours in the index by market: in this order a transaction touches a fifth of the pages
 DOOMED: Final = """
@@ -788,34 +1112,30 @@ BUT_USED: Final = """
         SELECT book_id FROM snapshots WHERE timestamp >= :day AND timestamp < :next AND book_id IS NOT NULL
     )
 """
+PRUNED: Final = "UPDATE archived_days SET pruned_at = coalesce(pruned_at, :now) WHERE day = :day"
 CHECKPOINT: Final = "PRAGMA wal_checkpoint(PASSIVE)"
 
 
-def prune(path: Path, day: str, bar: tqdm[Any]) -> int:
-    """Delete the rows of *day* that are in the lake from the file at *path*, and return how many there were."""
-    with reading(path) as connection:
-        later, _ = window_of(connection, day)
-    archived = Window(day, later.part - 1, {}, later.after)
-    with closing(Writer(path)) as writer, ac.storage_errors(path, "write"):
-        return sum(prune_table(writer, table, archived, bar) for table in TABLES if table.is_pruned)
-
-
-def prune_table(writer: Writer, table: Table, archived: Window, bar: tqdm[Any]) -> int:
-    """Delete the rows of one table, some thousands at a time, with the file free in between."""
+def find_doomed(writer: Writer, table: Table, archived: Window) -> int:
+    """List the rows of one table that may be deleted in a temporary table, and return how many there are."""
     # SQLite gives the id of the newest row again once it is deleted: a late row would pass for an archived one
     but_newest = f"AND {table.number} < (SELECT max({table.number}) FROM {table.name})" if table.reuses_ids else ""  # noqa: S608
-    values = archived.values(table.name)
     temporary = writer.connection  # to change its temporary tables nothing is held
-    temporary.execute("DROP TABLE IF EXISTS temp.doomed")
-    temporary.execute(DOOMED.format(table=table, but_newest=but_newest), values)
-    if table.name == "books":
-        temporary.execute(SPARE_USED)
+    with ac.storage_errors(writer.path, "read"):
+        temporary.execute("DROP TABLE IF EXISTS temp.doomed")
+        temporary.execute(DOOMED.format(table=table, but_newest=but_newest), archived.values(table.name))
+        if table.name == "books":
+            temporary.execute(SPARE_USED)
+        return int(temporary.execute("SELECT coalesce(max(rowid), 0) FROM temp.doomed").fetchone()[0])
+
+
+def delete_doomed(writer: Writer, table: Table, archived: Window, doomed: int, bar: tqdm[Any]) -> int:
+    """Delete the rows that are listed, some thousands at a time, with the file free in between."""
     delete = DELETE.format(table=table, but_used=BUT_USED if table.name == "books" else "")
-    (doomed,) = temporary.execute("SELECT coalesce(max(rowid), 0) FROM temp.doomed").fetchone()
     done = deleted = transactions = 0
     most = MAX_DELETED
     while done < doomed:
-        deleted += writer.execute(delete, values | {"done": done, "most": most})
+        deleted += writer.execute(delete, archived.values(table.name) | {"done": done, "most": most})
         bar.update(min(most, doomed - done))
         done += most
         most = max(MAX_DELETED // 10, min(MAX_DELETED, int(most * HOLD_S / max(writer.last_hold_s, 0.001))))
@@ -825,211 +1145,332 @@ def prune_table(writer: Writer, table: Table, archived: Window, bar: tqdm[Any]) 
     return deleted
 
 
-# --- What the command does --------------------------------------------------------------------------------------------
+# --- What the lake proves ---------------------------------------------------------------------------------------------
 
 
-def identity(path: Path, shard: str | None) -> tuple[str, str]:
-    """Return the id of the database and its shard, both made once and kept in it.
+def faults(lake: Lake, manifest: Mapping[str, Any], *, believe_etag: bool = False) -> Iterator[str]:
+    """Yield what is wrong with the files of *manifest*: they are read, but for those with the ETag of their put."""
+    for described in manifest["tables"].values():
+        try:
+            if (
+                not (believe_etag and lake.has_etag(described))
+                and lake.sha256(described["file"]) != described["sha256"]
+            ):
+                yield f"{lake.address}/{described['file']}: was changed"
+        except LostError as error:
+            yield str(error)
+
+
+def doubts(lake: Lake, noted: Noted, connection: sqlite3.Connection) -> Iterator[str]:
+    """Yield why a manifest of the lake is not the one that the file has noted."""
+    for place, digest in zip(noted.places, noted.digests, strict=True):
+        try:
+            manifest = lake.manifest(place)
+        except DayError as error:
+            yield str(error)
+            continue
+        if digest is None:  # of version 0.2
+            (database_id,) = connection.execute("SELECT max(database_id) FROM lake").fetchone()
+            is_last = place.part == noted.parts
+            if manifest["database"] == database_id and not (is_last and manifest["upto"].items() > noted.ids.items()):
+                continue
+        if digest != digest_of(manifest):
+            yield f"{lake.address}/{place.manifest}: is not the one that the database has noted"
+
+
+def check(lake: Lake, path: Path | None) -> None:
+    """Read every file of the lake and compare it with its manifest, and the manifests with what the file at *path* has.
 
     Raises:
-        ConfigError: the database has another shard than *shard*, and days in the lake under that name.
+        LakeError: something is lost, changed, or there without being named; each is named on stderr.
+    """
+    places = lake.places()
+    problems: list[str] = []
+    named: list[str] = []
+    rows = 0
+    for place in sorted(places):
+        if place.part > 1 and place._replace(part=place.part - 1) not in places:
+            problems.append(f"{lake.address}/{place.manifest}: the part before it is lost")
+        try:
+            manifest = lake.manifest(place)
+        except DayError as error:
+            problems.append(str(error))
+            continue
+        problems += faults(lake, manifest)
+        named += files_of(manifest)
+        rows += sum(described["rows"] for described in manifest["tables"].values())
+    found = {name for name in lake.names("") if name.endswith(".parquet") and not name.startswith("_")}
+    problems += [f"{lake.address}/{name}: no manifest names it" for name in sorted(found.difference(named))]
+    if path:
+        with reading(path) as connection:
+            problems += [doubt for noted in noted_days(connection) for doubt in doubts(lake, noted, connection)]
+    for problem in problems:
+        say(problem, sys.stderr)
+    if problems:
+        raise LakeError(f"{lake.address}: {len(problems)} of {len(named)} files or manifests are not as they should be")
+    if not places:
+        raise LakeError(f"{lake.address}: no manifest is there: nothing was archived, or it is no lake")
+    say(f"{lake.address}: {len(places)} manifests, {len(named)} files, {rows:,} rows: all as they were written")
+
+
+# --- What the command does --------------------------------------------------------------------------------------------
+
+# of version 0.2 it is not known; a day is whole as long as the file has all that the counters of its runs have counted
+PRUNED_DAYS: Final = """
+    SELECT count(*) FROM archived_days AS noted WHERE pruned_at IS NOT NULL OR manifests = '[]' AND (
+        SELECT min(snapshots_saved <= (SELECT count(*) FROM snapshots WHERE run_id = r.run_id)
+                   AND errors <= (SELECT count(*) FROM failures WHERE run_id = r.run_id)
+                   AND r.tweets <= (SELECT count(*) FROM tweets WHERE run_id = r.run_id))
+        FROM runs AS r WHERE started_at >= noted.day AND started_at < date(noted.day, '1 day')
+    ) IS NOT 1
+"""
+
+
+def forget_lake(path: Path) -> None:
+    """Forget which days are in the lake, for they are in the file as well.
+
+    Raises:
+        ac.StorageError: some are in the lake alone.
     """
     with reading(path) as connection:
-        known = connection.execute("SELECT database_id, shard FROM lake").fetchone()
-        (days,) = connection.execute("SELECT count(*) FROM archived_days").fetchone()
-    if known and shard in {None, known[1]}:
-        return known[0], known[1]
-    if known and days:
-        raise ac.ConfigError(f"--shard {shard}: {path} has days in a lake as {known[1]}")
-    database_id = known[0] if known else str(uuid.uuid4())
-    chosen = shard or database_id[:8]
+        (pruned,) = connection.execute(PRUNED_DAYS).fetchone()
+    if pruned:
+        raise ac.StorageError(f"{path}: cannot forget its lake, which alone has the rows of {pruned} days")
     with closing(Writer(path)) as writer:
-        if known:
-            writer.execute("UPDATE lake SET shard = :shard", {"shard": chosen})
-        else:
-            values = {"id": database_id, "shard": chosen}
-            writer.execute("INSERT INTO lake SELECT :id, :shard WHERE NOT EXISTS (SELECT 1 FROM lake)", values)
-    return database_id, chosen
+        writer.execute("DELETE FROM archived_days")
 
 
-def archive_day(path: Path, lake: Lake, owner: tuple[str, str], day: str, bar: tqdm[Any]) -> dict[str, Any] | None:
-    """Put the rows of *day* that are not in the lake there, and return the manifest; None if there are none."""
-    with ExitStack() as stack:
-        connection = stack.enter_context(reading(path))
-        window, counts = window_of(connection, day)
-        if not any(counts.values()):
-            return None
-        staging = lake.staging(path, owner[1])
-        with lake.naming("write"):
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
-        stack.callback(shutil.rmtree, staging, ignore_errors=True)
-        part = Part(lake, staging, window, owner)
-        bar.set_description(f"{day} to the lake")
-        bar.reset(sum(counts.values()))
-        manifest = lake.manifest(part.manifest_name)
-        if manifest:
-            part.adopt(connection, manifest)
-        else:
-            manifest = part.write(connection, bar)
-    with closing(Writer(path)) as writer:
-        values = part.window.upto | {
-            "day": day,
-            "shard": owner[1],
-            "part": window.part,
-            "now": ac.sql_time(datetime.now(UTC)),
-        }
-        writer.connection.execute("PRAGMA synchronous = FULL")
-        writer.execute(NOTE, values)
-    return manifest
+COLUMNS_THERE: Final = "SELECT name FROM pragma_table_info(?, 'there')"
+COPY: Final = ": the database is a copy or from a backup; --shard NAME gives it a name of its own"
 
 
-def finished_days(path: Path, keep: int) -> list[str]:
-    """Return the days of which the file has rows and which are to be archived; those with an open run are named."""
-    # a post's market may still be found an hour after it was stored
-    today = (datetime.now(UTC) - timedelta(hours=2)).date()
-    with reading(path) as connection:
-        days = days_before(connection, (today - timedelta(days=keep)).isoformat())
-        ready = []
-        for day in days:
-            following = (date.fromisoformat(day) + timedelta(days=1)).isoformat()
-            run = connection.execute(OPEN_RUNS, (following,)).fetchone()
-            if run:
-                say(f"{day}: not archived: run {run[0]} is not finished", sys.stderr)
-                break
-            ready.append(day)
-    return ready
+class Archive:
+    """A run of the command: days of the file at *path* go into *lake*."""
 
+    def __init__(self, path: Path, address: str, bar: tqdm[Any]) -> None:
+        """Open the lake at *address*.
 
-def archive(path: Path, lake: Lake, options: argparse.Namespace, bar: tqdm[Any]) -> None:
-    """Archive and prune all days that are due, the oldest first."""
-    owner = identity(path, options.shard)
-    lake.claim(owner[1], owner[0])
-    for day in finished_days(path, options.keep):
+        Raises:
+            LakeError: it lacks a manifest that the file has noted, which it has wherever it is copied or moved to.
+        """
+        self._path = path
+        self._bar = bar
+        self._proven: set[str] = set()  # days
+        with reading(path) as connection:
+            noted = [place for row in noted_days(connection) for place in row.places]
+            self._shard = (connection.execute("SELECT shard FROM lake").fetchone() or [""])[0]
+        self._lake = Lake(address, must_exist=bool(noted))
+        self._places = self._lake.places()
+        if missing := [place.manifest for place in noted if place not in self._places]:
+            raise LakeError(
+                f"{address}: is not the lake of {path}, or its disk is not mounted: {len(missing)} of {len(noted)}"
+                f" manifests are not there, first {missing[0]}; --forget-lake begins anew while no row was deleted"
+            )
+        self._lake.refuse_unconditional()
+
+    def name(self, shard: str | None) -> None:
+        """Give the file an id and a name in the lake, or another name: what is there already stays where it is."""
+        if self._shard and shard in {None, self._shard}:
+            return
+        for day in sorted({place.day for place in self._places if place.shard == self._shard}):
+            with suppress(DayError):
+                while self._archive_part(day, only_there=True):
+                    pass
+        change = "UPDATE lake SET shard = :shard" if self._shard else "INSERT INTO lake VALUES (:id, :shard)"
+        database_id = str(uuid.uuid4())
+        self._shard = shard or database_id[:8]
+        with closing(Writer(self._path)) as writer:
+            writer.execute(change, {"id": database_id, "shard": self._shard})
+
+    def archive_day(self, day: str, *, prunes: bool) -> bool:
+        """Archive and prune *day*, and return whether that was possible; what is noted is pruned if it was not, too."""
         started = time.monotonic()
-        manifests = []
-        while manifest := archive_day(path, lake, owner, day, bar):
-            manifests.append(manifest)
-        rows = sum(item["rows"] for manifest in manifests for item in manifest["tables"].values())
-        size = sum(item["bytes"] for manifest in manifests for item in manifest["tables"].values())
+        tables: list[dict[str, Any]] = []
         deleted = 0
-        if not options.no_prune:
-            bar.set_description(f"{day} from the file")
-            bar.reset(rows)
-            deleted = prune(path, day, bar)
-        if manifests or deleted:
+        problems = []
+        try:
+            while manifest := self._archive_part(day):
+                tables += manifest["tables"].values()
+        except DayError as error:
+            problems.append(error)
+        try:
+            if prunes:
+                deleted = self._prune(day)
+        except DayError as error:
+            problems.append(error)
+        for problem in problems:
+            say(f"{day}: {without_secrets(str(problem))}", sys.stderr)
+        if tables or deleted:
+            rows, size = (sum(described[key] for described in tables) for key in ("rows", "bytes"))
             took = time.monotonic() - started
             say(f"{day}: {rows:,} rows in {size / 1e6:.1f} MB to the lake, {deleted:,} rows deleted, {took:.1f} s")
+        elif not problems and sys.stdout.isatty():
+            say(f"{day}: nothing to archive")
+        return not problems
+
+    def _archive_part(self, day: str, *, only_there: bool = False) -> dict[str, Any] | None:
+        """Put the rows of *day* that are not in the lake there, and note it; with *only_there* note what is there.
+
+        Returns:
+            The manifest that counts, or None where there is nothing (more) to do.
+        """
+        attempt = secrets.token_hex(8)
+        with ExitStack() as stack:
+            connection = stack.enter_context(reading(self._path))
+            window, counts = window_of(connection, day, self._shard)
+            place = window.place
+            if not any(counts.values()) or (only_there and place not in self._places):
+                return None
+            self._bar.set_description(f"{day} to the lake")
+            self._bar.reset(sum(counts.values()))
+            staging = self._lake.staging(self._path, f"{day}-{place.stem}-{attempt}")
+            stack.callback(shutil.rmtree, staging, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
+            with self._lake.naming("write"):
+                staging.mkdir(parents=True)
+            manifest = self._lake.decision(place)
+            if manifest is None:
+                self._refuse_used_ids(connection, window, staging)
+                manifest = Part(self._lake, staging, window, attempt).write(connection, self._bar)
+            self._lake.remove_undecided(place, manifest, staging)
+            if manifest.get("attempt") != attempt:
+                window = self._matched(connection, window, manifest, staging)
+            noted = [row for row in noted_days(connection, day) if row.shard == self._shard]
+        is_behind = any(last > window.upto.get(name, 0) for name, last in manifest["upto"].items())
+        digests = [digest for row in noted for digest in row.digests] + [digest_of(manifest)]
+        is_behind = is_behind or any(row.is_behind for row in noted)
+        with closing(Writer(self._path)) as writer:
+            writer.connection.execute("PRAGMA synchronous = FULL")
+            writer.execute(NOTE, note(place, digests, window.upto, is_behind=is_behind))
+        return manifest
+
+    @contextmanager
+    def _beside(
+        self, manifest: Mapping[str, Any], staging: Path, tables: Sequence[str] = ()
+    ) -> Iterator[sqlite3.Connection]:
+        """Open the file with what *manifest* names attached as `there`."""
+        with TemporaryDirectory(dir=staging) as folder:
+            fetch(self._lake, [manifest], Path(folder, "there.db"), tables)
+            with ac.open_read_only(self._path) as connection:
+                connection.execute("ATTACH ? AS there", (f"{folder}/there.db",))
+                yield connection
+
+    def _matched(
+        self, connection: sqlite3.Connection, window: Window, manifest: Mapping[str, Any], staging: Path
+    ) -> Window:
+        """Return the rows of *window* that the lake has by *manifest*, whoever wrote it.
+
+        They reach up to the greatest id that the file has: what it collects later has greater ones, also where the lake
+        has more rows of the day than this file, which is a copy or from a backup then.
+
+        Raises:
+            DayError: a row of the file is not there, though ids up to its own are.
+        """
+        there = window._replace(upto={name: manifest["upto"].get(name, 0) for name in NAMES})
+        with self._beside(manifest, staging) as both:
+            for table in TABLES:
+                known = {name for (name,) in both.execute(COLUMNS_THERE, (table.name,))}
+                columns = columns_of(connection, table.name)
+                ours = ", ".join(quoted(column.name) for column in columns)
+                theirs = ", ".join(quoted(c.name) if c.name in known else "NULL" for c in columns)
+                # of equal rows of a table without ids there are as many
+                number = f", row_number() OVER (PARTITION BY {ours})" if table.number == "rowid" else ""
+                differ = f"""
+                    SELECT {ours}{number} FROM main.{table.name} WHERE {table.condition}
+                    EXCEPT SELECT {theirs}{number} FROM there.{table.name} LIMIT 1
+                """  # noqa: S608
+                if both.execute(differ, there.values(table.name)).fetchone():
+                    raise DayError(f"{self._lake.address}/{window.place.manifest}: tells of other {table.name}{COPY}")
+        return there._replace(upto={table.name: count_and_last(connection, table, there)[1] for table in TABLES})
+
+    def _refuse_used_ids(self, connection: sqlite3.Connection, window: Window, staging: Path) -> None:
+        """Raise `DayError` if the lake has other rows under an id of *window* and its shard.
+
+        What the file has noted has none of them, unless the lake has more of that day than the file ever had.
+        """
+        noted = {place for row in noted_days(connection) if not row.is_behind for place in row.places}
+        for place in sorted(place for place in self._places - noted if place.shard == window.place.shard):
+            manifest = self._lake.decision(place)
+            tables = [
+                table
+                for table in TABLES
+                if manifest
+                and table.name in manifest["tables"]
+                and table.number != "rowid"  # which the lake lacks
+                and window.after[table.name] < min(manifest["upto"][table.name], window.upto[table.name])
+            ]
+            if not manifest or not tables:
+                continue
+            with self._beside(manifest, staging, [table.name for table in tables]) as both:
+                for table in tables:
+                    same = f"""
+                        SELECT 1 FROM main.{table.name} WHERE {table.condition}
+                        AND {table.number} IN (SELECT {table.number} FROM there.{table.name}) LIMIT 1
+                    """  # noqa: S608
+                    if both.execute(same, window.values(table.name)).fetchone():
+                        raise DayError(f"{self._lake.address}/{place.manifest}: has ids of these {table.name}{COPY}")
+
+    def _prove(self, day: str, writer: Writer) -> None:
+        """Ask the lake whether it has all that `archived_days` says of *day*, once a run, and note that rows will go.
+
+        Raises:
+            DayError: it has not; nothing may be deleted.
+        """
+        if day in self._proven:
+            return
+        with reading(self._path) as connection:
+            for noted in noted_days(connection, day):
+                problems = list(doubts(self._lake, noted, connection))
+                for place in () if problems else noted.places:
+                    problems += faults(self._lake, self._lake.manifest(place), believe_etag=True)
+                if problems:
+                    raise DayError(f"{problems[0]}; nothing of the day is deleted")
+        writer.execute(PRUNED, {"day": day, "now": ac.sql_time(datetime.now(UTC))})
+        self._proven.add(day)
+
+    def _prune(self, day: str) -> int:
+        """Delete the rows of *day* that are in the lake from the file, and return how many there were."""
+        with reading(self._path) as connection:
+            later, _ = window_of(connection, day, self._shard)
+        archived = Window(later.place, {}, later.after)
+        self._bar.set_description(f"{day} from the file")
+        deleted = 0
+        with closing(Writer(self._path)) as writer:
+            for table in TABLES:
+                if table.is_pruned and (doomed := find_doomed(writer, table, archived)):
+                    self._prove(day, writer)
+                    deleted += delete_doomed(writer, table, archived, doomed, self._bar)
+        return deleted
+
+
+def archive(path: Path, options: argparse.Namespace, bar: tqdm[Any]) -> None:
+    """Archive and prune all days that are due, the oldest first.
+
+    Raises:
+        LakeError: some stay in the file; each is named on stderr.
+    """
+    if options.forget_lake:
+        forget_lake(path)
+    run = Archive(path, options.lake, bar)
+    run.name(options.shard)
+    days = finished_days(path, options.keep)
+    refused = [day for day in days if not run.archive_day(day, prunes=not options.no_prune)]
+    if refused:
+        raise LakeError(f"{path}: {len(refused)} of {len(days)} days are not archived: see above")
+    if not days and sys.stdout.isatty():
+        say(f"nothing to archive: no finished day is older than the last {options.keep}")
 
 
 def announce(path: Path, options: argparse.Namespace) -> None:
     """Say what would be archived."""
     days = finished_days(path, options.keep)
     with reading(path) as connection:
+        known = connection.execute("SELECT shard FROM lake").fetchone() or [""]
         for day in days:
-            window, counts = window_of(connection, day)
+            window, counts = window_of(connection, day, options.shard or known[0])
             if any(counts.values()):
                 found = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
-                say(f"{day}: part {window.part}: {found}")
-
-
-def faults(lake: Lake, manifest: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the files of *manifest*."""
-    for table in manifest["tables"].values():
-        name = table["file"]
-        try:
-            if lake.sha256(name) != table["sha256"]:
-                yield f"{lake.address}/{name}: was changed"
-            elif lake.rows(name) != table["rows"]:
-                yield f"{lake.address}/{name}: does not have {table['rows']} rows"
-        except LostError as error:
-            yield str(error)
-
-
-def check(lake: Lake) -> None:
-    """Read every file of the lake and compare it with its manifest.
-
-    Raises:
-        LakeError: some are not as their manifests say; each is named on stderr.
-    """
-    manifests = files = rows = bad = 0
-    for _, manifest in lake.manifests():
-        manifests += 1
-        for problem in faults(lake, manifest):
-            say(problem, sys.stderr)
-            bad += 1
-        files += len(manifest["tables"])
-        rows += sum(table["rows"] for table in manifest["tables"].values())
-    if bad:
-        raise LakeError(f"{lake.address}: {bad} of {files} files are not as they were written")
-    say(f"{lake.address}: {manifests} manifests, {files} files, {rows:,} rows: all as they were written")
-
-
-def restore(path: Path, lake: Lake, day: str, shard: str | None) -> None:
-    """Make a new file at *path* with the rows of *day*, which every reader of a collector's file opens."""
-    if path.exists():
-        raise ac.StorageError(f"{path}: exists; --restore makes a new file")
-    found = [manifest for _, manifest in lake.manifests(day) if shard in {None, manifest["shard"]}]
-    shards = sorted({manifest["shard"] for manifest in found})
-    if len(shards) != 1:
-        what = f"choose one with --shard: {', '.join(shards)}" if shards else "is not there"
-        raise LakeError(f"{lake.address}: {day} {what}")
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    copy = path.with_name(f"{path.name}.parquet")
-    with ExitStack() as stack:
-        for used in (
-            unfinished,
-            copy,
-            *(unfinished.with_name(unfinished.name + end) for end in ("-wal", "-shm", ".lock")),
-        ):
-            used.unlink(missing_ok=True)
-            stack.callback(used.unlink, missing_ok=True)
-        asyncio.run(_make_database(unfinished))
-        with closing(sqlite3.connect(unfinished, isolation_level=None)) as connection:
-            connection.execute("BEGIN")
-            for manifest in found:
-                for table, described in manifest["tables"].items():
-                    _restore_table(connection, lake, table, described, copy)
-            connection.execute(FILL_SEEN)
-            connection.execute("COMMIT")
-        unfinished.rename(path)
-
-
-FILL_SEEN: Final = (
-    "INSERT INTO seen (market_id, snapshot_id) SELECT market_id, max(id) FROM snapshots GROUP BY market_id"
-)
-
-
-async def _make_database(path: Path) -> None:
-    async with ac.Database.open(path):
-        pass
-
-
-def _restore_table(
-    connection: sqlite3.Connection, lake: Lake, table: str, described: Mapping[str, Any], copy: Path
-) -> None:
-    """Insert the rows of one file, which is fetched to *copy*; a market that is there already is replaced."""
-    if lake.sha256(described["file"], copy) != described["sha256"]:
-        raise LakeError(f"{lake.address}/{described['file']}: was changed")
-    with pq.ParquetFile(copy) as parquet:
-        there = set(parquet.schema_arrow.names)
-        columns = [column for column in columns_of(connection, table) if column.fields[0].name in there]
-        for number in range(parquet.num_row_groups):
-            batch = decoded(parquet.read_row_group(number), columns)
-            odd = batch.pop("as_stored").to_pylist()
-            for row, text in zip(zip(*(cells.to_pylist() for cells in batch.values()), strict=True), odd, strict=True):
-                values = dict(zip(batch, row, strict=True)) | (from_json(text) if text else {})
-                connection.execute(_insert(table, values), [_bindable(value) for value in values.values()])
-
-
-def _insert(table: str, values: Mapping[str, object]) -> str:
-    """Return the statement that inserts *values*; texts that are no UTF-8 are bound as bytes."""
-    places = ("?" if _is_unicode(value) else "CAST(? AS TEXT)" for value in values.values())
-    return f"INSERT OR REPLACE INTO {table} ({', '.join(values)}) VALUES ({', '.join(places)})"  # noqa: S608
-
-
-def _bindable(value: object) -> object:
-    return value if _is_unicode(value) else str(value).encode(errors="surrogateescape")
+                say(f"{day}: part {window.place.part}: {found}")
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
@@ -1081,17 +1522,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--keep",
         metavar="DAYS",
-        type=argument(WHOLE.fullmatch, "a whole number of days from 0", int),
+        type=argument(re.compile("[0-9]{1,5}").fullmatch, "a whole number of days from 0", int),
         default=7,
         help="finished days that stay in the file (7)",
     )
     parser.add_argument(
         "--shard",
         metavar="NAME",
-        type=argument(SHARD.fullmatch, "up to 64 letters, digits, - and _"),
-        help="name of this database in the lake; made once and kept in the file",
+        type=argument(re.compile(SHARD).fullmatch, "up to 64 letters, digits, - and _"),
+        help="name of this database in the lake for what is not there yet; made once and kept in the file",
     )
     parser.add_argument("--no-prune", action="store_true", help="leave archived rows in the file")
+    parser.add_argument(
+        "--forget-lake", action="store_true", help="begin anew with LAKE; refused once rows are in another lake alone"
+    )
     parser.add_argument(
         "--shrink", action="store_true", help="give freed space back at the end (VACUUM): the file is locked meanwhile"
     )
@@ -1112,18 +1556,28 @@ def run(options: argparse.Namespace) -> None:
     """Do what the options say."""
     path = ac.database_path(options.db or ac.DEFAULT_DB_PATH, os.environ)
     if options.check:
-        check(Lake(options.lake, must_exist=True))
+        check(Lake(options.lake, must_exist=True), path if options.db else None)
     elif options.restore:
         restore(path, Lake(options.lake, must_exist=True), options.restore, options.shard)
     elif options.dry_run:
         announce(path, options)
     else:
+        path = Path(os.path.realpath(path))  # a link is no second file
         bar: tqdm[Any] = tqdm(unit=" rows", unit_scale=True, disable=not sys.stderr.isatty(), leave=False)
         with bar, ac.locked(path.with_name(f"{path.name}.archiving")):  # one archive of a file at a time
-            archive(path, Lake(options.lake), options, bar)
+            archive(path, options, bar)
             if options.shrink:
                 with closing(Writer(path)) as writer:
                     writer.execute("VACUUM")
+
+
+def progress(options: argparse.Namespace) -> str:
+    """Return which days are in the lake, for somebody who has interrupted the command."""
+    path = ac.database_path(options.db or ac.DEFAULT_DB_PATH, os.environ)
+    with suppress(ac.StorageError), reading(path) as connection:
+        days = [row.day for row in noted_days(connection)]
+        return f"{len(days)} days up to {days[-1]} are in the lake" if days else "no day is in the lake"
+    return "nothing was read"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -1132,6 +1586,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.restore and not options.db:
         parser.error("--restore needs --db NEW.db")
+    if options.forget_lake and (options.check or options.dry_run or options.restore):
+        parser.error("--forget-lake is for archiving")
     if MISSING:
         say(f"collector-archive: {MISSING} is missing: install the extra, pip install '.[archive]'", sys.stderr)
         return ac.ConfigError.exit_code
@@ -1145,6 +1601,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(f"collector-archive: {error}", sys.stderr)
         return ac.StorageError.exit_code
     except KeyboardInterrupt:
+        say(f"interrupted; {progress(options)}; what was begun is done again by the next run", sys.stderr)
         return INTERRUPTED
     return 0
 

@@ -177,6 +177,11 @@ def everything(path: Path) -> dict[str, list[dict[str, Any]]]:
     return tables
 
 
+def lake_files(lake: Path, table: str, day: str = DAY) -> list[Path]:
+    """Return the files of a table and a day."""
+    return sorted((lake / table / f"date={day}").iterdir())
+
+
 def change(database: Path, *statements: str) -> None:
     with contextlib.closing(sqlite3.connect(database)) as connection:
         for statement in statements:
