@@ -202,10 +202,10 @@ async def test_what_was_named_is_followed_by_every_run(
 async def test_every_window_of_a_series_is_collected_to_its_end(
     exchange: FakePolymarket, database: Path, clock: JumpingClock
 ) -> None:
-    """Two hours of a day of windows, at a tick of 3 s by a clock that jumps."""
+    """An hour of a day of windows, at a tick of 3 s by a clock that jumps."""
     exchange.now = lambda: clock.now().timestamp()
     windows = exchange.add_windows("btc-up-or-down-5m", START + 300, 288)
-    stop, hours = asyncio.Event(), 2
+    stop, hours = asyncio.Event(), 1
     ticks: list[ac.Tick] = []
 
     def on_tick(tick: ac.Tick) -> None:
