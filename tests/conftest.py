@@ -28,7 +28,7 @@ settings.register_profile("shared", deadline=None)  # a busy neighbour is no fau
 settings.load_profile("shared")
 
 SETTINGS = (
-    *("POLYMARKET_DB", "GAMMA_", "CLOB_", "TWITTER_", "COLLECTOR_"),
+    *("POLYMARKET_DB", "GAMMA_", "CLOB_", "DATA_", "TWITTER_", "COLLECTOR_"),
     *("AWS_", "SSL_CERT_", "NOTIFY_SOCKET", "JOURNAL_STREAM"),
 )
 PROJECT = Path(__file__).parent.parent

@@ -6,13 +6,14 @@ As a command it runs another command against itself, so that anyone without a ne
     python tests/fake_polymarket.py --event who-wins-the-cup async-collector --event who-wins-the-cup
 
 For tests it is a server to be started with `async with FakePolymarket(...)`. Everything follows from the seed, and
-`FakePolymarket.markets` is the truth that stored rows are compared with. What a test may script, in five groups:
+`FakePolymarket.markets` is the truth that stored rows are compared with. What a test may script, in six groups:
 
 - markets, events and series: `add_market`, `add_event`, `add_windows`, `close`, `reopen`, `remove`, `change`
 - books: `move_books`, `deepen`, and of each market `digits`, `bids_no` and `asks_no`, `book_changes`
 - one answer that fails: `fail_next`
 - an exchange that is odd all the time: the attributes of `Oddities`, and `swap_sides` and `replace` for one market
 - posts on X: `say`, and the attributes of `FakeX` (`fake_x.py`)
+- past prices and trades: `data`, a `FakeDataApi` (`fake_data_api.py`)
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 from aiohttp import web
+from fake_data_api import FakeDataApi
 from fake_x import FakeX, chatter, compressed
 
 if TYPE_CHECKING:
@@ -57,7 +59,13 @@ DAY_S = 86_400
 FIRST_NUMBER = 500_000  # ids are above
 UNDATED = 1_999  # of so many markets in a row one has no start date: the tenth, and so on
 # per sliding 10 s: https://docs.polymarket.com/api-reference/rate-limits
-DOCUMENTED_LIMITS = {"/gamma/markets": 300, "/clob/books": 500, "/clob/book": 1500}
+DOCUMENTED_LIMITS = {
+    "/gamma/markets": 300,
+    "/clob/books": 500,
+    "/clob/book": 1500,
+    "/data/v2/prices-history": 200,
+    "/data/v2/trades": 300,
+}
 LIMIT_WINDOW_S = 10.0
 
 WORDS = (
@@ -401,6 +409,7 @@ class FakePolymarket(FakeX):
         self.limits = dict(limits or {})
         self.limit_window_s = limit_window_s
         self.now = now
+        self.data = FakeDataApi(self._find, lambda: self.now())  # noqa: PLW0108  a test may set another clock
         self.odd = Oddities()
         self.events: dict[str, FakeEvent] = {}  # by slug, those that were added; other markets have one in threes
         self.series: dict[str, FakeSeries] = {}  # by slug
@@ -562,6 +571,11 @@ class FakePolymarket(FakeX):
         """Return what a book that was empty on both sides has after a move."""
         return (("0.001", str(5 + market.moves)),) if market.moves and not market.asks else ()
 
+    def _find(self, name: str) -> tuple[FakeMarket, int] | None:
+        """Return the market of a token or of a condition, and the side of the token."""
+        market = next(iter(self._named("condition_id").get(name, ())), None)
+        return (market, 0) if market else self._by_token.get(name)
+
     def remove(self, market: FakeMarket) -> None:
         """Let *market* disappear without a trace."""
         del self.markets[market.id]
@@ -634,6 +648,8 @@ class FakePolymarket(FakeX):
         app.router.add_get("/clob/markets/{condition_id}", self._clob_market)
         app.router.add_post("/clob/books", self._books)
         app.router.add_get("/x/2/tweets/search/recent", self.search)
+        app.router.add_get("/data/v2/prices-history", self.data.prices_history)
+        app.router.add_get("/data/v2/trades", self.data.trades)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
@@ -653,6 +669,7 @@ class FakePolymarket(FakeX):
         return {
             "GAMMA_API": f"{self.url}/gamma",
             "CLOB_API": f"{self.url}/clob",
+            "DATA_API": f"{self.url}/data",
             "TWITTER_API": f"{self.url}/x",
             "TWITTER_BEARER_TOKEN": self.token if self.posts else "",
             "NO_PROXY": "127.0.0.1",
