@@ -1597,6 +1597,7 @@ class HttpHost:
     def __init__(self, endpoint: Endpoint, limiter: RateLimiter, network: Network) -> None:
         self.url: Final = endpoint.url
         self._endpoint = endpoint
+        self.answered_at: datetime | None = None  # the Date of the newest answer; while one is decoded, its own
         self._limiter = limiter
         self._network = network
         self._slot_order = asyncio.Lock()
@@ -1672,7 +1673,8 @@ class HttpHost:
             self._network.requests += 1
             response, body, started = await self._send(request, started)
         log.debug("%s %s: %d, %d bytes", response.method, self.url + request.path, response.status, len(body))
-        server_now = _http_date(response.headers.get("Date", "")) or self._network.clock.now()
+        self.answered_at = _http_date(response.headers.get("Date", ""))
+        server_now = self.answered_at or self._network.clock.now()
         self._read_quota(response, server_now)
         error = self._error_in(response, body, server_now)
         if error is None:
@@ -2074,7 +2076,7 @@ _MIRROR: Final = (
     "(SELECT json_group_array(json_array(round(1 - json_extract(value, '$[0]'), 9), json_extract(value, '$[1]')))"
     " FROM json_each({0}))"
 )
-SCHEMA_VERSION: Final = 6
+SCHEMA_VERSION: Final = 7
 _ARCHIVED_DAYS: Final = """archived_days ( -- rows of the day with ids up to the greatest in its rows are in the lake
         day TEXT NOT NULL, -- YYYY-MM-DD, UTC
         shard TEXT NOT NULL DEFAULT '', -- the name under which they are there
@@ -2235,6 +2237,37 @@ SCHEMA: Final = f"""
         shard TEXT NOT NULL -- the name of its files in the lake
     );
     CREATE TABLE {_ARCHIVED_DAYS};
+    CREATE TABLE past_prices ( -- the exchange's own history of YES, which `collector-history` asks for
+        price_id INTEGER PRIMARY KEY AUTOINCREMENT, -- row number
+        market_id TEXT NOT NULL REFERENCES markets(market_id), -- the market
+        width INTEGER NOT NULL, -- seconds of a bucket: 10800 or 300
+        timestamp TIMESTAMP NOT NULL, -- UTC: of the bucket
+        price REAL NOT NULL, -- USD: the exchange's midpoint as far as is known, neither a trade nor ours
+        fetched_at TIMESTAMP NOT NULL, -- UTC: when it was stored
+        UNIQUE (market_id, width, timestamp)
+    );
+    CREATE TABLE trades ( -- those of takers, which `collector-history --trades` asks for
+        trade_id INTEGER PRIMARY KEY AUTOINCREMENT, -- row number
+        market_id TEXT NOT NULL REFERENCES markets(market_id), -- the market
+        timestamp TIMESTAMP NOT NULL, -- UTC: of its block
+        outcome TEXT NOT NULL, -- YES or NO
+        side TEXT NOT NULL, -- of the taker: BUY or SELL
+        price REAL NOT NULL, -- USD per share of that outcome
+        size REAL NOT NULL, -- shares
+        wallet TEXT NOT NULL, -- of the taker
+        transaction_hash TEXT NOT NULL, -- on chain; one has many trades
+        occurrence INTEGER NOT NULL, -- 1, 2, ... among trades that are equal in all the columns before
+        fetched_at TIMESTAMP NOT NULL -- UTC: when it was stored
+    );
+    CREATE TABLE past_done ( -- how far `collector-history` has come
+        market_id TEXT NOT NULL, -- the market
+        what TEXT NOT NULL, -- 10800 or 300 (the width of prices), or trades
+        until TIMESTAMP, -- UTC: all before is stored
+        top TIMESTAMP, -- UTC: the newest trade of a walk under way
+        cursor TEXT, -- with which that walk goes on
+        PRIMARY KEY (market_id, what)
+    ) WITHOUT ROWID;
+    CREATE INDEX trades_by_market ON trades(market_id, timestamp);
     CREATE INDEX unresolved_markets ON markets(CAST(market_id AS INTEGER), outcome_ask_at)
         WHERE resolved = 0 AND market_id NOT GLOB '*[^0-9]*';
     CREATE INDEX second_looks ON markets(outcome_ask_at) WHERE resolved = 1 AND outcome_ask_at IS NOT NULL;
@@ -2269,6 +2302,15 @@ SCHEMA: Final = f"""
     JOIN json_each(CASE outcome || side
         WHEN 'YESbid' THEN bids_yes WHEN 'YESask' THEN asks_yes WHEN 'NObid' THEN bids_no ELSE asks_no
     END) AS level;
+    -- our own prices, and the exchange's where there is none of ours, the finer of two
+    CREATE VIEW price_path AS
+    SELECT market_id, timestamp, price_yes AS price, 'book' AS source, NULL AS width
+    FROM snapshots WHERE book_time IS NOT NULL
+    UNION ALL SELECT market_id, timestamp, price, 'exchange', width FROM past_prices AS p
+    WHERE NOT EXISTS (SELECT 1 FROM snapshots WHERE market_id = p.market_id AND book_time IS NOT NULL
+                      AND timestamp >= p.timestamp AND timestamp < datetime(p.timestamp, p.width || ' seconds'))
+      AND (width = 300 OR NOT EXISTS (SELECT 1 FROM past_prices WHERE market_id = p.market_id AND width = 300
+                      AND timestamp >= p.timestamp AND timestamp < datetime(p.timestamp, '3 hours')));
     -- the runs that should have stored a market and did not; until is NULL while it is still missing
     CREATE VIEW gaps AS
     WITH spans AS MATERIALIZED ( -- the runs of a market's first and last row

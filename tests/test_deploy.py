@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DEPLOY = PROJECT / "deploy"
+SERVICES = [f"polymarket-{name}.service" for name in ("collector", "collect", "archive", "history")]
 OPERATIONS = (PROJECT / "docs/operations.md").read_text()
 ANALYZE = shutil.which("systemd-analyze")
 needs_systemd = pytest.mark.skipif(ANALYZE is None, reason="systemd is not installed")
@@ -39,9 +40,7 @@ def test_systemd_takes_the_units(units: Path) -> None:
 
 
 @needs_systemd
-@pytest.mark.parametrize(
-    "unit", ["polymarket-collector.service", "polymarket-collect.service", "polymarket-archive.service"]
-)
+@pytest.mark.parametrize("unit", SERVICES)
 def test_the_exposure_is_what_the_docs_say(units: Path, unit: str) -> None:
     done = analyze("security", "--offline=true", "--threshold=20", str(units / unit))
     found = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
@@ -55,7 +54,7 @@ def test_the_exposure_is_what_the_docs_say(units: Path, unit: str) -> None:
 def test_all_services_run_under_the_same_protection() -> None:
     protections = [
         (DEPLOY / unit).read_text().partition("# A static user")[2].partition("[Install]")[0].strip()
-        for unit in ("polymarket-collector.service", "polymarket-collect.service", "polymarket-archive.service")
+        for unit in SERVICES
     ]
     assert len(set(protections)) == 1
     assert protections[0] != ""

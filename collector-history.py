@@ -1,0 +1,738 @@
+#!/usr/bin/env python3
+"""Fetch past prices and trades of the markets in a collector's file: the command `collector-history`.
+
+    chosen markets -> `Past`: what of each is not stored yet
+    `DataApi`: pages of prices (a whole window) or of trades (whole seconds), checked
+    `Store`: the rows and the note in `past_done` in one transaction, beside a running collector
+
+So it may end at any moment: what is stored is whole, the next run goes on where the notes say, and what comes twice is
+stored once. What the rows mean is in `docs/data.md`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036  said before an import fails without it
+    sys.exit(f"collector-history needs Python 3.11 or newer, and this is {sys.version.split()[0]}")
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, TextIO, TypeVar
+
+import msgspec
+from tqdm import tqdm
+
+import async_collector as ac
+
+Args = argparse.Namespace
+
+ENVIRONMENT: Final[Mapping[str, str]] = {
+    "DATA_API": "https://data-api.polymarket.com",
+    "DATA_RATE_LIMIT": "10",  # requests per second; 20 are allowed
+}
+UNREACHED, PARTIAL, INTERRUPTED = ac.ApiError.exit_code, 75, 128  # the last with the number of the signal
+MIN_COMPLETE_SHARE: Final = 0.95  # of the markets
+MAX_SHOWN: Final = 20  # failures on stderr; --json has all
+
+DAY_S: Final = 86_400
+COARSE_S: Final = 10_800  # the finest width of prices that the exchange keeps for ever
+FINE_S: Final = 300  # kept for 60 days
+FINE_KEPT_S: Final = 60 * DAY_S
+MAX_SPAN_S: Final = 15 * DAY_S  # of a window that is asked for
+RECENT_S: Final = 14 * DAY_S  # what is missing since then is one window, by whatever clock
+SETTLED_S: Final = 600  # so long after its end a bucket is final; answers are up to 5 minutes old
+OVERLAP_S: Final = 3_600  # so much older than the newest trade may one be that comes late
+AHEAD_S: Final = 60  # a time further ahead of the answer's own Date is in the future
+MAX_POINTS: Final = 50_000  # of a window; 15 days have 4,320 fine ones, and 17 years 50,000 coarse ones
+MAX_WAITING: Final = 10_000  # trades of one second; a block has some hundred
+WORKERS: Final = 10  # markets at a time
+RUN_TIMEOUT_S: Final = 30.0 * DAY_S  # there is no next run to be in time for
+PATIENCE_S: Final = 20 * 60.0  # with a collector that holds the file: a run ends before the next one begins
+POLL_S: Final = 0.1
+BUSY_TIMEOUT_S: Final = 2.0  # of SQLite, for a file that others write to; then it is tried again
+PAUSE_S: Final = 0.06  # a collector that waits for the file looks every 0.05 s
+PAUSE_EVERY_S: Final = 0.25
+
+
+def time_text(moment: float) -> str:
+    """Return Unix time in the database's form."""
+    return ac.sql_time(datetime.fromtimestamp(moment, UTC))
+
+
+# --- What the Data API sends ------------------------------------------------------------------------------------------
+
+Moment = Annotated[int, msgspec.Meta(ge=10**9, lt=10**10)]  # Unix time; milliseconds are none
+Hex = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+
+
+class Point(msgspec.Struct, gc=False):
+    """A price. Its width is 0 where it stands for no bucket: the last one before now, or a payout."""
+
+    timestamp: Moment
+    price: ac.Price
+    width: Annotated[int, msgspec.Meta(ge=0)] = msgspec.field(name="resolution_seconds")
+
+
+FILL_COLUMNS: Final = "timestamp, outcome, side, price, size, wallet, transaction_hash"  # of the table trades
+FillKey = tuple[str, str, str, float, float, str, str]
+
+
+class Fill(msgspec.Struct, gc=False):
+    """A trade, from the side of its taker. It has no id: two of them may be equal."""
+
+    timestamp: Moment
+    token_id: ac.TokenId
+    condition_id: ac.ConditionId
+    side: Literal["BUY", "SELL"]
+    price: ac.Price
+    size: ac.Size
+    transaction_hash: Hex
+    wallet: Hex = msgspec.field(name="proxy_wallet")
+
+    def key(self, outcome: str) -> FillKey:
+        """Return its values of `FILL_COLUMNS`."""
+        time = time_text(self.timestamp)
+        return time, outcome, self.side, self.price, self.size, self.wallet, self.transaction_hash
+
+
+Element = TypeVar("Element", Point, Fill)
+
+
+class Pagination(msgspec.Struct):
+    """What follows a page."""
+
+    has_more: bool
+    next_cursor: Annotated[str, msgspec.Meta(max_length=2_000)] | None = None
+
+
+class Page(msgspec.Struct, Generic[Element]):
+    """A page of prices, the oldest first, or of trades, the newest first."""
+
+    data: Annotated[list[Element], msgspec.Meta(max_length=10_000)]
+    pagination: Pagination
+
+
+Params = Sequence[tuple[str, str]]
+POINTS: Final = ac.json_decoder(Page[Point])
+FILLS: Final = ac.json_decoder(Page[Fill])
+
+
+class Prices(NamedTuple):
+    """The prices of one window."""
+
+    buckets: list[tuple[int, float]]  # timestamp and price of those of the wanted width that are final
+    first: int | None  # timestamp of all that was sent, whatever its width; None: nothing was
+    last: int | None
+    settled: int  # buckets that end by then are final
+
+
+class DataApi:
+    """What is asked of the Data API. Every method raises `ApiError`, also where answers contradict themselves.
+
+    Source: https://docs.polymarket.com/api-reference/data-api/overview
+    """
+
+    def __init__(self, host: ac.HttpHost, on_answer: Callable[[], None]) -> None:
+        self._host = host
+        self._on_answer = on_answer
+
+    def bad(self, what: str) -> ac.MalformedResponseError:
+        """Return the error of answers that cannot be believed."""
+        return ac.MalformedResponseError(what, self._host.url)
+
+    async def fetch_prices(self, token_id: str, width: int, since: int | None, until: int | None = None) -> Prices:
+        """Fetch the prices of a token in [since, until), 15 days at most, or up to now; without *since* all of them."""
+        params = [("token_id", token_id), ("bucket_seconds", str(width)), ("limit", "10000")]
+        window = [("start", since), ("end", until)] if since is not None else [("interval", "max")]
+        params += [(name, str(value)) for name, value in window if value is not None]
+        points: list[Point] = []
+        now = 10**10
+        async with aclosing(self.iter_pages("/v2/prices-history", params, POINTS)) as answers:
+            async for some, _, _, answered in answers:
+                points += some
+                now = min(now, answered)
+                widths = {point.width for point in points} - {0}
+                if len(points) > MAX_POINTS or (widths and width not in widths):
+                    raise self.bad(f"{len(points)} prices came, of {sorted(widths)[:3]} s and not of {width} s")
+        if not points:
+            return Prices([], None, None, now - SETTLED_S)
+        first, last = points[0].timestamp, points[-1].timestamp
+        if first < (since or 0) - width or last > (until or now) + AHEAD_S:
+            raise self.bad(f"prices from {first} to {last} came where those from {since} to {until} were asked for")
+        grid = [point for point in points if point.width == width]
+        if len({point.timestamp for point in grid}) < len(grid):
+            raise self.bad("two prices are of the same time")
+        final = [(point.timestamp, point.price) for point in grid if point.timestamp + width <= now - SETTLED_S]
+        return Prices(final, first, last, now - SETTLED_S)
+
+    async def iter_pages(
+        self, path: str, params: Params, decoder: msgspec.json.Decoder[Page[Element]], after: str | None = None
+    ) -> AsyncGenerator[tuple[list[Element], str | None, bool, int]]:
+        """Yield the pages of an answer, after the cursor *after* if there is one; prices ascend, trades descend.
+
+        Each comes with the cursor that it was asked for with, whether it is the last, and the server's Unix time.
+        """
+        used = {after}
+        before: int | None = None
+        sign = 1 if decoder is POINTS else -1
+        while True:
+            request = ac.Request(path, [*params, ("cursor", after)] if after else params)
+            page, now = await self._host.fetch(request, partial(self._decode, decoder))
+            self._on_answer()
+            for element in page.data:
+                if element.timestamp > now + AHEAD_S:
+                    raise self.bad(f"an element is of {element.timestamp}, in the future: it is {now}")
+                if before is not None and sign * (element.timestamp - before) < 0:
+                    raise self.bad(f"the elements are not in order: one of {element.timestamp} after one of {before}")
+                before = element.timestamp
+            has_more, following = page.pagination.has_more, page.pagination.next_cursor
+            if has_more and (not page.data or not following or following in used):
+                raise self.bad(f"the pages do not end: one of {len(page.data)} leads to the cursor {following!r}")
+            yield page.data, after, not has_more, now
+            if not has_more:
+                return
+            used.add(following)
+            after = following
+
+    def _decode(self, decoder: msgspec.json.Decoder[Page[Element]], body: ac.Body) -> tuple[Page[Element], int]:
+        """Return a page and when it was sent, for the local clock may be wrong."""
+        if self._host.answered_at is None:
+            raise msgspec.ValidationError("the answer has no Date")
+        return ac.decode_answer(decoder, body), int(self._host.answered_at.timestamp())
+
+
+# --- The file ---------------------------------------------------------------------------------------------------------
+
+
+def unix(time: str) -> str:
+    """Return SQL for a time as Unix time."""
+    return f"CAST(strftime('%s', {time}) AS INTEGER)"
+
+
+class Market(NamedTuple):
+    """What has to be known of a market to ask for its past; the columns of `READ_MARKET`."""
+
+    market_id: str
+    token_id_yes: str | None
+    token_id_no: str | None
+    condition_id: str | None
+    resolved: int
+    closed: int | None  # Unix time
+
+    def is_over(self, margin_s: int, until: int | None) -> bool:
+        """Return whether all is stored for good, because it is stored *until* well after its end."""
+        return bool(self.resolved and self.closed and until and until >= self.closed + 2 * margin_s)
+
+
+NOTHING: Final = (None, None, None)  # until, top and cursor of a part that was never fetched
+READ_MARKET: Final = f"""
+    SELECT market_id, nullif(token_id_yes, ''), nullif(token_id_no, ''), nullif(condition_id, ''), resolved = 1,
+        {unix("closed_at")} FROM markets WHERE market_id = ?
+"""  # noqa: S608  ours, as all that follows
+READ_NOTES: Final = f"SELECT what, {unix('until')}, {unix('top')}, cursor FROM past_done WHERE market_id = ?"  # noqa: S608
+# what is certain stays so, whoever else fetches the same
+SAVE_NOTE: Final = """
+    INSERT INTO past_done VALUES (?, ?, datetime(?, 'unixepoch'), datetime(?, 'unixepoch'), ?)
+    ON CONFLICT (market_id, what) DO UPDATE SET top = excluded.top, cursor = excluded.cursor,
+        until = nullif(max(coalesce(until, ''), coalesce(excluded.until, '')), '')
+"""
+SAVE_PRICE: Final = """
+    INSERT INTO past_prices (market_id, width, timestamp, price, fetched_at)
+    VALUES (?, ?, datetime(?, 'unixepoch'), ?, ?) ON CONFLICT DO NOTHING
+"""
+EXTENT: Final = f"""
+    SELECT {unix("min(timestamp)")}, {unix("max(timestamp)")} FROM past_prices
+    WHERE market_id = ? AND width = {COARSE_S} AND timestamp >= datetime(?, 'unixepoch')
+        AND timestamp <= datetime(?, 'unixepoch')
+"""  # noqa: S608
+COUNT_FILLS: Final = f"""
+    SELECT {FILL_COLUMNS}, max(occurrence) FROM trades
+    WHERE market_id = ? AND timestamp >= ? AND timestamp <= ? GROUP BY {FILL_COLUMNS}
+"""  # noqa: S608
+SAVE_FILL: Final = ac.insert_into("trades", ("market_id", *FILL_COLUMNS.split(", "), "occurrence", "fetched_at"))
+
+
+def save_prices(
+    connection: sqlite3.Connection, market_id: str, width: int, buckets: Sequence[tuple[int, float]], until: int | None
+) -> int:
+    """Store what of *buckets* is not stored yet, and that there is nothing else *until* then; return how many."""
+    fetched_at = time_text(time.time())
+    rows = [(market_id, width, timestamp, price, fetched_at) for timestamp, price in buckets]
+    saved = connection.executemany(SAVE_PRICE, rows).rowcount if rows else 0
+    connection.execute(SAVE_NOTE, (market_id, str(width), until, None, None))
+    return saved
+
+
+def save_fills(connection: sqlite3.Connection, market_id: str, fills: Sequence[FillKey], *note: object) -> int:
+    """Store whole seconds of trades: of equal ones as many as the file lacks. Return how many."""
+    counts: Counter[FillKey] = Counter()
+    stored: dict[FillKey, int] = {}
+    if fills:
+        held = connection.execute(COUNT_FILLS, (market_id, fills[-1][0], fills[0][0]))  # the newest came first
+        stored = {tuple(key): occurrence for *key, occurrence in held}
+    rows = []
+    fetched_at = time_text(time.time())
+    for fill in fills:
+        counts[fill] += 1
+        if counts[fill] > stored.get(fill, 0):
+            rows.append((market_id, *fill, counts[fill], fetched_at))
+    connection.executemany(SAVE_FILL, rows)
+    connection.execute(SAVE_NOTE, (market_id, "trades", *note))
+    return len(rows)
+
+
+class Store:
+    """The collector's file: read at any time, and held for one transaction at a time, beside a running collector.
+
+    A transaction takes some hundredths of a second, in the thread of the event loop: nothing can cancel it half-way.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self._path = path
+        self._connection = connection
+        self._file = path.stat()
+        self._one_at_a_time = asyncio.Lock()
+        self._since_pause_s = 0.0
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path) -> Iterator[Store]:
+        """Open the file at *path*, which must be there and have the current schema."""
+        with ac.open_read_only(path), ac.storage_errors(path, "open"):
+            address = f"{path.resolve().as_uri()}?mode=rw"
+            connection = sqlite3.connect(address, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S)
+        with closing(connection):
+            store = cls(path, connection)
+            store.read("PRAGMA synchronous = NORMAL")  # rows and their note are lost together, if at all
+            yield store
+
+    def read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """Return the rows that *query* finds."""
+        with ac.storage_errors(self._path, "read"):
+            return self._connection.execute(query, values).fetchall()
+
+    async def save(self, work: Callable[..., int], *args: object) -> int:
+        """Call *work* with the connection and *args* in a transaction, as soon as nobody else holds the file."""
+        give_up_at = time.monotonic() + PATIENCE_S
+        async with self._one_at_a_time:
+            if self._since_pause_s > PAUSE_EVERY_S:  # whoever waits for the file gets it now
+                await asyncio.sleep(PAUSE_S)
+                self._since_pause_s = 0.0
+            while True:
+                try:
+                    return self._transaction(work, args)
+                except ac.DatabaseBusy:
+                    if time.monotonic() > give_up_at:
+                        raise
+                await asyncio.sleep(POLL_S)
+
+    def _transaction(self, work: Callable[..., int], args: Sequence[object]) -> int:
+        with ac.storage_errors(self._path, "store the past"), ac.locked(self._path):
+            started = time.monotonic()
+            if not os.path.samestat(self._path.stat(), self._file):
+                raise ac.StorageError(f"{self._path}: was replaced while it was in use")
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                saved = work(self._connection, *args)
+                self._connection.execute("COMMIT")
+            finally:
+                if self._connection.in_transaction:  # when the disk is full, SQLite has already rolled back
+                    self._connection.execute("ROLLBACK")
+            self._since_pause_s += time.monotonic() - started
+        return saved
+
+
+# --- The past of one market after the other ---------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Figures:
+    """What a run has come to."""
+
+    database: str = ""
+    markets: int = 0  # chosen
+    done: int = 0  # of which nothing is missing
+    without_trades: int = 0
+    prices: int = 0  # stored in this run, as trades
+    trades: int = 0
+    requests: int = 0
+    failures: list[dict[str, str]] = field(default_factory=list)  # what could not be had, and is asked for again
+    exit_codes: set[int] = field(default_factory=set)  # of the failures
+
+    def fail(self, market: str, what: str, reason: object, exit_code: int) -> None:
+        """Record that *what* (prices, trades or name) of *market* could not be had."""
+        self.failures.append({"market": market, "what": what, "reason": str(reason)})
+        self.exit_codes.add(exit_code)
+
+    @property
+    def exit_code(self) -> int:
+        """What the command returns."""
+        if self.done >= MIN_COMPLETE_SHARE * self.markets:
+            return 0
+        worst = min(self.exit_codes)  # of 65, 69 and 75
+        return PARTIAL if self.done and worst == UNREACHED else worst
+
+
+class Past:
+    """Fetches what is not stored yet of the past of markets, `WORKERS` of them at a time."""
+
+    def __init__(self, host: ac.HttpHost, store: Store, args: Args, figures: Figures) -> None:
+        self._api = DataApi(host, self._show_answer)
+        self._store = store
+        parts = {"prices": (self._prices, 1 + FINE_KEPT_S // MAX_SPAN_S), "trades": (self._trades, 1)}
+        self._parts = {name: part for name, part in parts.items() if getattr(args, name)}
+        self._left = 0  # requests, at most, but for next pages
+        self._figures = figures
+        shown = sys.stderr.isatty() and not (args.quiet or args.verbose)
+        self._bar: tqdm[Any] = tqdm(unit=" requests", disable=not shown, dynamic_ncols=True, delay=0.5)
+
+    def _show_answer(self) -> None:
+        self._bar.total = self._bar.n + 1 + self._left
+        self._bar.update()
+
+    async def fetch(self, market_ids: Sequence[str]) -> None:
+        """Fetch the past of these markets."""
+        remaining = iter(market_ids)
+        self._left = len(market_ids) * sum(requests for _, requests in self._parts.values())
+
+        async def work() -> None:
+            for market_id in remaining:
+                await self._fetch_market(market_id)
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(WORKERS):
+                    tasks.create_task(work(), name=f"past {number}")
+        except* ac.StorageError as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            self._bar.close()
+
+    async def _fetch_market(self, market_id: str) -> None:
+        market = Market(*self._store.read(READ_MARKET, market_id)[0])
+        notes = {what: note for what, *note in self._store.read(READ_NOTES, market_id)}
+        is_done = True
+        for name, (part, requests) in self._parts.items():
+            try:
+                await part(market, notes)
+            except ac.ApiError as error:
+                is_done = False
+                self._figures.fail(market_id, name, error, error.exit_code)
+            self._left -= requests
+        self._figures.done += is_done
+
+    async def _prices(self, market: Market, notes: Mapping[str, Sequence[Any]]) -> None:
+        """Fetch the prices since the last time, coarse ones first: they tell when the market had prices at all."""
+        coarse_until, fine_until = (notes.get(str(width), NOTHING)[0] for width in (COARSE_S, FINE_S))
+        if market.is_over(COARSE_S, coarse_until) and market.is_over(FINE_S, fine_until):
+            return
+        if market.token_id_yes is None:
+            raise self._api.bad("the file has no token of it")
+        is_recent = coarse_until and 0 <= time.time() - coarse_until < RECENT_S
+        since = coarse_until - COARSE_S if is_recent else None
+        found = await self._api.fetch_prices(market.token_id_yes, COARSE_S, since)
+        if found.last is None and since is None:  # which is no proof that there are none
+            raise self._api.bad("the exchange sends no prices of it")
+        await self._save_prices(market, COARSE_S, found, found.settled if found.last else None)
+        ((first, last),) = self._store.read(EXTENT, market.market_id, 0, 10**10)
+        known = [moment for moment in (first, last, found.first, found.last) if moment is not None]
+        settled = found.settled // FINE_S * FINE_S
+        start = max(
+            -(-(found.settled + SETTLED_S - FINE_KEPT_S) // FINE_S) * FINE_S,  # rounded up
+            (min(known, default=settled) - 2 * COARSE_S) // FINE_S * FINE_S,  # a bucket may be left out
+            (fine_until or 0) - FINE_S,
+        )
+        end = min(settled, (max(known, default=0) + COARSE_S) // FINE_S * FINE_S)
+        is_whole = end <= (fine_until or 0) or await self._fine_prices(market, market.token_id_yes, start, end)
+        if is_whole and found.last and end < settled:  # after the last price there is none
+            await self._store.save(save_prices, market.market_id, FINE_S, [], settled)
+
+    async def _fine_prices(self, market: Market, token_id: str, start: int, end: int) -> bool:
+        """Fetch fine prices, the oldest window first, and return whether nothing is missing.
+
+        An empty window is no proof that there is nothing where a coarse price is near, and is asked for again.
+        """
+        is_whole, missing = True, ""
+        for since in range(start, end, MAX_SPAN_S):
+            until = min(since + MAX_SPAN_S, end)
+            found = await self._api.fetch_prices(token_id, FINE_S, since, until)
+            if not found.buckets:
+                ((near, _),) = self._store.read(EXTENT, market.market_id, since - COARSE_S, until)
+                ((inside, _),) = self._store.read(EXTENT, market.market_id, since, until - COARSE_S)
+                is_whole = is_whole and near is None
+                missing = missing or (inside and f"no prices of {FINE_S} s came from {time_text(since)} on") or ""
+            await self._save_prices(market, FINE_S, found, min(until, found.settled) if is_whole else None)
+        if missing:
+            raise self._api.bad(f"{missing}, where there are coarser ones")
+        return is_whole
+
+    async def _save_prices(self, market: Market, width: int, found: Prices, until: int | None) -> None:
+        saved = await self._store.save(save_prices, market.market_id, width, found.buckets, until)
+        self._figures.prices += saved
+
+    async def _trades(self, market: Market, notes: Mapping[str, Sequence[Any]]) -> None:
+        """Fetch the trades: first the rest of a walk that was under way, then what is newer."""
+        until, top, cursor = notes.get("trades", NOTHING)
+        if cursor is None and market.is_over(OVERLAP_S, until):
+            return
+        if cursor and top:
+            try:
+                await self._walk(market, until, top, cursor)
+                until = top
+            except ac.RequestRejectedError as error:  # of the cursor: the walk begins anew
+                if error.status != HTTPStatus.BAD_REQUEST:
+                    raise
+        await self._walk(market, until, None, None)
+
+    async def _walk(self, market: Market, until: int | None, top: int | None, cursor: str | None) -> None:
+        """Store trades from the newest, or from *cursor* on, back to an hour before *until*.
+
+        The last second of a page waits for the next one, because equal trades are counted in whole seconds. The cursor
+        that is noted leads to the page on which that second begins.
+        """
+        if not (market.condition_id and market.token_id_yes and market.token_id_no):
+            raise self._api.bad("the file has no condition or no tokens of it")
+        outcomes = {(market.condition_id, market.token_id_yes): "YES", (market.condition_id, market.token_id_no): "NO"}
+        params = [("condition", market.condition_id), ("taker_only", "true"), ("limit", "1000")]
+        waiting: list[Fill] = []
+        noted, final_until = cursor, 0
+        async with aclosing(self._api.iter_pages("/v2/trades", params, FILLS, cursor)) as answers:
+            async for some, asked_with, is_last, now in answers:
+                fills = waiting + some
+                if not fills:
+                    self._figures.without_trades += 1
+                    return
+                if others := {(fill.condition_id, fill.token_id) for fill in some} - outcomes.keys():
+                    raise self._api.bad(f"a trade is of another market or token: {others.pop()}")
+                if asked_with is None and market.resolved and market.closed:
+                    final_until = now - SETTLED_S
+                last = fills[-1].timestamp
+                whole = fills if is_last else [fill for fill in fills if fill.timestamp > last]
+                waiting = fills[len(whole) :]
+                if len(waiting) > MAX_WAITING:
+                    raise self._api.bad(f"more than {MAX_WAITING} trades are of the second {last}")
+                noted = asked_with if whole else noted
+                is_done = is_last or last < (until or 0) - OVERLAP_S
+                top = top or fills[0].timestamp
+                note = (max(top, final_until), None, None) if is_done else (None, top, noted)
+                keys = [fill.key(outcomes[fill.condition_id, fill.token_id]) for fill in whole]
+                saved = await self._store.save(save_fills, market.market_id, keys, *note)
+                self._figures.trades += saved
+                if is_done:
+                    return
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
+
+
+MARKETS: Final = "SELECT market_id FROM markets WHERE {} ORDER BY CAST(market_id AS INTEGER)"
+# the markets of the file that a name stands for
+CHOICES: Final[Mapping[str, str]] = {
+    "markets": "market_id = ?1 OR slug = ?1",
+    "events": "event_slug = ?1",
+    "series": "event_slug IN (SELECT value FROM json_each(?1))",
+    "tags": "json_valid(tags) AND EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?1)",
+}
+EPILOG: Final = """\
+examples:
+  collector-history                            prices of all markets that the file follows or has followed
+  collector-history --trades --event SLUG      prices and trades of the markets of an event
+
+environment: DATA_API and DATA_RATE_LIMIT (https://data-api.polymarket.com, 10 requests per second), POLYMARKET_DB;
+GAMMA_API and GAMMA_RATE_LIMIT for --series and --tag
+
+exit codes: 0 done, but for 5 % of the markets at most; 2 bad command line; 65 answers of an unknown shape; 69 not
+reached; 74 file cannot be used; 75 try again later; 78 bad setting, or no such market in the file; 130, 143 interrupted
+"""
+
+
+SUMMARY: Final = """\
+{ended}The past of {done} of {markets} markets is stored
+  new prices      {prices}
+  new trades      {trades}
+  without trades  {without_trades}
+  failures        {failed}
+  requests        {requests}
+  database        {database}"""
+
+
+def say(text: str, stream: TextIO) -> None:
+    """Print *text*; that nobody reads on is no reason to complain."""
+    try:
+        print(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # at the exit it would fail again
+        if not isinstance(error, BrokenPipeError):
+            raise
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; docs/operations.md has the same options."""
+
+    def checked(check: Callable[[str, str], Any]) -> Callable[[str], Any]:
+        def convert(text: str) -> object:
+            try:
+                return check("", text)
+            except ac.ConfigError as error:
+                raise argparse.ArgumentTypeError(str(error).removeprefix("=")) from error
+
+        return convert
+
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False,
+        prog="collector-history",
+        description="Fetch past prices and trades of the markets in a collector's file.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    option = parser.add_argument
+    option("--db", metavar="PATH", type=checked(ac.file_name), help="database file (POLYMARKET_DB)")
+    for kind, (_, examples) in ac.NAMES.items():
+        named = checked(partial(ac.exchange_name, kind=kind))
+        flag = f"--{kind if kind == 'series' else kind.removesuffix('s')}"
+        option(flag, metavar="NAME", dest=kind, action="append", default=[], type=named, help=f"only these; {examples}")
+    option("--all", action="store_true", help="every market in the file, also those that it does not follow")
+    option("--trades", action="store_true", help="fetch trades too")
+    option("--no-prices", dest="prices", action="store_false", help="fetch no prices; with --trades")
+    count = checked(partial(ac.whole_number, at_least=0))
+    option("--max-retries", metavar="N", type=count, default=3, help="further attempts per request (3)")
+    seconds = checked(partial(ac.finite_number, positive=True))
+    option("--timeout", metavar="SECONDS", type=seconds, default=10, help="for one attempt, to its last byte (10)")
+    option("--json", action="store_true", help="print the result as one line of JSON")
+    option("--quiet", action="store_true", help="print no bar and no summary")
+    option("--verbose", action="store_true", help="log every request to stderr, instead of the bar")
+    option("--version", action="version", version=f"collector-history {ac.__version__}")
+    return parser
+
+
+async def slugs_of_series(gamma: ac.HttpHost, series: ac.Named) -> list[str]:
+    """Return the slugs of all events of a series, open and closed."""
+    slugs: list[str] = []
+    for closed in ("false", "true"):
+        cursor: str | None = None
+        while cursor is None or cursor:
+            params = [("series_id", series.id), ("closed", closed), ("order", "id"), ("limit", str(ac.PAGE_SIZE))]
+            request = ac.Request(ac.EVENTS_PATH, [*params, ("after_cursor", cursor)] if cursor else params)
+            page = await gamma.fetch(request._replace(max_bytes=ac.MAX_EVENTS_BYTES), ac.decode_events)
+            slugs += page.events or ()
+            cursor = page.next_cursor or ""
+    return slugs
+
+
+async def choose(args: Args, api: ac.PolymarketApi, gamma: ac.HttpHost, store: Store, figures: Figures) -> list[str]:
+    """Return the ids of the chosen markets; a name that leads to none is a failure."""
+    names = [(kind, name) for kind in ac.NAMES for name in dict.fromkeys(getattr(args, kind))]
+    if not names:
+        return [market_id for (market_id,) in store.read(MARKETS.format("followed = 1 OR ?"), args.all)]
+    chosen: dict[str, None] = {}
+    for kind, name in names:
+        value: str | None = name
+        if kind in {"series", "tags"}:
+            group = await api.fetch_group("tag" if kind == "tags" else kind, name)
+            known_as = json.dumps(await slugs_of_series(gamma, group)) if group and kind == "series" else ""
+            value = known_as or (group.label if group else None)
+        found = store.read(MARKETS.format(CHOICES[kind]), value)
+        chosen |= {market_id: None for (market_id,) in found}
+        if not found:
+            figures.markets += 1
+            figures.fail(name, "name", f"the file has no market of this name ({kind}): collect it first", PARTIAL)
+    return list(chosen)
+
+
+async def fetch(args: Args, path: Path, figures: Figures) -> None:
+    """Fetch what the command line asks for."""
+    asyncio.get_running_loop().set_default_executor(ac.DaemonThreads())  # a name server delays no end
+    given = {"workers": WORKERS, "max_retries": args.max_retries, "timeout": args.timeout}
+    collector = ac.AsyncCollector(path, **given, run_timeout=RUN_TIMEOUT_S)
+    data = ac.Endpoint.resolve("DATA", ac.read_variables(os.environ, ENVIRONMENT))
+    with Store.open(path) as store:
+        async with collector.connect() as (network, api):
+            gamma = ac.HttpHost(collector.settings.gamma, collector.gamma_limiter, network)
+            host = ac.HttpHost(data, ac.RateLimiter(data.rate_limit, ac.RATE_WINDOW_S), network)
+            try:
+                market_ids = await choose(args, api, gamma, store, figures)
+                if not market_ids:
+                    which = "of these names" if figures.failures else "that it follows: collect first, or take --all"
+                    raise ac.ConfigError(f"{path}: has no market {which}")
+                figures.markets += len(market_ids)
+                await Past(host, store, args, figures).fetch(market_ids)
+            finally:
+                figures.requests = network.requests
+
+
+def run(args: Args, figures: Figures) -> int:
+    """Fetch, unless a signal is caught, and return the exit code."""
+    caught = signal.SIGINT
+
+    def terminate(*_: object) -> None:
+        nonlocal caught
+        caught = signal.SIGTERM
+        signal.raise_signal(signal.SIGINT)  # asyncio cancels at the first, and breaks off at the second
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        asyncio.run(fetch(args, Path(figures.database), figures))
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        return INTERRUPTED + caught
+    return figures.exit_code
+
+
+def report(args: Args, figures: Figures, code: int) -> None:
+    """Say what a run has come to, and what it could not have."""
+    ended = "Interrupted. " if code > INTERRUPTED else ""
+    result = asdict(figures) | {"exit_code": code}
+    del result["exit_codes"]
+    if args.json:
+        say(json.dumps(result), sys.stdout)
+    elif not args.quiet:
+        say(SUMMARY.format_map(result | {"ended": ended, "failed": len(figures.failures)}), sys.stdout)
+    for failure in figures.failures[:MAX_SHOWN]:
+        say(f"collector-history: {failure['market']}: {failure['what']}: {failure['reason']}", sys.stderr)
+    if len(figures.failures) > MAX_SHOWN:
+        say(f"collector-history: and {len(figures.failures) - MAX_SHOWN} more failures; --json has all", sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with *argv* and return its exit code."""
+    for name in ("stdout", "stderr"):  # None where the caller has closed it
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  until the end
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if not (args.prices or args.trades):
+        parser.error("argument --no-prices: only with --trades")
+    logging.basicConfig(level=logging.DEBUG if args.verbose else logging.CRITICAL, format="%(levelname)s %(message)s")
+    for chatty in ("asyncio", "filelock"):
+        logging.getLogger(chatty).setLevel(logging.INFO)
+    figures = Figures()
+    try:
+        figures.database = str(ac.database_path(args.db or ac.DEFAULT_DB_PATH, os.environ))
+        code = run(args, figures)
+        report(args, figures, code)
+    except ac.CollectorError as error:
+        stored = f"; {figures.prices} prices and {figures.trades} trades of this run are stored" * (figures.done > 0)
+        say(f"collector-history: {error}{stored}", sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        say(f"collector-history: the result could not be written: {error}", sys.stderr)
+        return ac.StorageError.exit_code
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
