@@ -118,7 +118,8 @@ class CollectorError(Exception):
     """Anything that this module raises on purpose.
 
     Attributes:
-        exit_code: what a command that ends with it returns; docs/operations.md lists them.
+        exit_code: what a command that ends with it returns. A new one is a class with it, and a line in the tables of
+            README.md and docs/operations.md. Codes of runs without an error stand in async-collector.py.
     """
 
     exit_code: ClassVar[int] = 1
@@ -588,7 +589,7 @@ class Named(msgspec.Struct):
 
 
 class GammaMarket(msgspec.Struct, rename="camel", gc=False):
-    """One market as Gamma lists it.
+    """One market as Gamma lists it, with the fields that are used; how to store a further one is told at `SCHEMA`.
 
     Source: https://docs.polymarket.com/api-reference/markets/list-markets-keyset-pagination
     """
@@ -2094,13 +2095,14 @@ _ARCHIVED_DAYS: Final = """archived_days ( -- rows of the day with ids up to the
         PRIMARY KEY (day, shard)
     )"""
 # What a new file consists of. An older file, also one that another collector has made, gets what it lacks of this by
-# comparison (`Database._upgrade`). To add a column, a table, an index or a view, or to change an index or a view:
-# write it here, and raise SCHEMA_VERSION. A column stands on a line of its own, with its comment, which says what it
-# means to whoever reads the file (`column_comments`); one that older files lack is nullable or has a constant default.
-# A new column of a record is a field of `Market` or `Snapshot` too, and one of `GammaMarket` if Gamma sends it. Nothing
-# of markets, snapshots, tweets and hype_signals is ever renamed or removed: other programs read them. What else is
-# taken from an older file stands in `MOVES`. Times are UTC, 'YYYY-MM-DD HH:MM:SS', so that they compare with
-# datetime('now', '-1 hour').
+# comparison (`Database._upgrade`); what else is taken from an older one stands in `MOVES`. To add or change anything:
+#   - write it here; a column on a line of its own, with a comment that says what it means to whoever reads the file
+#     (`column_comments`); one that older files lack may be NULL or has a constant default;
+#   - raise SCHEMA_VERSION, by one for each change that lands;
+#   - a column of a record is a field of `Market` or `Snapshot` and of its `from_wire` as well, and one of `GammaMarket`
+#     if Gamma sends it. Tests name what else has to know of it, such as docs/data.md.
+# Nothing of markets, snapshots, tweets and hype_signals is ever renamed or removed: other programs read them. Times are
+# UTC, 'YYYY-MM-DD HH:MM:SS', so that they compare with datetime('now', '-1 hour').
 SCHEMA: Final = f"""
     CREATE TABLE markets (
         market_id TEXT PRIMARY KEY, -- the exchange's id, from Gamma

@@ -156,6 +156,7 @@ LANDED: Final = (
         """,
         [FAILURE | {"markets": 1}],
     ),
+    Landed("a table in one place", 5, "", [FAILURE | {"markets": 1}]),
 )
 
 
