@@ -3,6 +3,7 @@
 
 Serves the file with Datasette and datasette-dashboards: a page of the collection, of the exchange and of one market,
 and ready-made queries. The file is opened read-only and may be written meanwhile; nothing is loaded from elsewhere.
+Other pages that the browser has open get nothing from it; what a request may ask, take and keep is limited (Limits).
 """
 
 from __future__ import annotations
@@ -13,33 +14,50 @@ if sys.version_info < (3, 11):  # noqa: UP036  said before an import fails witho
     sys.exit(f"collector-dashboard needs Python 3.11 or newer, and this is {sys.version.split()[0]}")
 
 import argparse
+import asyncio
 import base64
 import html
+import ipaddress
+import itertools
+import math
 import os
+import re
 import signal
 import socket
 import sqlite3
 import textwrap
 import threading
+import time
 import urllib.parse
 import webbrowser
 from contextlib import closing, suppress
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import async_collector as ac
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from types import FrameType
+
+    Message = Mapping[str, Any]
+    Send = Callable[[Message], Awaitable[None]]
+    Receive = Callable[[], Awaitable[Message]]
+
+T = TypeVar("T")
 
 try:
     import datasette_dashboards  # noqa: F401  Datasette finds it by its entry point
     import uvicorn
     from datasette import hookimpl
     from datasette.app import Datasette
-    from datasette.database import Database
+    from datasette.database import Database, QueryInterrupted, Results
     from datasette.plugins import pm
     from datasette.utils import tilde_encode
+    from datasette.utils.asgi import Request, Response
+    from datasette.views.base import DatasetteError
     from markupsafe import Markup
 except ModuleNotFoundError as error:
     print(f"collector-dashboard: {error}; install the extra, pip install '.[dashboard]'", file=sys.stderr)
@@ -50,9 +68,8 @@ SETTINGS: Final = {
     "allow_download": False,
     "default_page_size": 50,
     "facet_time_limit_ms": 3_000,
-    "max_returned_rows": 5_000,
-    "num_sql_threads": 4,
-    "sql_time_limit_ms": 3_000,
+    "num_sql_threads": 4,  # one for each that may ask at a time
+    "sql_time_limit_ms": 10_000,  # of one that nobody waits for
     "suggest_facets": False,  # tries each column, which takes seconds on millions of rows
     "truncate_cells_html": 300,
 }
@@ -77,17 +94,22 @@ MOVERS: Final = f"""
     )
     WHERE now.spread IS NOT NULL AND old.spread IS NOT NULL
 """
-MARKET: Final = """
+# of the markets with this slug the open one, else the newest
+OF_SLUG: Final = """
+    SELECT market_id FROM markets WHERE slug = :market
+    ORDER BY resolved = 1, closed_at IS NOT NULL, first_seen DESC LIMIT 1
+"""
+MARKET: Final = f"""
     SELECT m.*, s.id AS snapshot_id, s.timestamp AS newest, s.price_yes, s.best_bid_yes, s.best_ask_yes, s.volume_24h,
            s.book_id
     FROM markets AS m LEFT JOIN seen USING (market_id) LEFT JOIN snapshots AS s ON s.id = seen.snapshot_id
-    WHERE m.slug = :market LIMIT 1
+    WHERE m.market_id = ({OF_SLUG})
 """
 DAYS: Final = "coalesce(nullif(:days, ''), 7)"
 # the snapshots of one market, at most about 800: the last one of each of 800 equal stretches of time
 HISTORY: Final = f"""
     WITH m AS ({MARKET})
-    SELECT max(s.timestamp) AS stretch, replace(s.timestamp, ' ', 'T') || 'Z' AS x, s.timestamp AS utc, s.*
+    SELECT max(s.timestamp) AS stretch, strftime('%Y-%m-%dT%H:%M:%SZ', s.timestamp) AS x, s.timestamp AS utc, s.*
     FROM m JOIN snapshots AS s USING (market_id)
     WHERE s.timestamp > datetime(newest, '-' || {DAYS} || ' days')
     GROUP BY CAST(strftime('%s', s.timestamp) / ({DAYS} * 108 + 1) AS INTEGER)
@@ -101,7 +123,7 @@ LEVELS: Final = f"""
     SELECT 'ask', key + 1, {PRICE}, {SIZE} FROM book, json_each(book.asks)
 """
 RUNS: Final = f"""
-    SELECT *, replace(started_at, ' ', 'T') || 'Z' AS x, started_at AS utc,
+    SELECT *, strftime('%Y-%m-%dT%H:%M:%SZ', started_at) AS x, started_at AS utc,
            round((julianday(started_at) - julianday(lag(started_at) OVER (ORDER BY run_id))) * 1440, 1) AS minutes
     FROM runs WHERE started_at > datetime(
         (SELECT started_at FROM runs ORDER BY run_id DESC LIMIT 1), '-' || {DAYS} || ' days'
@@ -109,7 +131,7 @@ RUNS: Final = f"""
 """
 ROWS_OF: Final = {"market_id": "markets", "run_id": "runs", "book_id": "books", "snapshot_id": "snapshots"}
 PAGE: Final = "'https://polymarket.com/event/' || event_slug || '/' || slug AS page"
-THE_MARKET: Final = "(SELECT market_id FROM markets WHERE slug = :market)"
+THE_MARKET: Final = f"({OF_SLUG})"
 CENTS: Final = "coalesce(nullif(:cents, ''), 2) / 100.0 + 1e-9"  # and what floats lose
 SHARES: Final = "coalesce(nullif(:shares, ''), 1000)"
 HOURS: Final = "coalesce(nullif(:hours, ''), 24)"
@@ -207,10 +229,11 @@ QUERIES: Final = {
     ),
     "gaps_of_the_last_hours": (
         "Gaps of the last hours",
-        "Where snapshots of a market are missing, and why. hours: 24 unless given.",
+        "Where snapshots of a market are missing, and why; first what is missing now. hours: 24 unless given.",
         f"""
         SELECT question, slug, since, until, run_ids, reasons FROM gaps JOIN markets USING (market_id)
-        WHERE until > datetime({NEWEST}, '-' || {HOURS} || ' hours') ORDER BY until DESC LIMIT 1000
+        WHERE until IS NULL OR until > datetime({NEWEST}, '-' || {HOURS} || ' hours')
+        ORDER BY until IS NOT NULL, until DESC LIMIT 1000
         """,
     ),
     "candles_of_a_category": (
@@ -268,7 +291,7 @@ QUERIES: Final = {
         ),
         f"""
         WITH now AS (
-            SELECT * FROM ({CURRENT}) WHERE :market = '' OR slug = :market ORDER BY volume_24h DESC LIMIT 200
+            SELECT * FROM ({CURRENT}) WHERE :market = '' OR market_id = {THE_MARKET} ORDER BY volume_24h DESC LIMIT 200
         ),
         levels AS (
             SELECT now.*, {PRICE} AS price, max(0, min(
@@ -285,13 +308,13 @@ QUERIES: Final = {
     "book_at_a_moment": (
         "The book of a market at a moment",
         (
-            "Levels of YES as of the last snapshot before it. market: its slug; moment: UTC, YYYY-MM-DD HH:MM:SS; "
-            "empty: now."
+            "Levels of YES as of the last snapshot before it. market: its slug; moment: UTC, YYYY-MM-DD HH:MM:SS, or "
+            "with its offset; empty: now."
         ),
         f"""
         WITH book AS (
             SELECT s.timestamp, bids, asks FROM snapshots AS s JOIN books USING (book_id)
-            WHERE s.market_id = {THE_MARKET} AND s.timestamp <= coalesce(nullif(:moment, ''), {NEWEST})
+            WHERE s.market_id = {THE_MARKET} AND s.timestamp <= coalesce(utc(:moment), {NEWEST})
             ORDER BY s.timestamp DESC LIMIT 1
         )
         SELECT book.timestamp, side, level, price, size, round(sum(size) OVER (PARTITION BY side ORDER BY level), 2)
@@ -339,91 +362,20 @@ QUERIES: Final = {
 
 # --- Words ------------------------------------------------------------------------------------------------------------
 
-# tables and views: (what it holds, the column that names a row, the one by which they are sorted, descriptions)
 HIDDEN: Final = ("archived_days", "lake", "listed_ids", "seen", "sqlite_stat1", "sqlite_stat4")
-PRICES: Final = {
-    "timestamp": "UTC: when the books of this market were received",
-    "price_yes": "USD, which is also the probability: midpoint of the YES book, a missing bid as 0, a missing ask as 1",
-    "price_no": "USD: 1 - price_yes",
-    "volume_24h": "USD traded in 24 hours",
-    "liquidity": "USD, as the exchange states it",
-    "best_bid_yes": "USD; empty without a bid or without a book",
-    "best_ask_yes": "USD; empty without an ask or without a book",
-    "best_bid_no": "USD",
-    "best_ask_no": "USD",
-    "spread": "USD: best_ask_yes - best_bid_yes",
-    "last_trade_price": "USD, of YES",
-    "book_time": "UTC: when the book last changed",
-    "bid_size_yes": "shares at best_bid_yes",
-    "ask_size_yes": "shares at best_ask_yes",
-    "bid_size_no": "shares at best_bid_no",
-    "ask_size_no": "shares at best_ask_no",
-    "book_id": "the whole book of this snapshot",
-}
-SCHEMA: Final[dict[str, tuple[str, str | None, str | None, dict[str, str]]]] = {
-    "markets": (
-        "One row per market; all times UTC.",
-        "question",
-        "first_seen",
-        {
-            "slug": "the last part of its address; leads to the page of the market",
-            "event_slug": "leads to the exchange's page",
-            "category": "its main topic",
-            "outcome_yes": "what YES stands for",
-            "outcome_no": "what NO stands for",
-            "end_time": "UTC, nominal: a market may close before or after",
-            "resolved": "1: its outcome is known",
-            "followed": "1: collected until it resolves",
-        },
-    ),
-    "snapshots": ("One row per market and run.", None, "id", PRICES),
-    "latest_snapshots": ("The newest snapshot of each market, with what the market is.", None, "volume_24h", PRICES),
-    "runs": (
-        "One row per collection; all times UTC.",
-        "started_at",
-        "run_id",
-        {
-            "status": "running, complete, partial or failed",
-            "markets_listed": "open markets that the exchange named",
-            "books_missing": "markets without both of their books",
-            "requests": "attempts on the wire, retries included",
-            "rate_limit_hits": "answers with status 429",
-            "duration": "seconds",
-            "min_volume": "USD of 24 hours",
-            "depth": "levels kept of each side of a book; 0: none; empty: all",
-        },
-    ),
-    "failures": ("What a run could not collect, and why.", None, "run_id", {"stage": "list, book, outcome or save"}),
-    "books": (
-        "Whole order books, each content once per market and UTC day.",
-        "timestamp",
-        "book_id",
-        {
-            "bids": "of YES: [price in USD, shares], the best first",
-            "asks": "of YES: [price in USD, shares], the best first",
-            "mirrored": "1: the NO book is the exact mirror of YES, and not stored; 0: it is in bids_no and asks_no",
-        },
-    ),
-    "book_levels": (
-        "One row per level of each snapshot's book: ask for one snapshot_id.",
-        None,
-        None,
-        {"price": "USD", "size": "shares", "level": "1 is the best"},
-    ),
-    "order_books": ("Each snapshot with its whole book, of NO as well.", None, None, {}),
-    "gaps": ("Where snapshots of a market are missing between two that are there, and why.", None, None, {}),
-    "tweets": (
-        "Posts on X; times in UTC.",
-        "text",
-        "timestamp",
-        {"sentiment_score": "-1 to 1", "engagement_score": "likes + 2 x retweets + replies"},
-    ),
-    "hype_signals": (
-        "Attention for a market on X.",
-        None,
-        "id",
-        {"velocity": "change of posts against the hour before; 1: twice as many", "hype_score": "0 to 100"},
-    ),
+# tables and views: (what it holds, the column that names a row, the one by which they are sorted)
+SCHEMA: Final[dict[str, tuple[str, str | None, str | None]]] = {
+    "markets": ("One row per market.", "question", "first_seen"),
+    "snapshots": ("One row per market and run.", None, "id"),
+    "latest_snapshots": ("The newest snapshot of each market, with what the market is.", None, "volume_24h"),
+    "runs": ("One row per collection.", "started_at", "run_id"),
+    "failures": ("What a run could not collect, and why.", None, "run_id"),
+    "books": ("Whole order books, each content once per market and UTC day.", "timestamp", "book_id"),
+    "book_levels": ("One row per level of each snapshot's book, 1 is the best: ask for one snapshot_id.", None, None),
+    "order_books": ("Each snapshot with its whole book, of NO as well: [price in USD, shares].", None, None),
+    "gaps": ("Where snapshots of a market are missing, and why; no until: they still are.", None, None),
+    "tweets": ("Posts on X.", "text", "timestamp"),
+    "hype_signals": ("Attention for a market on X.", None, "id"),
 }
 
 # --- Pages ------------------------------------------------------------------------------------------------------------
@@ -710,7 +662,7 @@ EXCHANGE: Final = page(
         "Movers: change of the price of YES in 24 hours, cents",
         f"""
         SELECT substr(question, 1, 60) AS market, round(100 * change, 2) AS x, price_before, price_yes,
-               '/-/dashboards/market?market=' || slug AS link
+               address('/-/dashboards/market', slug) AS link
         FROM ({MOVERS}) WHERE {ENOUGH} AND change <> 0 ORDER BY abs(change) DESC LIMIT 12
         """,
         "No market moved, or there are|no snapshots a day apart yet.",
@@ -778,9 +730,9 @@ MARKET_PAGE: Final = page(
             "volume of 24 hours": "usd(volume_24h)",
             "newest snapshot": "html(newest) || ' UTC'",
             "ends": "html(end_time) || ' UTC'",
-            "as a table": "link('/polymarket/price_history?market=' || slug, 'price history') || ', ' || "
-            "link('/polymarket/depth_within_cents?market=' || slug, 'depth') || ', ' || "
-            "link('/polymarket/book_at_a_moment?market=' || slug, 'book')",
+            "as a table": "link(address('/polymarket/price_history', slug), 'price history') || ', ' || "
+            "link(address('/polymarket/depth_within_cents', slug), 'depth') || ', ' || "
+            "link(address('/polymarket/book_at_a_moment', slug), 'book')",
             "outcome": "CASE resolved WHEN 1 THEN coalesce(html(resolution_outcome), 'resolved') ELSE 'open' END",
         },
         "No market of this name in the file: choose one above and press Apply.",
@@ -826,7 +778,7 @@ MARKET_PAGE: Final = page(
         "Attention on X: hype score",
         f"""
         WITH m AS ({MARKET})
-        SELECT replace(h.timestamp, ' ', 'T') || 'Z' AS x, h.timestamp AS utc, h.*
+        SELECT strftime('%Y-%m-%dT%H:%M:%SZ', h.timestamp) AS x, h.timestamp AS utc, h.*
         FROM m JOIN hype_signals AS h USING (market_id)
         WHERE h.timestamp > datetime(newest, '-' || {DAYS} || ' days') ORDER BY h.timestamp DESC LIMIT 1000
         """,
@@ -834,6 +786,198 @@ MARKET_PAGE: Final = page(
         layer("line", BLUE, "hype_score", "0 to 100", "utc hype_score tweet_count unique_users"),
     ),
 )
+
+
+# --- Limits -----------------------------------------------------------------------------------------------------------
+
+MAX_AT_ONCE: Final = 2  # pages that are being made; the rest waits, and the oldest of too many is sent away
+MAX_WAITING: Final = 40
+MAX_STREAMS: Final = 2  # CSV files on their way
+MAX_CONNECTIONS: Final = 250
+MAX_PAGE_S: Final = 30.0  # from its turn until the last byte is sent
+MAX_STREAM_S: Final = 600.0
+BUSY_S: Final = 3.0  # for the queries of a page while others wait
+ALONE_S: Final = 10.0
+MAX_COUNT_MS: Final = 1_000  # how many rows a filter finds is nice to know
+MAX_HEAP: Final = 24_000_000  # bytes, of SQLite, in all threads
+# what SQLite does between two looks at the clock lasts milliseconds with these, whatever the statement says
+SQLITE_LIMITS: Final = {
+    sqlite3.SQLITE_LIMIT_LENGTH: 1_000_000,  # bytes of a value and of a row
+    sqlite3.SQLITE_LIMIT_SQL_LENGTH: 20_000,
+    sqlite3.SQLITE_LIMIT_COLUMN: 200,
+    sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 200,
+    sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 50,
+    sqlite3.SQLITE_LIMIT_VDBE_OP: 50_000,
+    sqlite3.SQLITE_LIMIT_FUNCTION_ARG: 30,
+    sqlite3.SQLITE_LIMIT_ATTACHED: 0,
+    sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 100,
+    sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER: 6_000,
+    sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH: 0,
+    sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0,
+}
+STEPS: Final = 100  # of SQLite's machine between two looks at the clock
+PRAGMAS: Final = {"table_info", "table_xinfo", "foreign_key_list", "index_list", "database_list", "schema_version"}
+# Not among them: what reads files or memory, and instr, replace and trim, which take hours for two long texts.
+FUNCTIONS: Final = (
+    " -> ->> abs acos address asin atan atan2 avg ceil ceiling char coalesce cos count cume_dist current_date "
+    " current_time current_timestamp date datetime degrees dense_rank escape_fts exchange_link exp file_size "
+    " first_value floor format glob group_concat hex html ifnull iif json json_array json_array_length json_each "
+    " json_extract json_group_array json_group_object json_object json_quote json_tree json_type json_valid julianday "
+    " lag last_value lead length like link ln log log10 log2 lower market_link max min mod nth_value ntile nullif "
+    " number percent_rank pi pow power printf quote radians random rank round row_number sign sin sqlite_version sqrt "
+    " strftime string_agg substr substring sum tan time total trunc typeof unicode unixepoch upper usd utc "
+)
+
+
+@dataclass
+class Visit:
+    """What one request may ask and take; its queries look at it in their threads."""
+
+    sql: bool  # it may run the SQL in its address
+    rows: int = 5_000  # at most, in an answer
+    size: int = 4_000_000  # bytes of values at most, as Python keeps them
+    whole: bool = False  # the format cannot say that rows are missing, so that none may be
+    waiting: list[asyncio.Future[bool]] = field(default_factory=list)  # for this one to end
+    began: float = math.inf
+    left: bool = False  # nobody is there any more for its answer
+
+    def over(self) -> bool:
+        """Return whether its queries have to end."""
+        return self.left or time.monotonic() - self.began > (BUSY_S if self.waiting else ALONE_S)
+
+
+NOBODY: Final = Visit(sql=False)  # Datasette itself asks
+VISIT: Final[ContextVar[Visit]] = ContextVar("VISIT")
+
+
+class Cursor(sqlite3.Cursor):
+    """A cursor whose answers are limited in size."""
+
+    def fetchall(self) -> list[Any]:
+        """Return all rows."""
+        return self.fetchmany(sys.maxsize)
+
+    def fetchmany(self, size: int | None = 1) -> list[Any]:
+        """Return at most *size* rows."""
+        rows, room = [], VISIT.get(NOBODY).size
+        for row in itertools.islice(self, size):
+            rows.append(row)
+            room -= sum(map(sys.getsizeof, row))
+            if room < 0:
+                self.close()
+                raise sqlite3.OperationalError("the answer is too large: ask for fewer rows or columns")
+        return rows
+
+
+class Reader(sqlite3.Connection):
+    """A connection that reads the tables of its file and nothing else, within limits."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  those of sqlite3.connect
+        """Open the file."""
+        super().__init__(*arguments, **options)
+        for limit, value in SQLITE_LIMITS.items():
+            self.setlimit(limit, value)
+        self.execute(f"PRAGMA hard_heap_limit = {MAX_HEAP}")
+        self.modules = {name for (name,) in self.execute("PRAGMA module_list")} - {"json_each", "json_tree"}
+        self.execute("SELECT 1 FROM json_each('[]'), json_tree('[]')")  # makes both, which is not allowed from now on
+        self.set_authorizer(self.authorize)
+
+    def authorize(self, action: int, name: str | None, other: str | None, *_: str | None) -> int:
+        """Return SQLITE_OK for what a reader of tables needs."""
+        allowed = {
+            sqlite3.SQLITE_SELECT: True,
+            sqlite3.SQLITE_RECURSIVE: True,
+            sqlite3.SQLITE_READ: name not in self.modules and not str(name).startswith("pragma_"),
+            sqlite3.SQLITE_FUNCTION: f" {other} " in FUNCTIONS,
+            sqlite3.SQLITE_PRAGMA: name in PRAGMAS,
+        }
+        return sqlite3.SQLITE_OK if allowed.get(action) else sqlite3.SQLITE_DENY
+
+    def cursor(self, *_: object) -> Cursor:  # type: ignore[override]
+        """Return a cursor whose answers are limited."""
+        return super().cursor(Cursor)
+
+    def set_progress_handler(self, handler: Callable[[], int | None] | None, n: int) -> None:
+        """Call *handler*, Datasette's clock, more often than it asks for, and look at the visit as well."""
+        visit = VISIT.get(NOBODY)
+        both = handler and (lambda: handler() or visit.over())
+        super().set_progress_handler(both, min(n, STEPS))
+
+
+class CollectorFile(Database):  # type: ignore[misc]  # Datasette has no types
+    """The file, opened so that it cannot be written; another one that comes to its place is opened anew.
+
+    An immutable one is taken as it is: SQLite looks for no log, locks nothing and sees no change.
+    """
+
+    def __init__(self, datasette: Datasette, path: Path) -> None:
+        """Open the file at *path* for reading, or raise ac.StorageError."""
+        super().__init__(datasette, path=str(path), is_mutable=True)
+        self.file = path
+        self.identity: tuple[int, int] | None = None
+        self.of_thread = threading.local()
+        self.look()
+
+    def look(self) -> None:
+        """Look whether the file is still the one that was opened; raise ac.StorageError if none can be shown."""
+        with suppress(OSError):
+            found = self.file.stat()
+            if (found.st_dev, found.st_ino) == self.identity:
+                return
+        self.mode = opening_mode(self.file)
+        found = self.file.stat()
+        self.identity = (found.st_dev, found.st_ino)
+
+    def connect(self, write: bool = False) -> sqlite3.Connection:  # noqa: FBT001, FBT002  Datasette's signature
+        """Return a connection that only reads."""
+        assert not write  # noqa: S101  no configured query writes
+        uri = f"{self.file.as_uri()}?{self.mode}"
+        return sqlite3.connect(uri, uri=True, check_same_thread=False, timeout=2, factory=Reader)
+
+    async def execute_fn(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        """Call *fn* in a thread with its connection to the file that is there now."""
+
+        def in_thread() -> T:
+            own = self.of_thread
+            if getattr(own, "identity", None) != self.identity:
+                if hasattr(own, "connection"):
+                    own.connection.close()
+                own.identity, own.connection = self.identity, self.connect()
+                self.ds._prepare_connection(own.connection, NAME)  # noqa: SLF001  as Datasette does
+            return fn(own.connection)
+
+        return await asyncio.get_running_loop().run_in_executor(self.ds.executor, copy_context().run, in_thread)
+
+    async def execute(self, sql: str, *arguments: Any, **options: Any) -> Results:  # noqa: ANN401  Datasette's
+        """Return the rows of a query; where they have to be whole, there is an error and not a part of them."""
+        if sql.startswith("select count(*) from"):
+            options["custom_time_limit"] = min(options.get("custom_time_limit") or MAX_COUNT_MS, MAX_COUNT_MS)
+        visit = VISIT.get(NOBODY)
+        try:
+            results = await super().execute(sql, *arguments, **options | {"log_sql_errors": False})
+        except MemoryError as error:
+            raise sqlite3.OperationalError("out of the memory that a query may take") from error
+        except (sqlite3.DatabaseError, QueryInterrupted) as error:
+            expected = options.get("truncate") or "custom_time_limit" in options  # Datasette shows it, or goes on
+            if visit.whole or not expected:
+                raise DatasetteError(f"no answer within the limits: {error.args[0]}", status=400) from error
+            raise
+        if results.truncated and visit.whole:
+            raise DatasetteError(f"more than {visit.rows:,} rows: ask for fewer", status=400)
+        return results
+
+    async def foreign_keys_for_table(self, table: str) -> list[dict[str, str]]:
+        """Return which columns name a row of another table; views and tables of older collectors do not declare it."""
+        columns = await self.table_columns(table)
+        own = "id" if table == "snapshots" else {value: key for key, value in ROWS_OF.items()}.get(table)
+        return [
+            {"column": column, "other_table": other, "other_column": "id" if other == "snapshots" else column}
+            for column, other in ROWS_OF.items()
+            if column in columns and column != own
+        ]
+
+
+PAGES: Final = {"market": MARKET_PAGE, "exchange": EXCHANGE, "collection": COLLECTION}
 
 
 # --- Serving ----------------------------------------------------------------------------------------------------------
@@ -851,12 +995,14 @@ def link(address: str | None, label: object) -> str | None:
     return f'<a href="{html.escape(address)}">{html.escape(str(label))}</a>'
 
 
+def address(page: str, slug: str | None) -> str | None:
+    """Return the address of a page or query of a market."""
+    return None if slug is None else f"{page}?{urllib.parse.urlencode({'market': slug})}"
+
+
 def market_link(slug: str | None, label: object) -> str | None:
     """Return a link to the page of a market, or its label alone if it has no slug."""
-    if slug is None:
-        return as_html(label)
-    query = urllib.parse.urlencode({"market": slug})
-    return link(f"/-/dashboards/market?{query}", slug if label is None else label)
+    return link(address("/-/dashboards/market", slug), slug if label is None else label)
 
 
 def exchange_link(event_slug: str | None, slug: str | None, label: object) -> str | None:
@@ -886,37 +1032,14 @@ def file_size(path: Path) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-class CollectorFile(Database):  # type: ignore[misc]  # Datasette has no types
-    """The file, opened so that it cannot be written.
-
-    An immutable one is taken as it is: SQLite looks for no log, locks nothing and sees no change.
-    """
-
-    def __init__(self, datasette: Datasette, path: Path, mode: str) -> None:
-        """Name the file; *mode* is how, as `opening_mode` says."""
-        super().__init__(datasette, path=str(path), is_mutable=True)
-        self.uri = f"{path.as_uri()}?{mode}"
-
-    def connect(self, write: bool = False) -> sqlite3.Connection:  # noqa: FBT001, FBT002  Datasette's signature
-        """Return a connection that only reads."""
-        assert not write  # noqa: S101  no configured query writes
-        connection = sqlite3.connect(self.uri, uri=True, check_same_thread=False)
-        self._all_file_connections.append(connection)
-        return connection
-
-    async def foreign_keys_for_table(self, table: str) -> list[dict[str, str]]:
-        """Return which columns name a row of another table; views and tables of older collectors do not declare it."""
-        columns = await self.table_columns(table)
-        own = "id" if table == "snapshots" else {value: key for key, value in ROWS_OF.items()}.get(table)
-        return [
-            {"column": column, "other_table": other, "other_column": "id" if other == "snapshots" else column}
-            for column, other in ROWS_OF.items()
-            if column in columns and column != own
-        ]
-
-
 class Hooks:
     """What Datasette asks of its plugins."""
+
+    @staticmethod
+    @hookimpl  # type: ignore[untyped-decorator]
+    def permission_allowed(action: str) -> bool | None:
+        """Return whether the visitor may send SQL."""
+        return VISIT.get(NOBODY).sql if action == "execute-sql" else None
 
     @staticmethod
     @hookimpl  # type: ignore[untyped-decorator]
@@ -929,6 +1052,8 @@ class Hooks:
         conn.create_function("number", 1, number, deterministic=True)
         conn.create_function("usd", 1, usd, deterministic=True)
         conn.create_function("link", 2, link, deterministic=True)
+        conn.create_function("address", 2, address, deterministic=True)
+        conn.create_function("utc", 1, ac.sql_time_of, deterministic=True)
         conn.create_function("market_link", 2, market_link, deterministic=True)
         conn.create_function("exchange_link", 3, exchange_link, deterministic=True)
         conn.create_function("file_size", 1, lambda ending: file_size(Path(f"{path}{ending}")))
@@ -962,8 +1087,10 @@ HOME: Final = """
 def metadata(path: Path, market: str | None) -> dict[str, Any]:
     """Return what Datasette is told about the file at *path*; *market* is shown where none is chosen."""
     tables: dict[str, dict[str, Any]] = {name: {"hidden": True} for name in HIDDEN}
-    for name, (text, label, newest, columns) in SCHEMA.items():
-        tables[name] = {"description": text, "columns": columns}
+    comments = ac.column_comments()
+    comments["latest_snapshots"] = comments["snapshots"]
+    for name, (text, label, newest) in SCHEMA.items():
+        tables[name] = {"description": text, "columns": comments.get(name, {})}
         tables[name] |= {"label_column": label} if label else {}
         tables[name] |= {"sort_desc": newest} if newest else {}
     queries = {
@@ -971,7 +1098,7 @@ def metadata(path: Path, market: str | None) -> dict[str, Any]:
         for name, (title, text, sql) in QUERIES.items()
     }
     filters = MARKET_PAGE["filters"] | {"market": MARKET_PAGE["filters"]["market"] | {"default": market or ""}}
-    pages = {"market": MARKET_PAGE | {"filters": filters}, "exchange": EXCHANGE, "collection": COLLECTION}
+    pages = PAGES | {"market": MARKET_PAGE | {"filters": filters}}
     style = base64.b64encode(STYLE.encode()).decode()
     return {
         "title": f"Polymarket: {path.name}",
@@ -1010,14 +1137,217 @@ def most_traded(path: Path, mode: str) -> str | None:
     return str(found[0]) if found else None
 
 
-def application(path: Path, mode: str) -> Datasette:
+class Dashboard(Datasette):  # type: ignore[misc]  # Datasette has no types
+    """Datasette, with as many rows in an answer as the visit has."""
+
+    max_returned_rows = property(
+        lambda _: VISIT.get(NOBODY).rows, lambda *_: None
+    )  # it sets a number, which is not used
+
+
+def application(path: Path) -> Datasette:
     """Return Datasette for the file at *path*; its configuration is in memory and leaves nothing behind."""
     if not pm.has_plugin("collector-dashboard"):
         pm.register(Hooks, name="collector-dashboard")
-    datasette = Datasette(settings=SETTINGS, metadata=metadata(path, most_traded(path, mode)))
+    mode = opening_mode(path)
+    datasette = Dashboard(settings=SETTINGS, metadata=metadata(path, most_traded(path, mode)))
     datasette.remove_database("_memory")
-    datasette.add_database(CollectorFile(datasette, path, mode), name=NAME)
+    datasette.add_database(CollectorFile(datasette, path), name=NAME)
     return datasette
+
+
+# --- Guard ------------------------------------------------------------------------------------------------------------
+
+OWN_PATHS: Final = re.compile(r"/(polymarket([./].*)?|-/(dashboards|static|static-plugins)(/.*)?|favicon\.ico|\.json)?")
+OWN_SQL: Final = {card["query"] for page in PAGES.values() for card in page["charts"].values()}
+SQL_PATHS: Final = {"/polymarket", "/polymarket.json", "/polymarket.csv"}
+HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^][:@/]+)(:[0-9]*)?")
+NUMBERS: Final = {"days", "hours", "cents", "shares", "volume"}
+TIME_LIKE: Final = re.compile(r"\d{4}-\d\d-\d\d[T ]\d.*")
+STORED_TIME: Final = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d(\.\d+)?)?")
+# nothing from elsewhere, not in the frame of another page, and not read by one; Vega makes functions of its charts
+CONTENT: Final = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data:; frame-ancestors 'none'; base-uri 'none'"
+HEADERS: Final = [
+    ("Content-Security-Policy", CONTENT),
+    ("X-Frame-Options", "DENY"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("Cross-Origin-Opener-Policy", "same-origin"),
+    ("Referrer-Policy", "same-origin"),
+]
+
+
+def plain(host: str) -> str:
+    """Return the name or address of a host in one form of many."""
+    with suppress(ValueError):
+        found = ipaddress.ip_address(host.strip("[]"))
+        return str(getattr(found, "ipv4_mapped", None) or found)
+    return host.lower()
+
+
+def unreadable(name: str, value: str) -> str | None:
+    """Return what is wrong with a parameter, if it is a number or a time that cannot be read or compared."""
+    if name == "moment" and value and ac.sql_time_of(value) is None:
+        return f"moment={value}: is no time such as 2026-11-30 14:15:00 or 2026-11-30T15:15:00+01:00 (+ is %2B)"
+    if name in NUMBERS and value:
+        with suppress(ValueError):
+            if 0 <= float(value) < math.inf:
+                return None
+        return f"{name}={value}: is no number from 0"
+    if name != "moment" and TIME_LIKE.fullmatch(value) and not STORED_TIME.fullmatch(value):
+        return f"{name}={value}: times are stored in UTC as YYYY-MM-DD HH:MM:SS, and compared as such"
+    return None
+
+
+async def left(receive: Receive) -> None:
+    """Return when the visitor has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def nothing() -> Message:
+    """Return the body of a request that has none."""
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+def taking_turns(send: Send) -> Send:
+    """Return a *send* that lets others have their turn after each piece."""
+
+    async def send_piece(message: Message) -> None:
+        await send(message)
+        await asyncio.sleep(0)
+
+    return send_piece
+
+
+async def refuse(send: Send, status: int, text: str) -> None:
+    """Answer with a line of text."""
+    await Response.text(f"{text}\n", status, {"allow": "GET, HEAD", "retry-after": "3"}).asgi_send(send)
+
+
+class Guard:
+    """Lets through who may ask, what may be asked, and a few at a time, the newest first.
+
+    The newest first, because whoever waits behind a hundred slow queries has often gone, and one who comes has not.
+    """
+
+    def __init__(self, datasette: Datasette, host: str, *, allow_sql: bool) -> None:
+        """Stand before *datasette*, which listens on *host*."""
+        self.app = datasette.app()
+        self.file: CollectorFile = datasette.databases[NAME]
+        self.names = {plain(host), "localhost"}
+        self.allow_sql = allow_sql
+        self.answered = 0
+        self.free = {False: MAX_AT_ONCE, True: MAX_STREAMS}  # turns, by whether they are for streams
+        self.waiting: list[asyncio.Future[bool]] = []
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        if refusal := self.refusal(request):
+            await refuse(send, *refusal)
+            return
+        self.answered += 1
+        tasks = {asyncio.create_task(self.answer(request, send)), asyncio.create_task(left(receive))}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+        for ended in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(ended, Exception):
+                raise ended
+
+    def refusal(self, request: Request) -> tuple[int, str] | None:
+        """Return with which status and words a request is refused, or None."""
+        hosts = [HOST.fullmatch(value.decode("latin-1")) for key, value in request.scope["headers"] if key == b"host"]
+        names = {*self.names, plain(request.scope["server"][0])}
+        headers, args = request.headers, request.args
+        navigated = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
+        problems = (unreadable(name, value) for name in args for value in args.getlist(name))
+        refusal: tuple[int, str] | None = None
+        if not hosts or not all(host and plain(host[1]) in names for host in hosts):
+            refusal = 421, "The address names another host than the one that answers; --host NAME makes it NAME."
+        elif request.method not in {"GET", "HEAD"}:
+            refusal = 405, "There is nothing to write here."
+        elif headers.get("sec-fetch-site", "none") not in {"none", "same-origin"} and not navigated:
+            refusal = 403, "Pages of others get nothing from here."
+        elif not OWN_PATHS.fullmatch(request.path):
+            refusal = 404, "There is no such page."
+        elif not (self.allow_sql or OWN_SQL.issuperset(args.getlist("sql"))):
+            refusal = 403, "SQL of your own is answered by collector-dashboard --allow-sql only."
+        elif problem := next(filter(None, problems), None):
+            refusal = 400, problem
+        else:
+            try:
+                self.file.look()
+            except ac.StorageError as error:
+                refusal = 503, str(error)
+        return refusal
+
+    async def answer(self, request: Request, send: Send) -> None:
+        """Answer a request when its turn comes."""
+        path, args = request.path, request.args
+        table, _, form = path.removeprefix("/polymarket/").partition(".")
+        stream = form == "csv"
+        if stream and "_next" not in args and args.get("_size", "max") == "max":  # else a table sends its first page
+            request.scope["query_string"] = b"_stream=1&_size=500&" + request.scope["query_string"]
+        queried = path in SQL_PATHS or table in QUERIES
+        visit = Visit(
+            sql=self.allow_sql or path.startswith("/-/") or (path in SQL_PATHS and "sql" in args),
+            rows=200_000 if stream and queried else 5_000 if form else 1_000,
+            size=16_000_000 if stream else 4_000_000,
+            whole=stream or args.get("_shape") in {"array", "arrayfirst", "object"},
+            waiting=self.waiting,
+        )
+        VISIT.set(visit)
+        if path.startswith("/-/static"):
+            await self.app(request.scope, nothing, send)
+        elif not await self.turn(stream=stream):
+            await refuse(send, 503, "Too many ask at once: try again.")
+        else:
+            visit.began = math.inf if stream else time.monotonic()
+            try:
+                async with asyncio.timeout(MAX_STREAM_S if stream else MAX_PAGE_S):
+                    await self.app(request.scope, nothing, taking_turns(send))
+            except TimeoutError:
+                pass  # the connection is closed in the middle of the answer, which says so
+            finally:
+                visit.left = True
+                self.end_turn(stream=stream)
+
+    async def turn(self, *, stream: bool) -> bool:
+        """Wait for a turn, and return whether there is one; a stream, which may last, is not waited for."""
+        if self.free[stream]:
+            self.free[stream] -= 1
+            return True
+        if stream:
+            return False
+        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.waiting.append(turn)
+        if len(self.waiting) > MAX_WAITING:
+            self.waiting.pop(0).set_result(False)
+        try:
+            return await turn
+        except asyncio.CancelledError:  # it has left
+            if turn in self.waiting:
+                self.waiting.remove(turn)
+            elif not turn.cancelled() and turn.result():
+                self.end_turn(stream=False)
+            raise
+
+    def end_turn(self, *, stream: bool) -> None:
+        """Give a turn on to who came last."""
+        if self.waiting and not stream:
+            self.waiting.pop().set_result(True)
+        else:
+            self.free[stream] += 1
+
+
+# --- Command ----------------------------------------------------------------------------------------------------------
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -1035,8 +1365,19 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(datasette: Datasette, listener: socket.socket, *, browser: bool) -> None:
-    """Answer until SIGINT or SIGTERM."""
+class Server(uvicorn.Server):
+    """A server that ends within three seconds of a signal, whatever its threads do."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End; SQLite may be inside of something that nothing interrupts."""
+        last = threading.Timer(2.5, os._exit, [0])
+        last.daemon = True
+        last.start()
+        super().handle_exit(sig, frame)
+
+
+def serve(guard: Guard, listener: socket.socket, *, browser: bool) -> None:
+    """Answer until SIGINT or SIGTERM, then say what was done and end the process."""
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     with suppress(OSError):  # whoever cannot read it knows it
@@ -1046,9 +1387,25 @@ def serve(datasette: Datasette, listener: socket.socket, *, browser: bool) -> No
             target=webbrowser.open, args=[address], daemon=True
         ).start()  # it may last as long as the browser
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server ends cleanly, then raises what it caught
-    config = uvicorn.Config(datasette.app(), log_level="warning", timeout_graceful_shutdown=2)
+    config = uvicorn.Config(
+        guard,
+        http="h11",
+        ws="none",
+        log_level="error",
+        proxy_headers=False,
+        server_header=False,
+        headers=HEADERS,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=1,
+    )
+    began = time.monotonic()
     with suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listener])
+        Server(config).run(sockets=[listener])
+    with suppress(OSError):
+        minutes = (time.monotonic() - began) / 60
+        print(f"Ended after {minutes:,.0f} minutes: {guard.answered:,} requests were answered.", file=sys.stderr)
+        sys.stderr.flush()
+    os._exit(0)  # the threads are not waited for
 
 
 EPILOG: Final = """\
@@ -1075,6 +1432,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--host", metavar="ADDRESS", default="127.0.0.1", help="listen here; others than loopback can see"
     )
     parser.add_argument("--port", metavar="N", type=int, default=8001, help="listen on this port; 0: any free one")
+    parser.add_argument("--allow-sql", action="store_true", help="answer SQL that visitors send, within limits")
     parser.add_argument("--open", action="store_true", help="open the browser")
     parser.add_argument("--version", action="version", version=f"collector-dashboard {ac.__version__}")
     return parser
@@ -1086,10 +1444,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not 0 <= arguments.port < 2**16:
         parser.error(f"--port: {arguments.port} is no port")
-    path = Path(arguments.db or os.environ.get("POLYMARKET_DB") or "polymarket_data.db").absolute()
     try:
-        mode = opening_mode(path)
-        datasette = application(path, mode)
+        path = ac.database_path(arguments.db or ac.DEFAULT_DB_PATH, os.environ).absolute()
+        datasette = application(path)
+    except ac.ConfigError as error:
+        parser.error(str(error))
     except (ac.StorageError, sqlite3.Error) as error:
         print(f"collector-dashboard: {error}", file=sys.stderr)
         return ac.StorageError.exit_code
@@ -1099,13 +1458,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = f"cannot listen on {arguments.host} port {arguments.port}: {error}; --port N takes another"
         print(f"collector-dashboard: {text}", file=sys.stderr)
         return ac.ConfigError.exit_code
-    if "immutable" in mode:
+    if datasette.databases[NAME].mode != "mode=ro":
         print(
             "The folder may not be written: the file is shown as it is now. Start again to see changes.",
             file=sys.stderr,
         )
     with listener:
-        serve(datasette, listener, browser=arguments.open)
+        guard = Guard(datasette, arguments.host, allow_sql=arguments.allow_sql)
+        serve(guard, listener, browser=arguments.open)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import os
 import re
@@ -16,9 +17,11 @@ import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +34,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from http.client import HTTPMessage
 
     from selenium.webdriver import Chrome
 
@@ -207,11 +211,12 @@ def test_a_missing_extra_is_said(missing: str) -> None:
 def test_nothing_can_write_the_file(sample: Path, dashboard: Served) -> None:
     before = hashlib.sha256(sample.read_bytes()).digest()
     for statement in ("DELETE FROM snapshots", "PRAGMA user_version = 9", "ATTACH 'x.db' AS x"):
-        status, text = dashboard.get("/polymarket.json", sql=statement)
-        assert (status, "Statement" in text) == (400, True)
-    opened = script()["CollectorFile"](script()["Datasette"](), sample, script()["opening_mode"](sample))
-    with closing(opened.connect()) as connection, pytest.raises(sqlite3.OperationalError, match="readonly"):
-        connection.execute("DELETE FROM snapshots")
+        assert dashboard.get("/polymarket.json", sql=statement)[0] == 403
+    opened = script()["CollectorFile"](script()["Datasette"](), sample)
+    with closing(opened.connect()) as connection:
+        connection.set_authorizer(None)
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            connection.execute("DELETE FROM snapshots")
     assert hashlib.sha256(sample.read_bytes()).digest() == before
 
 
@@ -235,8 +240,10 @@ def test_however_it_ends_nothing_is_left(tmp_path: Path, number: signal.Signals,
     with serve(path, TMPDIR=str(scratch), HOME=str(scratch)) as served:
         assert served.get("/-/dashboards/market")[0] == 200
         served.process.send_signal(number)
-        _, complaints = served.process.communicate(timeout=20)
-    assert (served.process.returncode, complaints) == (code, "")
+        _, words = served.process.communicate(timeout=20)
+    assert served.process.returncode == code
+    assert re.fullmatch(r"(Ended after [\d,]+ minutes: 2 requests were answered\.\n)?", words), words
+    assert bool(words) == (number != signal.SIGKILL)
     assert list(scratch.iterdir()) == []
     assert {file.name for file in tmp_path.iterdir()} - {"file.db-wal", "file.db-shm"} == {"scratch", "file.db"}
 
@@ -279,6 +286,262 @@ except script["ac"].StorageError as error:
         assert "you must be allowed to write in its folder" in ended.stdout, ended
     else:
         assert ended.stdout == "mode=ro&immutable=1\n", ended
+
+
+# --- Whom it lets in --------------------------------------------------------------------------------------------------
+
+
+def ask(served: Served, path: str, method: str = "GET", **headers: str | list[str]) -> tuple[int, str, HTTPMessage]:
+    """Send exactly these headers, and return status, text and headers of the answer."""
+    with closing(HTTPConnection(served.address.removeprefix("http://"), timeout=60)) as connection:
+        connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+        sent = {"host": served.address.removeprefix("http://")} | {k.replace("_", "-"): v for k, v in headers.items()}
+        for name, values in sent.items():
+            for value in values if isinstance(values, list) else [values]:
+                connection.putheader(name, value)
+        connection.endheaders()
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode(), answer.headers
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:9", "localhost", "LOCALHOST:8001"])
+def test_it_answers_to_its_own_address(dashboard: Served, host: str) -> None:
+    assert ask(dashboard, "/polymarket/runs.json", host=host)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *(
+            "evil.example",
+            "evil.example:8001",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example",
+            "127.0.0.2",
+            "[::1]",
+        ),
+        *("", "evil@127.0.0.1", "127.0.0.1@evil.example", ["127.0.0.1", "evil.example"], []),
+    ],
+)
+def test_it_answers_to_no_other_name(dashboard: Served, host: str | list[str]) -> None:
+    """A page of another name that this machine is made to resolve to itself, is still a page of others."""
+    for path in ("/polymarket/runs.json", "/", "/-/static/app.css"):
+        status, text, _ = ask(dashboard, path, host=host)
+        assert status in {421, 400}, (path, text)  # 400 by the server: not exactly one Host
+        assert "complete" not in text
+
+
+def test_the_name_that_it_was_started_with_is_its_own(empty_file: Path) -> None:
+    with serve(empty_file, "--host", "localhost") as served:
+        assert ask(served, "/", host="LocalHost:99")[0] == 200
+        assert ask(served, "/", host="evil.example")[0] == 421
+
+
+def test_pages_of_others_can_neither_read_nor_frame_it(dashboard: Served) -> None:
+    """A link on another page is followed; a script, a picture or a frame of it gets nothing."""
+    for site in ("cross-site", "same-site"):  # the latter is another port of this machine
+        for mode, dest in (("no-cors", "image"), ("cors", "empty"), ("no-cors", "script"), ("navigate", "iframe")):
+            fetch = {"sec_fetch_site": site, "sec_fetch_mode": mode, "sec_fetch_dest": dest}
+            assert ask(dashboard, "/polymarket/runs.json", **fetch)[0] == 403, fetch
+        fetch = {"sec_fetch_site": site, "sec_fetch_mode": "navigate", "sec_fetch_dest": "document"}
+        assert ask(dashboard, "/polymarket/runs", **fetch)[0] == 200
+    status, _, headers = ask(dashboard, "/polymarket/runs.json", origin="http://evil.example")
+    assert (status, headers.get("access-control-allow-origin")) == (200, None)
+    assert headers["x-frame-options"] == "DENY"
+    assert headers["cross-origin-resource-policy"] == "same-origin"
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "DATA", "AS_CSV"])
+def test_it_only_reads(dashboard: Served, method: str) -> None:
+    assert ask(dashboard, "/polymarket/runs", method)[0] == 405
+
+
+def test_only_the_head_is_sent_where_only_the_head_is_asked_for(dashboard: Served) -> None:
+    for path in ("/", "/polymarket/runs", "/-/dashboards/market?days=7", "/polymarket/runs.csv"):
+        assert ask(dashboard, path, "HEAD")[:2] == (200, "")
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        *((f"/polymarket{form}", {"sql": "select 424242"}) for form in ("", ".json", ".csv", ".blob")),
+        *((f"/~70olymarket{form}", {"sql": "select 424242"}) for form in ("", ".json")),
+        ("/%70olymarket.json", {"sql": "select 424242"}),
+        ("/polymarket/runs.json", {"_where": "1 = 1 and 424242"}),
+        ("/polymarket/runs.json", {"_where": "1 = 1 and 424242", "sql": "own"}),
+        ("/polymarket/latest_prices.json", {"sql": "select 424242"}),
+        ("/polymarket.json", {"sql": ["own", "select 424242"]}),
+        ("/polymarket.json", {"sql": ["select 424242", "own"]}),
+        ("/polymarket.json", {"sql": "own ; select 424242"}),
+        ("/_internal.json", {"sql": "select 424242"}),
+        ("/_memory.json", {"sql": "select 424242"}),
+        *((f"/-/{page}", {}) for page in ("threads.json", "versions.json", "databases.json", "metadata.json", "actor")),
+        *((f"/-/{page}", {}) for page in ("permissions", "allow-debug", "settings", "plugins", "patterns", "messages")),
+        ("//evil.example/", {}),
+    ],
+)
+def test_a_visitor_gets_no_row_by_sql_and_nothing_of_the_machine(
+    dashboard: Served, path: str, query: dict[str, Any]
+) -> None:
+    own = charts("collection")["duration"]["query"]
+    encoded = urllib.parse.urlencode(query, doseq=True).replace("own", urllib.parse.quote(own))
+    status, text, _ = ask(dashboard, f"{path}?{encoded}")
+    assert status in {403, 404}, text
+    assert "424242" not in text
+
+
+def test_own_queries_are_answered(dashboard: Served) -> None:
+    rows = dashboard.rows("/polymarket", sql=charts("collection")["duration"]["query"])
+    assert len(rows) == 60
+    assert dashboard.get("/polymarket", sql=charts("collection")["duration"]["query"])[0] == 200
+
+
+@pytest.fixture(scope="module")
+def open_dashboard(sample: Path) -> Iterator[Served]:
+    """A dashboard that answers SQL of its visitors."""
+    with serve(sample, "--allow-sql") as served:
+        yield served
+
+
+def test_sql_of_the_visitor_is_answered_where_it_is_allowed(open_dashboard: Served) -> None:
+    assert open_dashboard.rows("/polymarket", sql="SELECT count(*) AS n FROM runs") == [{"n": 60}]
+    assert len(open_dashboard.rows("/polymarket/runs", _where="run_id <= 7")) == 7
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        *("fts3_tokenizer('simple')", "fts3_tokenizer('simple', x'41414141')", "load_extension('/tmp/x.so')"),
+        *("readfile('/etc/passwd')", "writefile('/tmp/x', 'x')", "edit('x')", "instr(hex(zeroblob(9)), 'x')"),
+        *("replace('a', 'a', 'b')", "trim('a', 'b')", "hex(printf('%.900000c', 'x'))"),
+        *("(SELECT count(*) FROM dbstat)", "(SELECT sql FROM sqlite_stmt)", "(SELECT * FROM fts3tokenize('simple'))"),
+        *("(SELECT file FROM pragma_database_list())", "(SELECT count(*) FROM pragma_page_count())"),
+        *("(SELECT name FROM pragma_function_list())", "'a' LIKE printf('%.200c', 'a')"),
+    ],
+)
+def test_sql_of_the_visitor_reads_tables_and_nothing_else(open_dashboard: Served, expression: str) -> None:
+    status, text = open_dashboard.get("/polymarket.json", sql=f"SELECT {expression} FROM runs LIMIT 1")  # noqa: S608
+    assert status == 400, text
+    assert '"rows": []' in text or '"ok": false' in text
+
+
+ENDLESS = "WITH RECURSIVE r (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r) SELECT count(*) FROM r"
+
+
+def memory_peak(served: Served) -> int:
+    """Return the largest memory that the process has had, bytes."""
+    status = Path(f"/proc/{served.process.pid}/status").read_text()
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1_024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
+@pytest.mark.parametrize(
+    "sql",
+    [
+        ENDLESS,
+        "SELECT " + ", ".join(["printf('%.900000c', 1)"] * 190),
+        "SELECT printf('%.900000c', char(8364)) FROM runs",
+        "SELECT printf('%.300c', char(8364)) FROM snapshots",
+        "SELECT " + ", ".join([f"printf('%.900000c', 1) LIKE '%{'1' * 90}2%'"] * 99),
+        "SELECT a.*, b.* FROM snapshots AS a, snapshots AS b ORDER BY a.volume_24h * b.id",
+    ],
+)
+def test_after_a_hundred_slow_queries_a_page_comes_first(sample: Path, sql: str) -> None:
+    """Long before they are all answered; in little memory; and a signal ends it in the middle of them."""
+    with serve(sample, "--allow-sql") as served, ThreadPoolExecutor(100) as visitors:
+        path = f"/polymarket.json?{urllib.parse.urlencode({'sql': sql, '_shape': 'objects'})}"
+        asked = [visitors.submit(ask, served, path) for _ in range(100)]
+        wait(asked, return_when=FIRST_COMPLETED)
+        for _ in range(3):
+            status, text = served.get("/polymarket/runs", _size="5")
+            assert status == 200, text
+        assert sql != ENDLESS or sum(not each.done() for each in asked) >= 20
+        wait(asked[:50], timeout=20)
+        assert memory_peak(served) < 250_000_000
+        served.process.terminate()
+        assert served.process.wait(timeout=10) == 0
+
+
+@pytest.mark.slow
+def test_a_query_whose_visitor_has_gone_holds_nothing(tmp_path: Path) -> None:
+    """The write-ahead log can be cut again."""
+    path = tmp_path / "file.db"
+    sample_database.fill(path, markets=5, runs_per_day=4)
+    with serve(path, "--allow-sql") as served, closing(sqlite3.connect(path, timeout=60)) as writer:
+        sql = urllib.parse.urlencode({"sql": ENDLESS.replace("FROM r)", "FROM r, (SELECT 1 FROM runs LIMIT 1))")})
+        with closing(socket.create_connection(("127.0.0.1", int(served.address.rpartition(":")[2])))) as visitor:
+            visitor.sendall(f"GET /polymarket.json?{sql} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            assert served.rows("/polymarket/runs")  # the other one is being answered
+        writer.execute("UPDATE runs SET requests = 1")
+        writer.commit()
+        assert writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+
+
+def test_csv_is_whole(tmp_path: Path) -> None:
+    """However many rows it has; one that cannot be whole is an error."""
+    path = tmp_path / "file.db"
+    sample_database.fill(path, markets=3, runs_per_day=2)
+    change(
+        path,
+        """
+        INSERT INTO snapshots (market_id, timestamp, price_yes, book_id)
+            WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 6000)
+            SELECT '900001', datetime('2026-11-03', '+' || i || ' seconds'), 0.5, 1 FROM n
+        """,
+    )
+    with closing(sqlite3.connect(path)) as connection:
+        (slug,) = connection.execute("SELECT slug FROM markets WHERE market_id = '900001'").fetchone()
+        (all_of_it,) = connection.execute("SELECT count(*) FROM snapshots").fetchone()
+        (with_book,) = connection.execute("SELECT count(*) FROM order_books").fetchone()
+        (of_market,) = connection.execute("SELECT count(*) FROM snapshots WHERE market_id = '900001'").fetchone()
+    asked: dict[str, tuple[dict[str, str], int]] = {
+        "price_history": ({"market": slug}, of_market),
+        "snapshots": ({}, all_of_it),
+        "order_books": ({"_size": "max"}, with_book),
+    }
+    with serve(path) as served:
+        for name, (query, expected) in asked.items():
+            assert expected > 6_000
+            status, text = served.get(f"/polymarket/{name}.csv", **query)
+            assert (status, len(text.splitlines()) - 1) == (200, expected), name
+        status, text = served.get("/polymarket/price_history.json", market=slug, _shape="array")
+        assert (status, "more than 5,000 rows" in text) == (400, True)
+        assert json.loads(served.get("/polymarket/price_history.json", market=slug)[1])["truncated"]
+
+
+def test_a_file_that_is_replaced_is_noticed(tmp_path: Path) -> None:
+    path, other, foreign = (tmp_path / f"{name}.db" for name in ("file", "other", "foreign"))
+    sample_database.fill(path, markets=3, runs_per_day=2)
+    sample_database.fill(other, markets=3, runs_per_day=5)
+    change(foreign, "CREATE TABLE invoices (id)")
+    with serve(path) as served:
+        assert len(served.rows("/polymarket/runs")) == 2
+        for logs in ("-wal", "-shm"):
+            path.with_name(f"file.db{logs}").unlink()
+        other.replace(path)
+        assert len(served.rows("/polymarket/runs")) == 5
+        assert served.get("/-/dashboards/collection")[0] == 200
+        path.rename(other)
+        status, text = served.get("/polymarket/runs")
+        assert (status, "there is no file" in text) == (503, True)
+        foreign.replace(path)
+        status, text = served.get("/polymarket/runs")
+        assert (status, "is the database of another program" in text) == (503, True)
+
+
+def test_the_file_is_found_as_the_collector_finds_it(tmp_path: Path) -> None:
+    sample_database.fill(tmp_path / "x.db", markets=3, runs_per_day=2)
+    command = (sys.executable, str(SCRIPT_PATH), "--port", "0")
+    environment = os.environ | {"POLYMARKET_DB": f" {tmp_path}/x.db\n"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stdout
+            served = Served(process.stdout.readline().strip().rstrip("/"), process)
+            assert len(served.rows("/polymarket/runs")) == 2
+        finally:
+            process.kill()
 
 
 # --- What it shows ----------------------------------------------------------------------------------------------------
@@ -333,7 +596,8 @@ def test_every_page_table_query_and_chart_answers(kind: str, request: pytest.Fix
             assert json.loads(text)["rows"], f"{path}: a chart without a row would fail"
         assert "took too long" not in text, path
         assert 'class="message-error"' not in text, path
-    assert complaints == ""
+    assert complaints.startswith("Ended after ")
+    assert complaints.count("\n") == 1, complaints
 
 
 def test_queries_find_what_is_in_the_file(sample: Path, dashboard: Served) -> None:
@@ -370,6 +634,82 @@ def test_queries_find_what_is_in_the_file(sample: Path, dashboard: Served) -> No
         assert by_size[1_000]["average_to_buy"] == pytest.approx(cost / wanted, abs=0.00006)
 
 
+def test_of_two_markets_with_one_slug_the_open_one_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "file.db"
+    sample_database.fill(path, markets=6, runs_per_day=4)
+    change(
+        path,
+        """
+        UPDATE markets SET slug = 'a&b=c', resolved = 0, closed_at = NULL WHERE market_id IN ('900001', '900002');
+        UPDATE markets SET resolved = 1, closed_at = '2026-11-01 10:00:00', first_seen = '2030-01-01 00:00:00',
+               question = 'the closed one' WHERE market_id = '900001';
+        UPDATE markets SET question = 'the open one' WHERE market_id = '900002';
+        """,
+    )
+    with closing(sqlite3.connect(path)) as connection, serve(path) as served:
+        query = "SELECT price_yes FROM snapshots WHERE market_id = '900002' ORDER BY timestamp DESC"
+        prices = [row[0] for row in connection.execute(query)]
+        found = served.rows("/polymarket/price_history", market="a&b=c")
+        assert [row["price_yes"] for row in found] == prices
+        facts = served.rows("/polymarket", sql=charts("market")["wide_about"]["query"], market="a&b=c")
+        text = json.dumps(facts)
+        assert "the open one" in text
+        assert "the closed one" not in text
+        links = [html.unescape(each) for each in re.findall(r"/polymarket/[^ ]*?market=[^\\\"]*", text)]
+        assert len(links) == 3
+        for each in links:
+            assert urllib.parse.parse_qs(urllib.parse.urlsplit(each).query) == {"market": ["a&b=c"]}
+
+
+@pytest.mark.parametrize(
+    ("moment", "as_stored"),
+    [
+        ("2026-11-01T12:00:00", "2026-11-01 12:00:00"),
+        ("2026-11-01T13:00:00+01:00", "2026-11-01 12:00:00"),
+        ("2026-11-01T12:00Z", "2026-11-01 12:00:00"),
+        ("2026-11-01", "2026-11-01 00:00:00"),
+    ],
+)
+def test_a_moment_is_read_in_any_usual_form(dashboard: Served, moment: str, as_stored: str) -> None:
+    found = dashboard.rows("/polymarket/book_at_a_moment", market=MARKET, moment=moment)
+    assert found == dashboard.rows("/polymarket/book_at_a_moment", market=MARKET, moment=as_stored)
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        ("book_at_a_moment", {"moment": "yesterday"}),
+        ("price_history", {"days": "a week"}),
+        ("price_history", {"days": "-1"}),
+        ("price_history", {"days": "nan"}),
+        ("depth_within_cents", {"cents": "inf"}),
+        ("snapshots", {"timestamp__gt": "2026-11-01T12:00:00"}),
+        ("snapshots", {"timestamp__gt": "2026-11-01 12:00:00+01:00"}),
+    ],
+)
+def test_what_cannot_be_read_is_refused(dashboard: Served, path: str, query: dict[str, str]) -> None:
+    status, text = dashboard.get(f"/polymarket/{path}", market=MARKET, **query)
+    assert (status, text.startswith(f"{next(iter(query))}=")) == (400, True), text
+
+
+def test_what_is_missing_now_stands_first_among_the_gaps(tmp_path: Path) -> None:
+    path = tmp_path / "file.db"
+    sample_database.fill(path, markets=6, runs_per_day=4)
+    change(
+        path,
+        """
+        UPDATE markets SET followed = 1, resolved = 0, outcome_asked = 0;
+        UPDATE runs SET follow = 1, status = 'complete';
+        DELETE FROM snapshots WHERE market_id = '900001' AND run_id IN (SELECT max(run_id) FROM runs);
+        UPDATE seen SET snapshot_id = (SELECT max(id) FROM snapshots WHERE market_id = '900001')
+            WHERE market_id = '900001';
+        """,
+    )
+    with serve(path) as served:
+        found = served.rows("/polymarket/gaps_of_the_last_hours", hours="24")
+        assert found[0]["until"] is None
+
+
 def test_names_and_ids_are_links(dashboard: Served) -> None:
     """Also in views, in queries, and in tables that declare no foreign key; with labels where a table is shown."""
     question = '<a href="/polymarket/markets/900010">Will event 3 end in 1? “Ja”, ça va</a>'
@@ -392,10 +732,12 @@ def test_columns_are_described_with_their_units(dashboard: Served) -> None:
 
 
 def test_described_tables_and_columns_exist(empty_file: Path) -> None:
+    described = script()["metadata"](empty_file, None)["databases"]["polymarket"]["tables"]
     with closing(sqlite3.connect(empty_file)) as connection:
-        for table, (_, label, newest, columns) in script()["SCHEMA"].items():
+        for table in script()["SCHEMA"]:
             there = {column[1] for column in connection.execute(f"PRAGMA table_info({table})")}
-            assert there >= columns.keys() | ({label, newest} - {None}), table
+            names = {described[table].get("label_column"), described[table].get("sort_desc")} - {None}
+            assert there >= described[table]["columns"].keys() | names, table
 
 
 def test_a_file_that_is_being_written_keeps_answering(empty_file: Path) -> None:
