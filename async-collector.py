@@ -117,15 +117,20 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End the program with the code 2."""
+        unknown = message.partition("unrecognized arguments: ")[2].split()
+        hint = next(filter(None, map(self._hint, unknown)), "")
+        self.exit(2, f"{self.prog}: error: {ac.printable(message + hint)}\n")
+
+    def _hint(self, word: str) -> str:
+        """Return what may help whoever has written *word*; nothing where that is not to be guessed."""
         known = [option for option in self._option_string_actions if option.startswith("--")]
-        for word in message.partition("unrecognized arguments: ")[2].split():
-            name = f"--{word.lstrip('-').partition('=')[0].replace('_', '-').lower()}"
-            begins = [option for option in known if option.startswith(name)]
-            has_it = [option for option in known if name.removeprefix("--") in option.split("-")]
-            if word.startswith("-") and (near := begins or has_it or difflib.get_close_matches(name, known, 1)):
-                message += f"; did you mean {' or '.join(near)}?"
-                break
-        self.exit(2, f"{self.prog}: error: {ac.printable(message)}\n")
+        name = word.lstrip("-").partition("=")[0].replace("_", "-").lower()
+        begins = [option for option in known if option.startswith(f"--{name}")]
+        has_it = [option for option in known if name in option.split("-")]
+        if not word.startswith("-"):
+            return "; a name has --market, --event, --series or --tag before it, a file --db"
+        near = begins or has_it or difflib.get_close_matches(f"--{name}", known, 1)
+        return f"; did you mean {' or '.join(near)}?" if name and near else ""
 
 
 MAX_LINES: Final = 20  # of named markets

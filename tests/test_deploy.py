@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from conftest import PROJECT
 
+import async_collector as ac
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -49,6 +51,13 @@ def test_the_exposure_is_what_the_docs_say(units: Path, unit: str) -> None:
     assert stated
     assert done.returncode == 0
     assert float(found[1]) <= float(stated[1])
+
+
+def test_a_service_is_not_started_again_where_only_somebody_can_help() -> None:
+    unit = (DEPLOY / "polymarket-collector.service").read_text()
+    codes = re.findall(r"^RestartPreventExitStatus=(.*)$", unit, re.MULTILINE)
+    assert codes == [f"{ac.StorageError.exit_code} {ac.UnknownNamesError.exit_code}"]
+    assert "Restart=" not in (DEPLOY / "polymarket-collect.service").read_text(), "the timer starts it again"
 
 
 def test_all_services_run_under_the_same_protection() -> None:

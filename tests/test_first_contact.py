@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 SCRIPT: dict[str, Any] = runpy.run_path(str(PROJECT / COLLECTOR), run_name="script")
 
 
-STORED = "SELECT 1 FROM snapshots LIMIT 1"
-
-
 # --- a file when there is a row
 
 
@@ -160,6 +157,23 @@ async def test_a_service_ends_at_the_start_only(exchange: FakePolymarket, databa
         await ac.continuous_collection(db_path=database, events=["the-cup"], follow=False, clock=clock)
 
 
+async def test_a_service_that_reaches_nothing_at_first_makes_its_file_later(
+    exchange: FakePolymarket, database: Path, clock: JumpingClock
+) -> None:
+    exchange.fail_next("/markets/keyset", status=403)
+    files: list[bool] = []
+    stop = asyncio.Event()
+
+    def on_tick(_: ac.Tick) -> None:
+        files.append(database.exists())
+        if len(files) == 2:
+            stop.set()
+
+    await ac.continuous_collection(db_path=database, stop=stop, on_tick=on_tick, clock=clock)
+    assert files == [False, True]
+    assert [row["status"] for row in rows(database, "SELECT status FROM runs")] == ["complete"]
+
+
 async def test_the_service_says_unknown_names_and_ends_with_78(exchange: FakePolymarket, tmp_path: Path) -> None:
     done = await command(exchange, SERVICE, POLYMARKET_DB=str(tmp_path / "x.db"), COLLECTOR_EVENTS="nope")
     assert done.code == 78
@@ -195,7 +209,16 @@ def test_a_near_miss_is_one_line_with_what_was_meant(args: str, meant: str, caps
     assert capsys.readouterr() == ("", said)
 
 
-@pytest.mark.parametrize("args", ["--xyz", "stray", "--workers 0", "--interval 5", "--status --benchmark"])
+def test_a_name_without_an_option_is_told_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        SCRIPT["main"](["https://polymarket.com/event/the-cup"])
+    assert capsys.readouterr().err == (
+        "async-collector: error: unrecognized arguments: https://polymarket.com/event/the-cup; "
+        "a name has --market, --event, --series or --tag before it, a file --db\n"
+    )
+
+
+@pytest.mark.parametrize("args", ["--xyz", "-", "--workers 0", "--interval 5", "--status --benchmark"])
 def test_any_other_mistake_is_one_line_without_a_guess(args: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         SCRIPT["main"](args.split())
@@ -263,24 +286,6 @@ async def test_the_end_of_a_continuous_collection_is_one_line(
     code, lines = await screen_of(exchange, *args, stop=("run 1 is complete", number))
     assert code == 0
     assert lines[-1] == "async-collector: stopped; runs: 1, snapshots stored: 60"
-
-
-async def test_the_end_counts_the_run_that_was_cut_off(exchange: FakePolymarket, database: Path) -> None:
-    for _ in range(440):
-        exchange.add_market(volume_24h=200_000.0)
-    exchange.fail_next("/books", mutate=lambda books: books)
-    exchange.fail_next("/books", hang=True, times=99)
-    process = await start(exchange, COLLECTOR, "--continuous", "--timeout", "0.3", "--db", str(database))
-    for _ in range(200):
-        if database.exists() and rows(database, "SELECT 1 FROM sqlite_master") and rows(database, STORED):
-            break
-        await asyncio.sleep(0.05)
-    await exchange.until_asked("/books", len(exchange.asked("/books")) + 1)  # again: its loop has gone on since
-    process.terminate()
-    _, err = await asyncio.wait_for(process.communicate(), 10)
-    assert err.decode().splitlines()[-1] == (
-        "async-collector: stopped; runs: 0, snapshots stored: 0, and 250 by the run under way"
-    )
 
 
 async def test_the_end_of_a_benchmark_is_one_line_and_leaves_no_process(exchange: FakePolymarket) -> None:
