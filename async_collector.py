@@ -2077,7 +2077,7 @@ _MIRROR: Final = (
     "(SELECT json_group_array(json_array(round(1 - json_extract(value, '$[0]'), 9), json_extract(value, '$[1]')))"
     " FROM json_each({0}))"
 )
-SCHEMA_VERSION: Final = 7
+SCHEMA_VERSION: Final = 8
 _ARCHIVED_DAYS: Final = """archived_days ( -- rows of the day with ids up to the greatest in its rows are in the lake
         day TEXT NOT NULL, -- YYYY-MM-DD, UTC
         shard TEXT NOT NULL DEFAULT '', -- the name under which they are there
@@ -2092,6 +2092,8 @@ _ARCHIVED_DAYS: Final = """archived_days ( -- rows of the day with ids up to the
         failures INTEGER NOT NULL DEFAULT 0, -- the greatest archived rowid
         tweets INTEGER NOT NULL DEFAULT 0, -- the greatest archived rowid
         hype_signals INTEGER NOT NULL DEFAULT 0, -- the greatest archived id
+        past_prices INTEGER NOT NULL DEFAULT 0, -- the greatest archived price_id
+        trades INTEGER NOT NULL DEFAULT 0, -- the greatest archived trade_id
         PRIMARY KEY (day, shard)
     )"""
 # What a new file consists of. An older file, also one that another collector has made, gets what it lacks of this by
@@ -2270,6 +2272,8 @@ SCHEMA: Final = f"""
         PRIMARY KEY (market_id, what)
     ) WITHOUT ROWID;
     CREATE INDEX trades_by_market ON trades(market_id, timestamp);
+    CREATE INDEX trades_by_fetch ON trades(fetched_at);
+    CREATE INDEX past_prices_by_fetch ON past_prices(fetched_at);
     CREATE INDEX unresolved_markets ON markets(CAST(market_id AS INTEGER), outcome_ask_at)
         WHERE resolved = 0 AND market_id NOT GLOB '*[^0-9]*';
     CREATE INDEX second_looks ON markets(outcome_ask_at) WHERE resolved = 1 AND outcome_ask_at IS NOT NULL;

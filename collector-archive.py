@@ -127,6 +127,8 @@ TABLES: Final = (
     Table("failures", "rowid", RUN_START, "rowid", rows=50_000, reuses_ids=True),
     Table("tweets", "rowid", "created_at", "market_id, timestamp, rowid", reuses_ids=True),
     Table("hype_signals", "id", "timestamp", "market_id, timestamp", rows=50_000),
+    Table("past_prices", "price_id", "fetched_at", "market_id, width, timestamp", rows=50_000, is_pruned=False),
+    Table("trades", "trade_id", "fetched_at", "market_id, timestamp, trade_id", is_pruned=False),
     SNAPSHOTS,
     Table("books", "book_id", "timestamp", "market_id, timestamp, book_id", rows=5_000, level=9, reuses_ids=True),
 )

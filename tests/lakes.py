@@ -37,7 +37,7 @@ OF_THE_ARCHIVE = [
 ]
 COMMAND = str(PROJECT / "collector-archive.py")
 DOCUMENT = (PROJECT / "docs" / "lake.md").read_text()
-TABLES = ("snapshots", "books", "runs", "failures", "tweets", "hype_signals")
+TABLES = ("snapshots", "books", "runs", "failures", "tweets", "hype_signals", "past_prices", "trades")
 KEYS = {
     "AWS_ACCESS_KEY_ID": "AKIATESTTESTTESTTEST",
     "AWS_SECRET_ACCESS_KEY": "a+very/secret=key",

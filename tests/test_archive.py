@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from conftest import rows
-from lakes import DAY, OF_THE_ARCHIVE, archive, change, everything, lake_files
+from lakes import DAY, OF_THE_ARCHIVE, archive, change, documented, everything, lake_files
 from sample_database import fill
 
 if TYPE_CHECKING:
@@ -42,6 +42,37 @@ def test_archived_and_restored_days_are_equal(sample: Path, tmp_path: Path) -> N
             restored[table] += [row for row in found if row not in restored[table]]
     for table, expected in before.items():
         assert sorted(restored[table], key=lambda row: str(list(row.values()))) == expected, table
+
+
+def test_the_past_is_in_the_lake_by_the_day_on_which_it_was_fetched_and_stays_in_the_file(
+    sample: Path, tmp_path: Path
+) -> None:
+    """A count and a price path need what is older; what is fetched later is of a later day."""
+    prices = (
+        "INSERT INTO past_prices (market_id, width, timestamp, price, fetched_at) VALUES ('900003', 300, {}, 0.5, {})"
+    )
+    trade = (
+        "INSERT INTO trades VALUES ({}, '900003', '2026-01-01 00:00:00', 'NO', 'SELL', 0.4, 5, '0x1', '0x2', {}, {})"
+    )
+    change(
+        sample,
+        prices.format("'2026-09-30 00:00:00'", "'2026-11-01 04:50:07'"),
+        prices.format("'2026-09-30 00:05:00'", "'2026-11-02 04:50:07'"),
+        trade.format(1, 1, "'2026-11-01 04:50:09'"),
+        trade.format(2, 2, "'2026-11-01 04:50:09'"),
+    )
+    before = {table: rows(sample, f"SELECT * FROM {table}") for table in ("past_prices", "trades")}
+    lake = tmp_path / "lake"
+    assert archive(lake, "--db", sample, "--keep", "0") == 0
+    assert len(documented()["every_row"](str(lake), str(sample), "past_prices", ["price_id", "fetched_at"])) == 2
+    assert [len(lake_files(lake, "past_prices", day)) for day in (DAY, "2026-11-02")] == [1, 1]
+    assert len(lake_files(lake, "trades")) == 1
+    assert archive(lake, "--db", sample, "--keep", "0") == 0
+    assert {table: rows(sample, f"SELECT * FROM {table}") for table in before} == before
+    new = tmp_path / "new.db"
+    assert archive(lake, "--db", new, "--restore", DAY) == 0
+    assert rows(new, "SELECT * FROM past_prices") == before["past_prices"][:1]
+    assert rows(new, "SELECT * FROM trades") == before["trades"]
 
 
 def test_a_restored_day_opens_as_any_other_file(sample: Path, tmp_path: Path) -> None:
