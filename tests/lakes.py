@@ -223,7 +223,7 @@ def kill_and_look(
 
     expected, (before,) = view(fetch(), database), rows(database, rows_left)
     places: list[object] = []  # where it was killed
-    wanted = 1  # steps before the next kill
+    wanted, is_written = 1, False  # steps before the next kill; whether the day is in the lake
     while len(places) < kills:
         process = start(lake, database, "--keep", "0")
         last, done = step(), 0
@@ -238,12 +238,13 @@ def kill_and_look(
         if process.returncode == 0:
             break
         places.append(last)
+        was_written = is_written
         is_written = any(name.startswith("_manifest") for name in files())
-        wanted = 1 if is_written else wanted + 3  # each deletion, and every third file
+        wanted = 1 if is_written > was_written else wanted + (1 if is_written else 3)  # and then among the deletions
     process = start(lake, database, "--keep", "0")
     _, errors = process.communicate(timeout=600)
     assert (process.returncode, errors) == (0, "")
-    assert len(places) > 3
+    assert len(places) > 1  # on a busy machine several steps may look like one
     assert view(fetch(), database) == expected
     (after,) = rows(database, rows_left)
     assert after["snapshots"] == 0
