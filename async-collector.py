@@ -346,7 +346,10 @@ class Bar:
             self._bar.start_t = self._began  # the listing took time as well, and goes on
         expected = self.expected and max(self.expected, progress.listed)
         self._bar.total = progress.listed if progress.all_listed else expected or None
-        self._bar.set_postfix(errors=progress.errors, refresh=False)
+        postfix: dict[str, object] = {"errors": progress.errors}
+        if progress.share_read is not None:
+            postfix["first listing"] = f"{progress.share_read:.0%}"
+        self._bar.set_postfix(postfix, refresh=False)
         self._bar.update(progress.stored - self._bar.n)
         self._bar.refresh()
 
@@ -494,6 +497,20 @@ def missed_ticks(starts: Sequence[float], since: float, now: float, interval_s: 
     return sum(tick not in ran for tick in range(first, math.floor(now / interval_s)))  # the newest may still come
 
 
+def first_listing(connection: sqlite3.Connection, now: datetime) -> dict[str, Any] | None:
+    """Return how far the first listing of the whole exchange is; None where none is under way."""
+    found = None
+    with suppress(sqlite3.OperationalError):  # a file of an older schema has no such table
+        found = connection.execute("SELECT oldest, unread, (SELECT count(*) FROM listed_ids) FROM walk").fetchone()
+    oldest, unread, markets = found or (None, None, 0)
+    if oldest is None or unread is None:
+        return None
+    until = now.timestamp()
+    missing = sum(min(end, until) - max(start, oldest) for start, end in json.loads(unread) if start < until)
+    since = ac.sql_time(datetime.fromtimestamp(oldest, UTC))
+    return {"since": since, "share_read": 1 - missing / max(until - oldest, 1), "markets": markets}
+
+
 def read_status(path: Path, interval_min: float, now: datetime) -> dict[str, Any]:
     """Return how the collection into *path* is going at *now*, as `--json` prints it, without writing to it."""
     interval_s = interval_min * 60
@@ -504,6 +521,7 @@ def read_status(path: Path, interval_min: float, now: datetime) -> dict[str, Any
         (first_start,) = connection.execute("SELECT min(started_at) FROM runs").fetchone()
         since = max(ac.sql_time(now - timedelta(days=1)), first_start or ac.sql_time(now))
         starts = [moment(start).timestamp() for (start,) in connection.execute(STARTS_SINCE, (since,))]
+        listing = first_listing(connection, now)
         file_bytes, wal_bytes = size(path), size(path, "-wal")
     age = None if last_complete_at is None else (now - moment(last_complete_at)).total_seconds()
     return {
@@ -511,6 +529,7 @@ def read_status(path: Path, interval_min: float, now: datetime) -> dict[str, Any
         "last_complete_at": last_complete_at,  # when the newest complete run began
         "age": age,  # seconds since then
         "missed_ticks": missed_ticks(starts, moment(since).timestamp(), now.timestamp(), interval_s),  # in a day
+        "first_listing": listing,  # of the whole exchange, while it is under way
         "runs": runs,  # the newest first
         "file_bytes": file_bytes,
         "wal_bytes": wal_bytes,
@@ -525,6 +544,12 @@ def status_lines(status: dict[str, Any], now: datetime) -> str:
     lines = [
         f"{status['database']} is {'well' if status['healthy'] else 'NOT WELL'}",
         f"  last complete run  {ago}",
+        *(
+            f"  first listing      {listing['share_read']:.0%} of the time since {listing['since']} UTC is read: "
+            f"{listing['markets']:,} markets"
+            for listing in [status["first_listing"]]
+            if listing
+        ),
         f"  missed in a day    {status['missed_ticks']}",
         f"  file and WAL       {status['file_bytes'] / 1e6:.1f} MB and {status['wal_bytes'] / 1e6:.1f} MB",
         *(

@@ -63,11 +63,11 @@ from collections.abc import (
 )
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
-from functools import cache, lru_cache, partial, wraps
+from functools import cache, lru_cache, wraps
 from http import HTTPStatus
 from operator import attrgetter
 from pathlib import Path
@@ -1342,8 +1342,23 @@ class Batch:
     failures: list[Failure] = field(default_factory=list)
     resolutions: list[Resolution] = field(default_factory=list)
     unsettled: list[Unsettled] = field(default_factory=list)
+    listed: list[tuple[str]] = field(default_factory=list)  # ids that a run over the whole exchange has listed as open
+    unlisted: list[tuple[str]] = field(default_factory=list)  # ids that the exchange names as closed
     books: dict[str, Book] = field(default_factory=dict)  # by market, of these snapshots
     follow: bool = False  # whether these markets are collected from now on until they resolve
+
+
+@dataclass(slots=True)
+class ListingState:
+    """How far the listing of the whole exchange is: the one row of `walk`."""
+
+    cursor: str | None = None
+    began: str | None = None
+    last_id: int = 0
+    unread: str | None = None
+    oldest: int | None = None
+    newest: int | None = None
+    listed_at: str | None = None
 
 
 class Saved(NamedTuple):
@@ -1915,26 +1930,33 @@ class PolymarketApi:
         """Return the error of a listing that cannot be relied on."""
         return MalformedResponseError(what, self._gamma.url + MARKETS_PATH)
 
-    async def iter_market_pages(self, listing: Listing) -> AsyncGenerator[MarketPage]:
-        """Yield the pages of *listing*.
+    async def iter_market_pages(
+        self, listing: Listing, *, after: tuple[str, str] | None = None
+    ) -> AsyncGenerator[MarketPage]:
+        """Yield the pages of *listing*; or go on *after* a page, given as the cursor that it names and its last id.
 
         In an order that changes meanwhile, such as the volume, markets can come twice. Only with filters may a listing
         be empty.
 
         How the end of a listing is recognised: the first page shows the size of a full one, and the next ones are asked
-        for with that size. A page that names a next one is full; where it is not, it is `incomplete`, and the listing
-        goes on. A page that names no next one is the last. Whoever reads on beyond it learns whether it is: it must
-        have the first element of the same listing in the opposite order.
+        for with that size, as is the first one itself if it is smaller than what was asked for. A page that names a
+        next one is full; where it is not, it is `incomplete`, and the listing goes on. A page that names no next one is
+        the last. Whoever reads on beyond it learns whether it is: it must have the first element of the same listing in
+        the opposite order.
 
         Raises:
             ApiError: a page cannot be had, or the listing is empty, repeats a cursor, or breaks off.
         """
         largest = EVENTS_SIZE if listing.path == EVENTS_PATH else PAGE_SIZE
-        page = last = await self._fetch_page(listing, limit=largest)
-        size = min(page.size, largest)
-        if not size and not listing.filters:
+        cursor, last = (after[0], {after[1]}) if after else (None, set[str]())
+        page = await self._fetch_page(listing, limit=largest, after=cursor)
+        if not (page.size or listing.filters or after):
             raise self.bad_listing("the listing is empty")
+        size = min(page.size, largest)
+        if page.next_cursor is not None and 0 < size < largest:  # where pages are smaller, the same comes again
+            page = self._compared(await self._fetch_page(listing, limit=size, after=cursor), 1, size)
         yield page
+        last = page.names or last
         used: set[str] = set()
         empty = 0  # pages in a row
         while (cursor := page.next_cursor) is not None:
@@ -1942,17 +1964,23 @@ class PolymarketApi:
                 raise self.bad_listing(f"the listing does not end: page {len(used) + 1} leads to cursor {cursor!r}")
             used.add(cursor)
             page = await self._fetch_page(listing, limit=size or largest, after=cursor)
-            if page.size < size and page.next_cursor is not None:
-                what = f"page {len(used) + 1} has {page.size} of {size} markets, and names a next one"
-                page = page._replace(incomplete=f"the listing has not been read to its end: {what}")
-                size = largest
+            page = self._compared(page, len(used) + 1, size)
+            size = largest if page.incomplete else size
             yield page
             empty = 0 if page.size else empty + 1
-            last = page if page.size else last
+            last = page.names or last
         other_end = await self._fetch_page(listing._replace(ascending=not listing.ascending), limit=1)
-        if not other_end.names & last.names and (other_end.names or last.names):
+        if not other_end.names & last and (other_end.names or last):
             what = f"page {len(used) + 1} names no next one, but from its other end it begins with {other_end.names}"
             raise self.bad_listing(f"the listing has not been read to its end: {what}")
+
+    @staticmethod
+    def _compared(page: MarketPage, number: int, size: int) -> MarketPage:
+        """Return *page*, as incomplete if it names a next one and has less than the *size* that was asked for."""
+        if page.size >= size or page.next_cursor is None:
+            return page
+        what = f"page {number} has {page.size} of {size} markets, and names a next one"
+        return page._replace(incomplete=f"the listing has not been read to its end: {what}")
 
     async def _fetch_page(
         self, listing: Listing, *, limit: int, after: str | None = None, closed: bool = False
@@ -2077,7 +2105,7 @@ _MIRROR: Final = (
     "(SELECT json_group_array(json_array(round(1 - json_extract(value, '$[0]'), 9), json_extract(value, '$[1]')))"
     " FROM json_each({0}))"
 )
-SCHEMA_VERSION: Final = 8
+SCHEMA_VERSION: Final = 9
 _ARCHIVED_DAYS: Final = """archived_days ( -- rows of the day with ids up to the greatest in its rows are in the lake
         day TEXT NOT NULL, -- YYYY-MM-DD, UTC
         shard TEXT NOT NULL DEFAULT '', -- the name under which they are there
@@ -2197,8 +2225,8 @@ SCHEMA: Final = f"""
         retries INTEGER NOT NULL DEFAULT 0, -- how many of them were repetitions
         rate_limit_hits INTEGER NOT NULL DEFAULT 0, -- answers with status 429
         errors INTEGER NOT NULL DEFAULT 0, -- rows in failures
-        listing TEXT, -- top: by volume; full: both walks; known: the newest and by id; named: what was named
-        full_walk_at TIMESTAMP, -- UTC: start of the last complete full walk, this run's included
+        listing TEXT, -- top: by volume; full: by start date; known: the newest and by id; named: what was named
+        full_walk_at TIMESTAMP, -- UTC: when the last walk by id came to its end, this run's included
         follow INTEGER, -- 1: should have stored every market that was collected before
         duration REAL, -- seconds
         min_volume REAL, -- USD in 24 hours; NULL: all that was named
@@ -2218,8 +2246,17 @@ SCHEMA: Final = f"""
         reason TEXT NOT NULL, -- what the exchange or the file said
         markets INTEGER -- how many markets it concerns; NULL where that is not known
     );
-    CREATE TABLE listed_ids ( -- by the last full walk and since, placeholders included
+    CREATE TABLE listed_ids ( -- by runs over the whole exchange, until the exchange names them as closed
         market_id INTEGER PRIMARY KEY -- the exchange's id, as a number
+    );
+    CREATE TABLE walk ( -- one row: how far the listing of the whole exchange is
+        cursor TEXT, -- where the walk by id goes on; NULL: at its beginning
+        began TIMESTAMP, -- UTC: when it began; NULL: none is under way
+        last_id INTEGER, -- the last id that it has come to
+        unread TEXT, -- JSON [[from, to], ...]: start dates, Unix time, that the first listing lacks; NULL: none
+        oldest INTEGER, -- the first start date, in Unix time
+        newest INTEGER, -- markets up to this id are listed; above it there may be unknown ones
+        listed_at TIMESTAMP -- UTC: start of the run in which the first listing came through
     );
     CREATE TABLE books ( -- one row per content, market and UTC day
         book_id INTEGER PRIMARY KEY AUTOINCREMENT, -- never used twice
@@ -2456,6 +2493,7 @@ SAVE_SEEN: Final = """
     INSERT INTO seen (market_id, last_seen, snapshot_id) SELECT market_id, timestamp, id FROM snapshots WHERE id > ?
     ON CONFLICT (market_id) DO UPDATE SET last_seen = excluded.last_seen, snapshot_id = excluded.snapshot_id
 """
+SAVE_LISTED: Final = "INSERT OR IGNORE INTO listed_ids (market_id) VALUES (?)"
 SAVE_FAILURE: Final = insert_into("failures", Failure._fields)
 # of the markets in a JSON array: those with a snapshot of a certain second, and the newest snapshot's book and UTC day
 SAME_SECOND: Final = """
@@ -2852,6 +2890,8 @@ class Database:
             await self.execute(SAVE_FAILURE, batch.failures)
             await self.execute(SAVE_RESOLUTION, batch.resolutions)
             await self.execute(SAVE_UNSETTLED, batch.unsettled)
+            await self.execute(SAVE_LISTED, batch.listed)
+            await self.execute("DELETE FROM listed_ids WHERE market_id = ?", batch.unlisted)
             saved = saved.plus(Saved(errors=len(batch.failures)))
             await self.execute(COUNT_SAVED, [(*saved, batch.run_id)])
         self.is_kept = self.is_kept or saved.snapshots > 0
@@ -2927,7 +2967,6 @@ class Database:
 BATCH_MARKETS: Final = MAX_TOKENS // 2  # one request for books, one transaction
 MAX_SEARCH_WAIT_MINUTES: Final = 60  # until a market that is neither open nor closed is asked for again
 MIN_KNOWN_SHARE: Final = 0.5  # a listing with less than half of the last run's is not believed
-FULL_WALK_EVERY: Final = timedelta(days=1)  # because a closed market can reopen
 MAX_WAITING_BATCHES: Final = 2  # between two stages; a full queue makes the faster one wait
 
 
@@ -3033,6 +3072,7 @@ class Outcomes:
             await self._settle(market, batch)
             open_ended.discard(market.market_id)
         batch.unsettled += [Unsettled(run.started_at, MAX_OUTCOME_WAIT_MINUTES, market_id) for market_id in open_ended]
+        batch.unlisted += [(name,) for name in page.names]
         self.closed += len(page.names)
         self.absent += not_closed
         await run.rows.put(batch)
@@ -3097,11 +3137,10 @@ class Outcomes:
 class Discovery:
     """Finds the markets of a run and hands them on in `batches`.
 
-    A run with a threshold lists the most traded markets down to it. A run with names lists what they name. A run over
-    the whole exchange walks every open market by id, from both ends at once; within a day of that it walks only the
-    newest, and asks for the known ones by id. How the end of a listing is recognised is told at
+    A run with a threshold lists the most traded markets down to it. A run with names lists what they name. The whole
+    exchange is listed by `ExchangeDiscovery`. How the end of a listing is recognised is told at
     `PolymarketApi.iter_market_pages`; a walk stops before that where it has come to the threshold
-    (`_is_below_threshold`), to the other walk, or to known ids.
+    (`_is_below_threshold`) or to known ids.
 
     Then every market that earlier runs know, and this one has not listed, is asked for by id: those that are open are
     collected, of the others the outcome is stored (`Outcomes`), and what is neither is counted as missing.
@@ -3127,7 +3166,6 @@ class Discovery:
     _followed: set[int] = field(default_factory=set)  # unresolved markets that they have collected
     _listed_before: set[int] = field(default_factory=set)
     _last_books: dict[int, int] = field(default_factory=dict)  # places in the order of the last books, from 1
-    _full_walk_at: str | None = None  # when the last complete one began
     # what this run knows
     _listing: str = ""  # how it lists: the column `listing`
     _asked: set[int] = field(default_factory=set)  # known ids that its listing has asked for
@@ -3148,17 +3186,14 @@ class Discovery:
         self.all_listed = True
         await self.batches.put(None)
 
+    @property
+    def share_read(self) -> float | None:
+        """How much of the time since the oldest start date is read, while a first listing is under way."""
+        return None
+
     async def save(self) -> dict[str, object]:
-        """Store the ids of a complete listing of the whole exchange, and return the columns of `runs`."""
-        if self._selection.whole_exchange and self.all_listed and not self.error:
-            database = self._run.database
-            async with database.transaction("store the listed ids"):
-                if self._listing == "full":
-                    self._full_walk_at = self._run.started_at
-                    await database.execute("DELETE FROM listed_ids", [()])
-                ids = [(market_id,) for market_id in self._seen]
-                await database.execute("INSERT OR IGNORE INTO listed_ids (market_id) VALUES (?)", ids)
-        return {"markets_listed": self.listed, "listing": self._listing, "full_walk_at": self._full_walk_at}
+        """Return the columns of `runs`."""
+        return {"markets_listed": self.listed, "listing": self._listing}
 
     async def _read_earlier_runs(self) -> None:
         """Read what earlier runs have collected and listed."""
@@ -3167,9 +3202,6 @@ class Discovery:
             self._followed = set(await database.ids(UNRESOLVED, run.started_at, self._selection.whole_exchange))
             looks = await database.rows(SECOND_LOOKS, run.started_at)
             self._outcomes.resolved = {market_id: (outcome, closed_at) for market_id, outcome, closed_at in looks}
-        if self._selection.whole_exchange:
-            self._full_walk_at = await database.value(newest_run("full_walk_at"))
-            self._listed_before = set(await database.ids("SELECT market_id FROM listed_ids"))
         # after a complete run any order is as good
         if await database.value(LAST_STATUS, run.run_id) not in {None, "complete"}:
             last_rows = 2 * max(len(self._followed), len(self._listed_before))
@@ -3180,11 +3212,7 @@ class Discovery:
         """Return how this run lists, as a word for `runs.listing` and as a method."""
         if self._selection.names:
             return "named", self._list_named
-        if not self._selection.whole_exchange:
-            return "top", self._list_top
-        now = self._clock.now()
-        is_recent = sql_time(now - FULL_WALK_EVERY) < (self._full_walk_at or "") <= sql_time(now)
-        return ("known", self._list_known) if self._listed_before and is_recent else ("full", self._list_full)
+        return "top", self._list_top
 
     async def _list_top(self) -> None:
         """List the markets from the most traded one down to the threshold."""
@@ -3204,39 +3232,6 @@ class Discovery:
             raise self._run.api.bad_listing("the listing is not in the order of volume24hr")
         self._strict_order = self._strict_order and volumes == sorted(volumes, reverse=True)
         return not self._selection.takes(volumes[-1] if self._strict_order else max(volumes))
-
-    async def _list_full(self) -> None:
-        """List every open market from both ends at once, until the walks meet.
-
-        In the order of ids, markets that come or go meanwhile move no other from its place, so what lies behind a walk
-        is complete.
-        """
-        upwards, downwards = Listing("id", ascending=True), Listing("id", ascending=False)
-        reached = {upwards: float("-inf"), downwards: float("inf")}
-        incomplete: set[Listing] = set()  # the other walk has to come to where this one is still complete
-
-        def meets(listing: Listing, page: MarketPage) -> bool:
-            if page.incomplete:
-                incomplete.add(listing)
-            if page.markets and listing not in incomplete:
-                reached[listing] = page.ids[-1]
-            return reached[upwards] >= reached[downwards]
-
-        async with asyncio.TaskGroup() as tasks:
-            walks = [tasks.create_task(self._walk(one, partial(meets, one)), name="walk") for one in reached]
-        if any(walk.result() for walk in walks):  # one walk that came through has seen what the other did not
-            self.error = None
-
-    async def _list_known(self) -> None:
-        """List every open market: new ones from the newest down to known ones, known ones by id, in parallel."""
-        newest, self._asked = max(self._listed_before), self._listed_before
-
-        def all_known(page: MarketPage) -> bool:
-            return bool(page.markets) and page.ids[0] < newest and self._listed_before.issuperset(page.ids)
-
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._walk(Listing("id", ascending=False), all_known), name="walk")
-            tasks.create_task(self._take_open(self._listed_before), name="ask")
 
     async def _list_named(self) -> None:
         """List what is named: first what is taken whatever it trades, for it is listed only once."""
@@ -3356,10 +3351,10 @@ class Discovery:
         """
         outcomes = self._outcomes
         await self._take_open((self._followed | self._listed_before) - self._seen - self._asked)
-        gone = (self._followed | outcomes.resolved.keys()) - self._seen
+        gone = (self._followed | self._listed_before | outcomes.resolved.keys()) - self._seen
         await self._in_parallel(outcomes.fetch, sorted(gone))
         await self._take_open(outcomes.resolved.keys() & outcomes.absent)
-        absent = [market_id for market_id in outcomes.absent if market_id not in self._seen]
+        absent = [id_ for id_ in outcomes.absent if id_ not in self._seen and self._is_followed(str(id_))]
         self.listed += await outcomes.report_absent(absent, known=len(self._followed))
 
     async def _in_parallel(
@@ -3381,19 +3376,20 @@ class Discovery:
 
     async def _take_open(self, market_ids: Iterable[int]) -> None:
         """Take those of *market_ids* that are open, the ones longest without a book first."""
+        await self._in_parallel(self._ask_open, self._by_last_book(market_ids))
 
-        async def take(some: Sequence[int]) -> None:
-            page, _, failed = await self._run.api.fetch_markets(some)
-            await self._take(page)
-            for ids, error in failed:
-                log.warning("%d known markets could not be listed: %s", len(ids), error)
-                unseen = [id_ for id_ in ids if id_ not in self._seen]  # the walk may have listed some
-                self.listed += len(unseen)
-                self._seen.update(unseen)
-                await self._run.put(self._run.failure("list", error, *unseen))
+    def _by_last_book(self, market_ids: Iterable[int]) -> list[int]:
+        return sorted(sorted(market_ids), key=lambda id_: self._last_books.get(id_, 0))
 
-        by_id = sorted(market_ids)
-        await self._in_parallel(take, sorted(by_id, key=lambda id_: self._last_books.get(id_, 0)))
+    async def _ask_open(self, market_ids: Sequence[int]) -> None:
+        page, _, failed = await self._run.api.fetch_markets(market_ids)
+        await self._take(page)
+        for ids, error in failed:
+            log.warning("%d known markets could not be listed: %s", len(ids), error)
+            unseen = [id_ for id_ in ids if id_ not in self._seen]  # another listing may have some
+            self.listed += len(unseen)
+            self._seen.update(unseen)
+            await self._run.put(self._run.failure("list", error, *unseen))
 
     async def _take(self, page: MarketPage, *, named: bool = False) -> None:
         """Hand on the markets of *page* that are to be collected: those that are *named* whatever they trade."""
@@ -3452,6 +3448,391 @@ class Discovery:
             await self._fail(run.api.bad_listing(what))
 
 
+MAX_DENSITY: Final = 1.0  # markets that start in a second; the exchange opens 0.4, and more is a burst
+NEVER: Final = 2**40  # Unix time
+
+
+@dataclass(slots=True, eq=False)
+class Slice:
+    """A part of a listing by start date: the open markets from `start` up to the start of the slice above.
+
+    `add` goes on by a page. The slice is read when it has come to a market of the slice above, and that is proven when
+    the slice above has listed this market as well. Between its ends the density, which is the number of markets that
+    start in a second, is taken to grow by a constant factor. Times are Unix seconds.
+    """
+
+    start: int
+    above: Slice | None = None  # None: nothing follows
+    density: float = 0.0  # about `read_to`; 0: not known yet
+    first_density: float = 0.0  # about `start`
+    first_ids: Collection[int] | None = None  # of its first page
+    read_to: int = field(init=False)
+    ended: bool = False  # whether its last page names no next one
+    _page_start: int = field(init=False)  # where its last page began
+    _began: int = 0  # when its first market starts
+    _markets: int = 0  # that are read
+    _last_ids: set[int] = field(default_factory=set)  # of its last page
+
+    def __post_init__(self) -> None:
+        """Begin at the start."""
+        self.read_to = self._page_start = self.start
+
+    @property
+    def end(self) -> int:
+        """Where the slice above starts."""
+        return self.above.start if self.above else NEVER
+
+    @property
+    def is_read(self) -> bool:
+        """Whether it has come to its end."""
+        return self.ended or self.read_to >= self.end
+
+    @property
+    def is_proven(self) -> bool | None:
+        """Whether the slice above begins with what this one ends with; None as long as that is not known."""
+        if self.start >= self.end:  # nothing has started since the listing was cut off
+            return True
+        above = self.above.first_ids if self.above else None
+        if not self.is_read or above is None:
+            return None
+        return not self._last_ids.isdisjoint(above) or (self.ended and not above)
+
+    @property
+    def unread(self) -> tuple[int, int]:
+        """From where to where it is not read, or not proven."""
+        return self._page_start if self.is_read else self.read_to, self.end
+
+    def add(self, markets: Sequence[tuple[int, int]], *, is_last: bool) -> str | None:
+        """Go on by a page, given as the start and the id of its *markets*; return why it cannot be part of it."""
+        starts = [start for start, _ in markets]
+        if starts != sorted(starts):
+            return "the listing is not in the order of startDate"
+        if starts and starts[0] < self.read_to:
+            return f"markets that start from {self.read_to} on were asked for, and one that starts at {starts[0]} came"
+        self._page_start, self.read_to = self.read_to, starts[-1] if starts else self.read_to
+        self._began = self._began or (starts[0] if starts else 0)
+        self._markets += len(starts)
+        self.density = min(self._markets / max(self.read_to - self._began, 1), MAX_DENSITY)
+        if self.first_ids is None:
+            self.first_ids, self.first_density = {id_ for _, id_ in markets}, self.density
+        self._last_ids = {id_ for _, id_ in markets} or self._last_ids
+        self.ended = is_last
+        return None
+
+    def cover(self, markets: Sequence[tuple[int, int]]) -> str | None:
+        """Become the topmost slice, which the first page from the other end of the listing has whole, as `add` does."""
+        self.start = self.read_to = markets[-1][0]
+        why = self.add(markets[::-1], is_last=True)
+        self.start += 1  # of those that start with the last one some may be on the next page
+        return why
+
+    @property
+    def left(self) -> float:
+        """About how many markets follow on `read_to`; 0 where that cannot be told."""
+        if not self.density or self.end == NEVER:
+            return 0.0
+        factor = self._factor
+        return max(self.end - self.read_to, 0) * self.density * ((factor - 1) / math.log(factor) if factor != 1 else 1)
+
+    @property
+    def _factor(self) -> float:
+        """By how much denser the markets are at the end than at `read_to`."""
+        return (self.above.first_density or self.density) / self.density if self.above else 1.0
+
+    def split(self) -> Slice | None:
+        """Cut off the upper half of what follows, by markets, and return it; None if that is not worth a request.
+
+        The page that is being asked for and another one stay.
+        """
+        if self.left < 2 * PAGE_SIZE:
+            return None
+        factor = self._factor
+        share = math.log((1 + factor) / 2) / math.log(factor) if factor != 1 else 0.5
+        middle = self.read_to + int((self.end - self.read_to) * share)
+        if not self.read_to < middle < self.end:
+            return None
+        density = self.density * (1 + factor) / 2
+        self.above = Slice(middle, self.above, density, density)
+        return self.above
+
+
+SLICE_READERS: Final = 4  # one reader in so many reads slices while known markets wait
+WALK_SHARE: Final = 20  # of so many pages that a run asks for one is that of the walk by id
+MAX_UNTRIED: Final = 16  # slices until one has shown that the exchange filters by start date: half a second of requests
+LISTING_LASTS: Final = timedelta(days=2)  # until all is listed anew, if no walk by id comes through before
+FULL_WALK_EVERY: Final = timedelta(days=1)  # from its end to the next one's beginning
+
+
+def dated(page: MarketPage) -> list[tuple[int, int]]:
+    """Return start, in Unix seconds, and id of those markets of *page* that have a start date, in their order."""
+    starts = ((sql_time_of(market.start_date), int(market.market_id)) for market in page.markets)
+    return [(int(datetime.fromisoformat(f"{start}+00:00").timestamp()), id_) for start, id_ in starts if start]
+
+
+@dataclass
+class ExchangeDiscovery(Discovery):
+    """Finds every open market of the exchange, a little further in each run where one is too short for all of them.
+
+    What earlier runs have listed is asked for by id. The rest is found in three ways:
+
+    - The first listing is cut into slices of start dates, which readers share (`_read_slices`). An exchange that does
+      not list by start date is walked by id instead.
+    - Once all slices are proven, each run walks from the newest id down to known ones.
+    - A walk by id goes from the oldest market to the newest, a few pages in each run (`_walk_by_id`). It finds what the
+      content of no page can prove: who has no start date, or another one than a moment before.
+
+    How far both are stands in the table `walk`, and the next run goes on there.
+    """
+
+    _state: ListingState = field(default_factory=ListingState)
+    _full_walk_at: str | None = None  # when the last walk by id came to its end
+    _slices: list[Slice] = field(default_factory=list)  # of the first listing; empty once it is through
+    _waiting: list[Slice] = field(default_factory=list)  # those that nobody has begun to read
+    _being_read: set[Slice] = field(default_factory=set)
+    _top: Slice = field(default_factory=lambda: Slice(NEVER))  # above all of them
+    _is_tried: bool = False  # whether a page has begun where its slice does
+    _refused: bool = False  # whether the exchange cannot be listed by start date
+    _cut_off: ApiError | None = None  # why a slice is not read to its end
+    _pages: int = 0  # that the run has asked for, but for those of the walk by id
+    _walked: int = 0  # pages of the walk by id
+    _walk_waits: bool = True  # whether it has nothing in hand
+    _found: set[int] = field(default_factory=set)  # ids that it alone has listed
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)  # set, and replaced, after each page
+
+    @property
+    def share_read(self) -> float | None:
+        """How much of the time since the oldest start date is read, while the first listing is under way."""
+        oldest, newest = self._state.oldest, self._top.start
+        if not self._slices or oldest is None or newest == NEVER:
+            return None
+        return 1 - sum(end - max(start, oldest) for start, end in self._unread()) / max(newest - oldest, 1)
+
+    def _unread(self) -> list[tuple[int, int]]:
+        """Return from where to where the first listing is not read and proven, joined where these meet."""
+        unread: list[tuple[int, int]] = []
+        for start, end in sorted(part.unread for part in self._slices if not part.is_proven):
+            begins = unread.pop()[0] if unread and unread[-1][1] >= start else start
+            unread.append((begins, end))
+        return unread
+
+    async def save(self) -> dict[str, object]:
+        """Store the listed ids and how far the listing is, and return the columns of `runs`."""
+        if self._listing:  # else the run has not read what was stored before
+            database, state, unread = self._run.database, self._state, self._unread()
+            if self._slices and not (unread or self._refused or self.error):
+                state.listed_at, state.newest = self._run.started_at, max(self._seen, default=None)
+            if unread and unread[-1][1] < self._top.start:
+                unread.append((self._top.start, NEVER))
+            elif unread:  # what starts from now on is unread as well
+                unread[-1] = (unread[-1][0], NEVER)
+            state.unread = json.dumps(unread) if unread and not self._refused else None
+            async with database.transaction("store the listed ids"):
+                await database.execute(SAVE_LISTED, [(market_id,) for market_id in self._seen - self._listed_before])
+                await database.execute("DELETE FROM walk", [()])
+                await database.execute(insert_into("walk", ListingState.__slots__), [astuple(state)])
+        return await super().save() | {"full_walk_at": self._full_walk_at}
+
+    async def _read_earlier_runs(self) -> None:
+        database = self._run.database
+        self._listed_before = set(await database.ids("SELECT market_id FROM listed_ids"))
+        self._full_walk_at = await database.value(newest_run("full_walk_at"))
+        for row in await database.rows(f"SELECT {', '.join(ListingState.__slots__)} FROM walk"):  # noqa: S608
+            self._state = ListingState(*row)
+        await super()._read_earlier_runs()
+
+    def _choose_listing(self) -> tuple[str, Callable[[], Awaitable[None]]]:
+        if self._is_recent(self._full_walk_at, LISTING_LASTS) or self._is_recent(self._state.listed_at, LISTING_LASTS):
+            return "known", self._list_exchange
+        for start, end in json.loads(self._state.unread or f"[[0, {NEVER}]]"):
+            above = self._top if end == NEVER else Slice(end, first_ids=self._listed_before)  # which is read
+            self._slices.append(Slice(start, above))
+        self._waiting += self._slices
+        return "full", self._list_exchange
+
+    def _is_recent(self, at: str | None, span: timedelta) -> bool:
+        now = self._clock.now()
+        return at is not None and sql_time(now - span) < at <= sql_time(now)
+
+    async def _list_exchange(self) -> None:
+        """Ask for what is known and list what is not; the walk by id delays neither."""
+        self._asked = self._listed_before | self._followed
+        known = self._unseen(self._by_last_book(self._asked))
+        async with asyncio.TaskGroup() as tasks:
+            walk = tasks.create_task(self._walk_by_id(), name="walk by id")
+            async with asyncio.TaskGroup() as others:
+                others.create_task(self._read_top() if self._slices else self._walk_newest(), name="newest")
+                for number in range(self._workers):
+                    others.create_task(self._read(known, number), name=f"read {number}")
+            if self._walk_waits and not self._refused:
+                walk.cancel()
+        walk_error = None if walk.cancelled() else walk.result()
+        if walk_error and self._refused:
+            await self._fail(walk_error)
+        elif walk_error:
+            await self._run.put(self._run.failure("list", f"the walk by id goes on in the next run: {walk_error}"))
+        if self._unread() and not self._refused:
+            await self._fail(self._cut_off or self._run.api.bad_listing("the listing by start date has no other end"))
+        elif self._found and not self._refused:
+            self.notes.append(f"the walk by id has found {len(self._found)} markets that no other listing has")
+
+    def _unseen(self, market_ids: Iterable[int]) -> Iterator[list[int]]:
+        """Yield those of *market_ids* that are not listed by then, 100 at a time."""
+        unseen = (id_ for id_ in market_ids if id_ not in self._seen)
+        while some := list(itertools.islice(unseen, PAGE_SIZE)):
+            yield some
+
+    async def _read(self, known: Iterable[Sequence[int]], number: int) -> None:
+        """Read slices and ask for *known* markets, until neither is left."""
+        if number % SLICE_READERS == 0:
+            await self._read_slices()
+        for ids in known:
+            self._count()
+            await self._ask_open(ids)
+        await self._read_slices()
+
+    def _count(self, page: MarketPage | None = None) -> None:
+        """Count a page for the walk by id, and let those go on that wait for one."""
+        self._pages += 1
+        self._found.difference_update(page.ids if page else ())
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _walk_newest(self) -> None:
+        """Walk from the newest id down to known ground; what lies above has been seen, but not all between."""
+        newest = self._state.newest or max(self._listed_before, default=0)
+
+        def is_known(page: MarketPage) -> bool:
+            self._count(page)
+            return bool(page.markets) and page.ids[0] <= newest and self._listed_before.issuperset(page.ids)
+
+        if await self._walk(Listing("id", ascending=False), is_known):
+            self._state.newest = max(self._seen, default=newest)
+
+    async def _read_top(self) -> None:
+        """Read the listing by start date from its other end to the first page with dates, which ends the topmost slice.
+
+        Markets without a date come first there, if they come at all.
+        """
+        async with self._reading(Listing("startDate", ascending=False)) as pages:
+            async for page in pages:
+                markets = dated(page)
+                if markets and (why := self._top.cover(markets)):
+                    raise self._run.api.bad_listing(why)
+                self._count(page)
+                await self._take(page)
+                if markets:
+                    return
+            self._top.first_ids = ()  # nobody has a date
+
+    async def _read_slices(self) -> None:
+        """Read one slice after the other, until nobody reads any more."""
+        while not self._refused and (self._cut_off is None or self._cut_off.retryable):
+            if part := self._next_slice():
+                self._being_read.add(part)
+                try:
+                    await self._read_slice(part)
+                finally:
+                    self._being_read.discard(part)
+            elif self._being_read:
+                await self._changed.wait()
+            else:
+                return
+
+    def _next_slice(self) -> Slice | None:
+        """Return a slice that waits, or the upper half of the one with most left, where that is worth a request."""
+        if self._waiting:
+            return self._waiting.pop(0)  # the newest last: it comes again in the next run
+        if len(self._slices) > MAX_UNTRIED and not self._is_tried:
+            return None
+        largest = max(self._being_read, key=lambda part: part.left, default=None)
+        if upper := largest and largest.split():
+            self._slices.append(upper)
+        return upper
+
+    async def _read_slice(self, part: Slice) -> None:
+        """Take the pages of *part* to its end."""
+        since = sql_time(datetime.fromtimestamp(part.read_to, UTC)).replace(" ", "T") + "Z"
+        async with self._reading(Listing("startDate", ascending=True, filters=[("start_date_min", since)])) as pages:
+            async for page in pages:
+                markets = dated(page)
+                why = page.incomplete or part.add(markets, is_last=page.next_cursor is None)
+                if any(one.is_proven is False for one in self._slices):
+                    why = why or "a slice of the listing does not begin with what the one below ends with"
+                if why:
+                    raise self._run.api.bad_listing(why)
+                self._is_tried = self._is_tried or part.start > 0
+                if self._state.oldest is None and markets and not part.start:
+                    self._state.oldest = markets[0][0]
+                self._count(page)
+                await self._take(page)
+                if part.is_read:
+                    return
+
+    @asynccontextmanager
+    async def _reading(self, listing: Listing) -> AsyncIterator[AsyncIterator[MarketPage]]:
+        """Read the pages of a *listing* by start date; an error ends it, and a refusal all of them."""
+        try:
+            async with aclosing(self._run.api.iter_market_pages(listing)) as pages:
+                yield pages
+        except ApiError as error:
+            is_refusal = isinstance(error, (RequestRejectedError, MalformedResponseError))
+            if is_refusal and not isinstance(error, AccessDeniedError) and not self._refused:
+                self._refused = True
+                what = f"the exchange is walked by id, for it cannot be listed by start date: {error.message}"
+                log.warning("%s", what)
+                await self._run.put(self._run.failure("list", what))
+            self._cut_off = error
+        finally:
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    async def _walk_by_id(self) -> ApiError | None:
+        """Go on with the walk by id, and return the error that ends it.
+
+        It takes a page for each 19 of the others, and does not wait for them if the exchange is not listed by start
+        date. A cursor that is refused begins it anew.
+        """
+        state = self._state
+        if not state.began and self._is_recent(self._full_walk_at, FULL_WALK_EVERY):
+            return None
+        state.began = state.began or self._run.started_at
+        while True:
+            try:
+                await self._walk_on()
+            except ApiError as error:
+                if self._walked or not state.cursor or not isinstance(error, RequestRejectedError):
+                    return error
+                log.info("the walk by id begins anew: %s", error)
+                state.cursor, state.last_id, state.began = None, 0, self._run.started_at
+            else:
+                return None
+
+    async def _walk_on(self) -> None:
+        state, incomplete = self._state, None
+        listing = Listing("id", ascending=True)
+        after = (state.cursor, str(state.last_id)) if state.cursor else None
+        async with aclosing(self._run.api.iter_market_pages(listing, after=after)) as pages:
+            async for page in pages:
+                self._walk_waits, ids = False, page.ids
+                if ids != sorted(ids):
+                    raise self._run.api.bad_listing("the listing is not in the order of id")
+                if ids and ids[0] <= state.last_id:
+                    raise self._run.api.bad_listing("the listing repeats itself")
+                opened = {int(market.market_id) for market in page.markets if market.is_open}
+                self._found |= opened - self._seen - self._listed_before
+                await self._take(page)
+                incomplete = incomplete or page.incomplete
+                if page.next_cursor and ids and not incomplete:  # the next run goes on after it
+                    state.cursor, state.last_id = page.next_cursor, ids[-1]
+                self._walked, self._walk_waits = self._walked + 1, page.next_cursor is not None
+                while self._walk_waits and self._walked * (WALK_SHARE - 1) > self._pages and not self._refused:
+                    await self._changed.wait()
+        if incomplete:
+            raise self._run.api.bad_listing(incomplete)
+        self._full_walk_at = sql_time(self._clock.now())
+        state.cursor, state.began, state.last_id = None, None, 0
+
+
 # --- Collector --------------------------------------------------------------------------------------------------------
 
 MAX_CLOCK_STEP: Final = timedelta(seconds=2)  # a clock set back by at most this is waited for
@@ -3469,6 +3850,9 @@ class Progress(NamedTuple):
     stored: int
     errors: int
     all_listed: bool  # from now on `listed` does not grow
+    share_read: float | None = (
+        None  # of the time since the oldest start date, while the exchange is listed for the first time
+    )
 
 
 @asynccontextmanager
@@ -3690,7 +4074,8 @@ class AsyncCollector:
             )
             run = Run(run_id, started_at, database, api, network)
             outcomes = Outcomes(run, self._clock)
-            discovery = Discovery(run, settings.selection, settings.workers, self._follow, self._clock, outcomes)
+            way = ExchangeDiscovery if settings.selection.whole_exchange else Discovery
+            discovery = way(run, settings.selection, settings.workers, self._follow, self._clock, outcomes)
             x_host = HttpHost(settings.twitter, self.twitter_limiter, network)
             yield run, discovery, Posts(run_id, database, x_host, settings, self._clock)
 
@@ -3748,6 +4133,8 @@ class AsyncCollector:
             problems = dict.fromkeys(tokens, error)
         now = sql_time(self._clock.now())
         batch = Batch(run.run_id, follow=not self.settings.selection.whole_exchange)
+        if not batch.follow:
+            batch.listed = [(market.market_id,) for market in markets]
         for market in markets:
             yes, no = (books.get(token) for token in market.tokens)
             batch.markets.append(Market.from_wire(market, seen_at=now))
@@ -3764,7 +4151,8 @@ class AsyncCollector:
         """Store the rows, a transaction per batch."""
         while batch := await run.rows.get():
             await self._store(batch, run)
-            self._progress(Progress(discovery.listed, run.saved.snapshots, run.saved.errors, discovery.all_listed))
+            counts = (discovery.listed, run.saved.snapshots, run.saved.errors)
+            self._progress(Progress(*counts, discovery.all_listed, discovery.share_read))
 
     @shielded
     async def _store(self, batch: Batch, run: Run) -> None:

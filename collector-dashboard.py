@@ -362,7 +362,7 @@ QUERIES: Final = {
 
 # --- Words ------------------------------------------------------------------------------------------------------------
 
-HIDDEN: Final = ("archived_days", "lake", "listed_ids", "seen", "sqlite_stat1", "sqlite_stat4")
+HIDDEN: Final = ("archived_days", "lake", "listed_ids", "seen", "sqlite_stat1", "sqlite_stat4", "walk")
 # tables and views: (what it holds, the column that names a row, the one by which they are sorted)
 SCHEMA: Final[dict[str, tuple[str, str | None, str | None]]] = {
     "markets": ("One row per market.", "question", "first_seen"),

@@ -56,6 +56,36 @@ async def test_a_cursor_that_comes_again_ends_the_listing(api: ac.PolymarketApi,
         await listed(api)
 
 
+@pytest.mark.parametrize(("page_size", "withheld"), [(60, 0), (100, 50), (100, 1)])
+async def test_a_first_page_that_is_shorter_than_asked_is_asked_for_with_its_own_size(
+    api: ac.PolymarketApi, exchange: FakePolymarket, page_size: int, withheld: int
+) -> None:
+    """Where pages are smaller, the same comes again; where some of a page is left out, it is short again."""
+    for _ in range(200):
+        exchange.add_market()
+    exchange.odd.page_size, exchange.odd.withheld = page_size, withheld
+    pages = [page async for page in api.iter_market_pages(ac.Listing("id", ascending=True))]
+    assert (pages[0].incomplete is not None) == (withheld > 0)
+    sizes = [arrival.query.partition("limit=")[2].partition("&")[0] for arrival in exchange.asked("/markets/keyset")]
+    assert sizes[:2] == ["100", str(page_size - withheld)]
+    assert sum(len(page.markets) for page in pages) == 260 or withheld
+
+
+@pytest.mark.parametrize("more", [0, 40])
+async def test_a_listing_goes_on_after_a_page_of_an_earlier_run(
+    api: ac.PolymarketApi, exchange: FakePolymarket, more: int
+) -> None:
+    """Also where nothing follows: its end is that of the page before."""
+    for _ in range(40 + more):
+        exchange.add_market()
+    listing = ac.Listing("id", ascending=True)
+    async for page in api.iter_market_pages(listing):
+        after = (page.next_cursor or "", str(page.ids[-1]))
+        break
+    rest = [id_ async for page in api.iter_market_pages(listing, after=after) for id_ in page.ids]
+    assert rest == [market.number for market in exchange.markets.values()][100:]
+
+
 async def test_an_empty_exchange_is_not_believed(api: ac.PolymarketApi, exchange: FakePolymarket) -> None:
     exchange.fail_next("/markets/keyset", body=b'{"markets":[]}')
     with pytest.raises(ac.MalformedResponseError, match="the listing is empty"):

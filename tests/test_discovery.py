@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import random
+import sqlite3
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import rows
+from fake_polymarket import unix_time
 
 import async_collector as ac
 
@@ -54,20 +58,33 @@ def reasons(path: Path) -> list[str]:
     return [row["reason"] for row in rows(path, "SELECT reason FROM failures WHERE stage = 'list' ORDER BY rowid")]
 
 
-async def test_two_walks_meet_in_the_middle(
+def asked_for(exchange: FakePolymarket) -> Counter[str]:
+    """Return how many pages were asked for, by way of listing."""
+    ways = {"id=": "known", "order=startDate": "slices", "start_date_min": "slices", "order=id&ascending=true": "walk"}
+    return Counter(
+        next((way for sign, way in ways.items() if arrival.query.startswith(sign)), "newest")
+        for arrival in exchange.asked(KEYSET)
+    )
+
+
+def state(path: Path) -> dict[str, Any]:
+    (row,) = rows(path, "SELECT * FROM walk")
+    return row
+
+
+async def test_the_first_run_lists_by_start_date_in_slices_side_by_side(
     exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path
 ) -> None:
     exchange.latency_s = 0.02
     await everything.collect_all()
     assert stored_ids(database, 1) == open_ids(exchange)
-    asked = exchange.asked(KEYSET)
-    assert len(asked) <= 12
-    upwards = sum("ascending=true" in arrival.query for arrival in asked)
-    assert 4 <= upwards <= 7
-    (run,) = rows(database, "SELECT listing, status, started_at, full_walk_at FROM runs")
-    assert run == {"listing": "full", "status": "complete"} | dict.fromkeys(
-        ("started_at", "full_walk_at"), "2026-11-22 14:15:00"
-    )
+    assert asked_for(exchange)["slices"] <= 16
+    assert asked_for(exchange).keys() == {"slices", "walk"}
+    assert exchange.most_in_flight > 2
+    (run,) = rows(database, "SELECT listing, status, full_walk_at FROM runs")
+    assert run == {"listing": "full", "status": "complete", "full_walk_at": None}
+    assert (state(database)["unread"], state(database)["listed_at"]) == (None, "2026-11-22 14:15:00")
+    assert len(rows(database, "SELECT market_id FROM listed_ids")) == 1_000
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -95,7 +112,7 @@ async def test_markets_that_come_and_go_meanwhile_move_no_other(
     assert walks(database)[0][0] == "full"
 
 
-async def test_a_walk_that_breaks_off_is_made_good_by_the_other(
+async def test_a_listing_that_is_refused_is_made_good_by_another(
     exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path
 ) -> None:
     exchange.fail_next(KEYSET, status=404)
@@ -111,11 +128,12 @@ async def test_a_first_page_for_ever_is_not_taken_for_everything(
     """A wrong cursor name is answered with the first page again; one project took 100 markets for 410,196."""
     exchange.odd.forgets_cursors = True
     result = await everything.collect_all()
-    assert (result["markets"], result["status"]) == (200, "partial")
-    assert all("the listing repeats itself" in reason for reason in reasons(database))
-    assert len(exchange.asked(KEYSET)) == 4
+    assert (result["markets"] < 1_000, result["status"]) == (True, "partial")
+    assert "markets that start from" in reasons(database)[0]
+    assert "the listing repeats itself" in reasons(database)[1]
+    assert len(exchange.asked(KEYSET)) <= 16
     assert (await everything.collect_all())["status"] == "partial"
-    assert walks(database) == [("full", "partial")] * 2, "an unfinished walk is no ground for a shorter one"
+    assert walks(database) == [("full", "partial")] * 2, "an unfinished listing is no ground for a shorter one"
 
 
 async def test_an_order_that_is_not_kept_is_not_taken_for_everything(
@@ -138,10 +156,8 @@ async def test_a_later_run_walks_the_newest_and_asks_for_the_known_by_id(
     result = await everything.collect_all()
     assert stored_ids(database, 2) == open_ids(exchange)
     assert walks(database) == [("full", "complete"), ("known", "complete")]
-    asked = exchange.asked(KEYSET)
-    by_id = [arrival for arrival in asked if arrival.query.startswith("id=")]
-    assert (len(by_id), len(asked) - len(by_id)) == (10, 3)
-    assert result["requests"] == 13 + math.ceil(1_150 / 250)
+    assert asked_for(exchange) == {"known": 10, "newest": 3, "walk": 1}
+    assert result["requests"] == 14 + math.ceil(1_150 / 250)
 
 
 @pytest.mark.slow
@@ -179,7 +195,8 @@ async def test_known_markets_that_are_all_gone_at_once_are_not_believed(
     exchange.fail_next(KEYSET, times=math.inf, mutate=only_listings)
     result = await everything.collect_all()
     assert result["status"] == "partial"
-    assert "of 1000 that are known" in (result["reason"] or "")
+    (failure,) = rows(database, "SELECT reason FROM failures WHERE stage = 'outcome'")
+    assert "of 1000 that are known" in failure["reason"]
     asked_in_vain = rows(database, "SELECT count(*) AS n FROM markets WHERE outcome_asked > 0")
     assert asked_in_vain == [{"n": 0}], "nothing is concluded from absence"
 
@@ -211,16 +228,17 @@ async def test_known_markets_are_asked_for_in_parallel(exchange: FakePolymarket,
     assert exchange.most_in_flight == 10
 
 
-@pytest.mark.slow
-async def test_a_full_walk_is_made_once_a_day(
-    exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path, clock: JumpingClock
+async def test_a_listing_is_made_anew_where_none_has_come_through_for_two_days(
+    exchange: FakePolymarket, make_collector: Callable[..., ac.AsyncCollector], database: Path, clock: JumpingClock
 ) -> None:
-    for elapsed_s in (0, 900, DAY_S - 10, DAY_S + 10, DAY_S + 900):
+    for _ in range(340):
+        exchange.add_market()
+    everything = in_no_hurry(make_collector(min_volume=0))
+    for elapsed_s in (0, 900, 2 * DAY_S - 10, 2 * DAY_S + 10, 2 * DAY_S + 900):
         clock.elapsed_s = elapsed_s
         await everything.collect_all()
     assert [listing for listing, _ in walks(database)] == ["full", "known", "known", "full", "known"]
-    assert len({row["full_walk_at"] for row in rows(database, "SELECT full_walk_at FROM runs")}) == 2
-    assert exchange.url
+    assert state(database)["listed_at"] == "2026-11-24 14:15:10"
 
 
 @pytest.mark.slow
@@ -255,9 +273,9 @@ async def test_known_markets_that_cannot_be_listed_are_recorded_and_come_back(
 
 
 def change_something(exchange: FakePolymarket, chance: random.Random) -> None:
-    """Let markets appear, close, reopen, and placeholders come to life."""
+    """Let markets appear and close, and placeholders come to life."""
     for market in chance.sample(list(exchange.markets.values()), 40):
-        exchange.change(market, closed=not market.closed, active=True, has_books=True)
+        exchange.change(market, closed=market.active, active=True, has_books=True)
     for _ in range(chance.randrange(150)):
         exchange.add_market(active=chance.random() < 0.8)
 
@@ -308,3 +326,219 @@ async def test_a_listing_runs_no_further_ahead_than_a_few_batches(
     )
     assert (await collector.collect_all())["status"] == "complete"
     assert max(ahead) <= 8 * 250, "of 4,060: filling, waiting, asked for, handed over, waiting, being stored"
+
+
+# --- an exchange that does not list by start date
+
+
+@pytest.mark.parametrize(
+    ("oddity", "more"), [({"ignores_start_dates": True}, 40), ({"refused_orders": frozenset({"startDate"})}, 2)]
+)
+async def test_an_exchange_that_does_not_list_by_start_date_is_walked_by_id(
+    exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path, oddity: dict[str, Any], more: int
+) -> None:
+    for name, value in oddity.items():
+        setattr(exchange.odd, name, value)
+    result = await everything.collect_all()
+    assert (stored_ids(database, 1), result["status"]) == (open_ids(exchange), "complete")
+    assert asked_for(exchange)["slices"] <= more
+    assert asked_for(exchange)["walk"] == 10 + 1  # ten full pages and an empty one
+    (reason,) = reasons(database)
+    assert reason.startswith("the exchange is walked by id, for it cannot be listed by start date: ")
+    (run,) = rows(database, "SELECT listing, full_walk_at FROM runs")
+    assert run == {"listing": "full", "full_walk_at": "2026-11-22 14:15:00"}
+    await everything.collect_all()
+    assert (walks(database)[1], stored_ids(database, 2)) == (("known", "complete"), open_ids(exchange))
+
+
+async def test_a_market_without_a_start_date_is_found_by_the_first_walk_by_id_if_no_listing_by_date_has_it(
+    exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path, clock: JumpingClock
+) -> None:
+    exchange.odd.drops_undated = True
+    late = exchange.add_market(start_date=None)
+    for market in list(exchange.markets.values())[100:700]:
+        exchange.change(market, closed=True)
+    undated = list(exchange.markets.values())[750]
+    exchange.change(undated, start_date=None)
+    dated = set(open_ids(exchange)) - {late.id, undated.id}
+    notes: list[str] = []
+    for run in range(1, 26):
+        result = await everything.collect_all()
+        notes += result["notes"]
+        assert result["status"] == "complete"
+        assert dated - {"500030"} <= set(stored_ids(database, run))
+        clock.elapsed_s += 900
+        if set(stored_ids(database, run)) == set(open_ids(exchange)):
+            break
+    assert stored_ids(database, run) == open_ids(exchange)
+    assert notes
+    assert set(notes) == {"the walk by id has found 1 markets that no other listing has"}
+
+
+async def test_markets_whose_date_moves_or_that_reopen_are_found_by_the_walk_by_id(
+    exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path, clock: JumpingClock
+) -> None:
+    chance = random.Random(1)
+    asleep = list(exchange.markets.values())[300::97]
+    for market in asleep:
+        exchange.change(market, closed=True)
+
+    def move_dates(page: dict[str, Any]) -> dict[str, Any]:
+        for market in chance.sample(list(exchange.markets.values()), 20):
+            exchange.change(market, start_date=chance.choice(list(exchange.markets.values())).start_date)
+        return page
+
+    exchange.fail_next(KEYSET, times=14, mutate=move_dates)
+    await everything.collect_all()
+    for market in asleep:
+        exchange.change(market, closed=False)
+    for run in range(2, 26):
+        clock.elapsed_s += 900
+        assert (await everything.collect_all())["status"] == "complete"
+        if stored_ids(database, run) == open_ids(exchange):
+            break
+    assert stored_ids(database, run) == open_ids(exchange)
+
+
+# --- the walk by id, and runs that are too short
+
+
+async def test_a_walk_by_id_goes_on_from_run_to_run_and_begins_anew_a_day_after_its_end(
+    exchange: FakePolymarket, make_collector: Callable[..., ac.AsyncCollector], database: Path, clock: JumpingClock
+) -> None:
+    for _ in range(240):
+        exchange.add_market()
+    everything = in_no_hurry(make_collector(min_volume=0))
+    last_ids, ends = [], []
+    for elapsed_s in (0, 900, 1_800, 2_700, 3_600, DAY_S, DAY_S + 4_500):
+        clock.elapsed_s = elapsed_s
+        exchange.arrivals.clear()
+        await everything.collect_all()
+        last_ids.append(state(database)["last_id"])
+        ends.append(rows(database, "SELECT full_walk_at FROM runs ORDER BY run_id DESC LIMIT 1")[0]["full_walk_at"])
+    assert last_ids == [500_300, 500_600, 500_900, 0, 0, 0, 500_300]
+    assert ends == [None] * 3 + ["2026-11-22 15:00:00"] * 4
+    assert [status for _, status in walks(database)] == ["complete"] * 7
+
+
+async def test_a_walk_by_id_whose_cursor_is_refused_begins_anew(
+    exchange: FakePolymarket,
+    everything: ac.AsyncCollector,
+    database: Path,
+    clock: JumpingClock,
+    write: Callable[[str], None],
+) -> None:
+    await everything.collect_all()
+    write("UPDATE walk SET cursor = 'stale', last_id = 500900")
+    clock.elapsed_s += 900
+    assert (await everything.collect_all())["status"] == "complete"
+    assert (state(database)["began"], state(database)["last_id"]) == ("2026-11-22 14:30:00", 500_300)
+    assert (reasons(database), exchange.unknown) == ([], [])
+
+
+async def test_a_walk_by_id_that_hangs_delays_no_run(
+    exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path
+) -> None:
+    await everything.collect_all()
+    exchange.fail_next(KEYSET, hang=True)  # the walk is the first to ask
+    async with asyncio.timeout(60):
+        result = await everything.collect_all()
+    assert (result["status"], result["markets"]) == ("complete", 1_000)
+    assert state(database)["last_id"] == 500_300, "the next run asks again"
+
+
+async def test_runs_that_are_too_short_get_further_each_time_and_end_with_everything(
+    exchange: FakePolymarket,
+    make_collector: Callable[..., ac.AsyncCollector],
+    database: Path,
+    clock: JumpingClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the clock of the test that is time for 5 to 9 pages in each run, those of known markets among them."""
+    monkeypatch.setenv("GAMMA_RATE_LIMIT", "3")
+    for _ in range(1_140):
+        exchange.add_market()
+    known: list[int] = []
+    while not known or known[-1] < 1_200:
+        assert (await make_collector(min_volume=0, run_timeout=4, workers=40).collect_all())["status"] == "partial"
+        known.append(len(rows(database, "SELECT market_id FROM markets")))
+        clock.elapsed_s += 900
+    assert known == sorted(set(known)), "each run knows more than the one before"
+    result = await make_collector(min_volume=0, run_timeout=20, workers=40).collect_all()
+    assert (result["status"], result["markets"]) == ("complete", 1_200)
+
+
+async def test_a_walk_that_is_due_costs_no_known_market_its_snapshot(
+    exchange: FakePolymarket,
+    make_collector: Callable[..., ac.AsyncCollector],
+    database: Path,
+    clock: JumpingClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GAMMA_RATE_LIMIT", "2")
+    for _ in range(440):
+        exchange.add_market()
+    for elapsed_s in (0, 900, DAY_S + 1_800):
+        clock.elapsed_s = elapsed_s
+        result = await make_collector(min_volume=0, run_timeout=9 if elapsed_s else 60).collect_all()
+        assert (result["status"], result["markets"]) == ("complete", 500)
+    assert state(database)["began"], "the walk is under way"
+
+
+async def test_ids_are_stored_with_their_batch_and_taken_out_when_the_exchange_says_closed(
+    exchange: FakePolymarket, make_collector: Callable[..., ac.AsyncCollector], database: Path, clock: JumpingClock
+) -> None:
+    """A run that is killed has stored the ids of its batches: its successor asks for them."""
+    for _ in range(440):
+        exchange.add_market()
+    placeholder = exchange.add_market(active=False, has_books=False)
+    without: list[int] = []
+
+    def compare(_: ac.Progress) -> None:
+        with sqlite3.connect(database) as connection:
+            query = "SELECT count(*) FROM snapshots WHERE market_id NOT IN (SELECT market_id FROM listed_ids)"
+            without.extend(connection.execute(query).fetchone())
+        connection.close()
+
+    everything = in_no_hurry(make_collector(min_volume=0, progress=compare))
+    await everything.collect_all()
+    assert without == [0] * len(without)
+    assert len(without) >= 2
+    gone, closed = list(exchange.markets.values())[:2]
+    exchange.remove(gone)
+    exchange.close(closed, "1", "0")
+    exchange.close(placeholder)
+    clock.elapsed_s += 900
+    await everything.collect_all()
+    listed = {str(row["market_id"]) for row in rows(database, "SELECT market_id FROM listed_ids")}
+    assert listed == set(open_ids(exchange)) | {gone.id}, "nothing is concluded from absence"
+
+
+async def test_what_is_unread_stands_in_the_file_as_start_dates(
+    exchange: FakePolymarket,
+    make_collector: Callable[..., ac.AsyncCollector],
+    database: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GAMMA_RATE_LIMIT", "2")
+    for _ in range(940):
+        exchange.add_market()
+    shares: list[float | None] = []
+    collector = make_collector(
+        min_volume=0, run_timeout=5, progress=lambda progress: shares.append(progress.share_read)
+    )
+    await collector.collect_all()
+    unread = json.loads(state(database)["unread"])
+    oldest = min(unix_time(market.start_date) or math.inf for market in exchange.markets.values())
+    assert state(database)["oldest"] == int(oldest)
+    assert unread == sorted(unread)
+    assert unread[-1][1] > 2 * 10**9, "what starts from now on"
+    known = {row["market_id"] for row in rows(database, "SELECT market_id FROM listed_ids")}
+    for market in exchange.markets.values():
+        start = unix_time(market.start_date)
+        is_unread = start is None or any(low <= start < end for low, end in unread)
+        assert is_unread or market.number in known
+    newest = max(unix_time(market.start_date) or 0 for market in exchange.markets.values())
+    share = 1 - sum(min(end, newest) - low for low, end in unread) / (newest - oldest)
+    assert 0.05 < share < 0.95
+    assert shares[-1] == pytest.approx(share, abs=0.2)

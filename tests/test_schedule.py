@@ -304,6 +304,40 @@ async def test_a_run_in_the_future_is_no_sign_of_health(schedule: Callable[[str]
     assert "the clock" not in SCRIPT["status_lines"](read_status(database, plan.clock), plan.clock.now())
 
 
+async def test_a_status_and_the_bar_say_how_far_the_first_listing_is(
+    make_collector: Callable[..., ac.AsyncCollector],
+    exchange: FakePolymarket,
+    database: Path,
+    clock: JumpingClock,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("GAMMA_RATE_LIMIT", "2")
+    for _ in range(640):
+        exchange.add_market()
+    progress: list[ac.Progress] = []
+    for run_timeout, statuses in ((4, "partial"), (60, "complete")):
+        collector = make_collector(min_volume=0, run_timeout=run_timeout, progress=progress.append)
+        assert (await collector.collect_all())["status"] == statuses
+        if run_timeout == 4:
+            listing = read_status(database, clock)["first_listing"]
+            said = SCRIPT["status_lines"](read_status(database, clock), clock.now())
+    markets = listing["markets"]
+    assert listing["since"].startswith("2026-01-01 ")
+    assert 0 < listing["share_read"] < 1
+    assert 0 < markets < 700
+    share = f"{listing['share_read']:.0%}"
+    assert f"first listing      {share} of the time since {listing['since']} UTC is read: {markets} markets" in said
+    status = read_status(database, clock)
+    assert (status["first_listing"], "first listing" in SCRIPT["status_lines"](status, clock.now())) == (None, False)
+    shares = [one.share_read for one in progress if one.share_read is not None]
+    assert shares
+    bar = SCRIPT["Bar"](shown=True)
+    bar.show(progress[0]._replace(share_read=0.625))
+    bar.close()
+    assert "first listing=62%" in capsys.readouterr().err
+
+
 async def test_a_status_writes_nothing(collector: ac.AsyncCollector, database: Path, clock: JumpingClock) -> None:
     """Neither into the file nor beside it, where a log that belongs to another user would keep the collector out."""
     await collector.collect_all()
