@@ -11,11 +11,6 @@ stored once. What the rows mean is in `docs/data.md`.
 
 from __future__ import annotations
 
-import sys
-
-if sys.version_info < (3, 11):  # noqa: UP036  said before an import fails without it
-    sys.exit(f"collector-history needs Python 3.11 or newer, and this is {sys.version.split()[0]}")
-
 import argparse
 import asyncio
 import json
@@ -23,6 +18,7 @@ import logging
 import os
 import signal
 import sqlite3
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
@@ -38,8 +34,6 @@ import msgspec
 from tqdm import tqdm
 
 import async_collector as ac
-
-Args = argparse.Namespace
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
     "DATA_API": "https://data-api.polymarket.com",
@@ -169,15 +163,13 @@ class DataApi:
                 widths = {point.width for point in points} - {0}
                 if len(points) > MAX_POINTS or (widths and width not in widths):
                     raise self.bad(f"{len(points)} prices came, of {sorted(widths)[:3]} s and not of {width} s")
-        if not points:
-            return Prices([], None, None, now - SETTLED_S)
-        first, last = points[0].timestamp, points[-1].timestamp
-        if first < (since or 0) - width or last > (until or now) + AHEAD_S:
-            raise self.bad(f"prices from {first} to {last} came where those from {since} to {until} were asked for")
         grid = [point for point in points if point.width == width]
         if len({point.timestamp for point in grid}) < len(grid):
             raise self.bad("two prices are of the same time")
+        if grid and (grid[0].timestamp < (since or 0) - width or grid[-1].timestamp >= (until or now + AHEAD_S)):
+            raise self.bad(f"prices from {grid[0].timestamp} on came for the time from {since} to {until}")
         final = [(point.timestamp, point.price) for point in grid if point.timestamp + width <= now - SETTLED_S]
+        first, last = (points[0].timestamp, points[-1].timestamp) if points else (None, None)
         return Prices(final, first, last, now - SETTLED_S)
 
     async def iter_pages(
@@ -195,7 +187,8 @@ class DataApi:
             page, now = await self._host.fetch(request, partial(self._decode, decoder))
             self._on_answer()
             for element in page.data:
-                if element.timestamp > now + AHEAD_S:
+                is_payout = isinstance(element, Point) and not element.width  # it may stand at the end of a bucket
+                if element.timestamp > now + AHEAD_S + is_payout * COARSE_S:
                     raise self.bad(f"an element is of {element.timestamp}, in the future: it is {now}")
                 if before is not None and sign * (element.timestamp - before) < 0:
                     raise self.bad(f"the elements are not in order: one of {element.timestamp} after one of {before}")
@@ -228,7 +221,7 @@ class Market(NamedTuple):
     """What has to be known of a market to ask for its past; the columns of `READ_MARKET`."""
 
     market_id: str
-    token_id_yes: str | None
+    token_id_yes: str
     token_id_no: str | None
     condition_id: str | None
     resolved: int
@@ -241,7 +234,7 @@ class Market(NamedTuple):
 
 NOTHING: Final = (None, None, None)  # until, top and cursor of a part that was never fetched
 READ_MARKET: Final = f"""
-    SELECT market_id, nullif(token_id_yes, ''), nullif(token_id_no, ''), nullif(condition_id, ''), resolved = 1,
+    SELECT market_id, token_id_yes, nullif(token_id_no, ''), nullif(condition_id, ''), resolved = 1,
         {unix("closed_at")} FROM markets WHERE market_id = ?
 """  # noqa: S608  ours, as all that follows
 READ_NOTES: Final = f"SELECT what, {unix('until')}, {unix('top')}, cursor FROM past_done WHERE market_id = ?"  # noqa: S608
@@ -391,7 +384,7 @@ class Figures:
 class Past:
     """Fetches what is not stored yet of the past of markets, `WORKERS` of them at a time."""
 
-    def __init__(self, host: ac.HttpHost, store: Store, args: Args, figures: Figures) -> None:
+    def __init__(self, host: ac.HttpHost, store: Store, args: argparse.Namespace, figures: Figures) -> None:
         self._api = DataApi(host, self._show_answer)
         self._store = store
         parts = {"prices": (self._prices, 1 + FINE_KEPT_S // MAX_SPAN_S), "trades": (self._trades, 1)}
@@ -414,14 +407,10 @@ class Past:
             for market_id in remaining:
                 await self._fetch_market(market_id)
 
-        try:
-            async with asyncio.TaskGroup() as tasks:
+        with closing(self._bar):
+            async with ac.first_error_of_tasks() as tasks:
                 for number in range(WORKERS):
                     tasks.create_task(work(), name=f"past {number}")
-        except* ac.StorageError as errors:
-            raise errors.exceptions[0] from None
-        finally:
-            self._bar.close()
 
     async def _fetch_market(self, market_id: str) -> None:
         market = Market(*self._store.read(READ_MARKET, market_id)[0])
@@ -441,11 +430,15 @@ class Past:
         coarse_until, fine_until = (notes.get(str(width), NOTHING)[0] for width in (COARSE_S, FINE_S))
         if market.is_over(COARSE_S, coarse_until) and market.is_over(FINE_S, fine_until):
             return
-        if market.token_id_yes is None:
-            raise self._api.bad("the file has no token of it")
         is_recent = coarse_until and 0 <= time.time() - coarse_until < RECENT_S
         since = coarse_until - COARSE_S if is_recent else None
-        found = await self._api.fetch_prices(market.token_id_yes, COARSE_S, since)
+        try:
+            found = await self._api.fetch_prices(market.token_id_yes, COARSE_S, since)
+        except ac.RequestRejectedError as error:  # of the window: the local clock is wrong, and it is too long
+            if since is None or error.status != HTTPStatus.BAD_REQUEST:
+                raise
+            since = None
+            found = await self._api.fetch_prices(market.token_id_yes, COARSE_S, None)
         if found.last is None and since is None:  # which is no proof that there are none
             raise self._api.bad("the exchange sends no prices of it")
         await self._save_prices(market, COARSE_S, found, found.settled if found.last else None)
@@ -505,8 +498,8 @@ class Past:
         The last second of a page waits for the next one, because equal trades are counted in whole seconds. The cursor
         that is noted leads to the page on which that second begins.
         """
-        if not (market.condition_id and market.token_id_yes and market.token_id_no):
-            raise self._api.bad("the file has no condition or no tokens of it")
+        if not (market.condition_id and market.token_id_no):
+            raise self._api.bad("the file has no condition of it, or no token of NO")
         outcomes = {(market.condition_id, market.token_id_yes): "YES", (market.condition_id, market.token_id_no): "NO"}
         params = [("condition", market.condition_id), ("taker_only", "true"), ("limit", "1000")]
         waiting: list[Fill] = []
@@ -540,7 +533,15 @@ class Past:
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
-MARKETS: Final = "SELECT market_id FROM markets WHERE {} ORDER BY CAST(market_id AS INTEGER)"
+class Run(NamedTuple):
+    """What the command line asks for, and what it has come to."""
+
+    args: argparse.Namespace
+    collector: ac.AsyncCollector  # with its settings, and the way to the exchange
+    figures: Figures
+
+
+MARKETS: Final = "SELECT market_id FROM markets WHERE token_id_yes <> '' AND ({}) ORDER BY CAST(market_id AS INTEGER)"
 # the markets of the file that a name stands for
 CHOICES: Final[Mapping[str, str]] = {
     "markets": "market_id = ?1 OR slug = ?1",
@@ -583,16 +584,6 @@ def say(text: str, stream: TextIO) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; docs/operations.md has the same options."""
-
-    def checked(check: Callable[[str, str], Any]) -> Callable[[str], Any]:
-        def convert(text: str) -> object:
-            try:
-                return check("", text)
-            except ac.ConfigError as error:
-                raise argparse.ArgumentTypeError(str(error).removeprefix("=")) from error
-
-        return convert
-
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
         prog="collector-history",
@@ -601,23 +592,36 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     option = parser.add_argument
-    option("--db", metavar="PATH", type=checked(ac.file_name), help="database file (POLYMARKET_DB)")
-    for kind, (_, examples) in ac.NAMES.items():
-        named = checked(partial(ac.exchange_name, kind=kind))
-        flag = f"--{kind if kind == 'series' else kind.removesuffix('s')}"
-        option(flag, metavar="NAME", dest=kind, action="append", default=[], type=named, help=f"only these; {examples}")
+    option("--db", metavar="PATH", dest="db_path", default=ac.DEFAULT_DB_PATH, help="database file (POLYMARKET_DB)")
+    for kind in ac.NAMES:
+        flag = kind if kind == "series" else kind.removesuffix("s")
+        option(f"--{flag}", metavar="NAME", dest=kind, action="append", default=[], help=f"only (of) this {flag}")
     option("--all", action="store_true", help="every market in the file, also those that it does not follow")
     option("--trades", action="store_true", help="fetch trades too")
     option("--no-prices", dest="prices", action="store_false", help="fetch no prices; with --trades")
-    count = checked(partial(ac.whole_number, at_least=0))
-    option("--max-retries", metavar="N", type=count, default=3, help="further attempts per request (3)")
-    seconds = checked(partial(ac.finite_number, positive=True))
-    option("--timeout", metavar="SECONDS", type=seconds, default=10, help="for one attempt, to its last byte (10)")
+    option("--max-retries", metavar="N", default=3, help="further attempts per request (3)")
+    option("--timeout", metavar="SECONDS", default=10, help="for one attempt, to its last byte (10)")
     option("--json", action="store_true", help="print the result as one line of JSON")
     option("--quiet", action="store_true", help="print no bar and no summary")
     option("--verbose", action="store_true", help="log every request to stderr, instead of the bar")
     option("--version", action="version", version=f"collector-history {ac.__version__}")
     return parser
+
+
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, ac.AsyncCollector]:
+    """Return what *argv* asks for, with a collector of these settings, or end the program if it makes no sense."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if not (args.prices or args.trades):
+        parser.error("argument --no-prices: only with --trades")
+    names = {kind: getattr(args, kind) for kind in ac.NAMES}
+    patience = (args.max_retries, args.timeout)
+    try:
+        return args, ac.AsyncCollector(args.db_path, WORKERS, *patience, run_timeout=RUN_TIMEOUT_S, **names)
+    except ac.ConfigError as error:
+        if str(error).partition("=")[0] in vars(args):
+            parser.error(str(error))
+        raise
 
 
 async def slugs_of_series(gamma: ac.HttpHost, series: ac.Named) -> list[str]:
@@ -634,11 +638,11 @@ async def slugs_of_series(gamma: ac.HttpHost, series: ac.Named) -> list[str]:
     return slugs
 
 
-async def choose(args: Args, api: ac.PolymarketApi, gamma: ac.HttpHost, store: Store, figures: Figures) -> list[str]:
+async def choose(run: Run, api: ac.PolymarketApi, gamma: ac.HttpHost, store: Store) -> list[str]:
     """Return the ids of the chosen markets; a name that leads to none is a failure."""
-    names = [(kind, name) for kind in ac.NAMES for name in dict.fromkeys(getattr(args, kind))]
+    names = [(kind, name) for kind, some in run.collector.settings.selection.names.items() for name in some]
     if not names:
-        return [market_id for (market_id,) in store.read(MARKETS.format("followed = 1 OR ?"), args.all)]
+        return [market_id for (market_id,) in store.read(MARKETS.format("followed = 1 OR ?"), run.args.all)]
     chosen: dict[str, None] = {}
     for kind, name in names:
         value: str | None = name
@@ -649,33 +653,32 @@ async def choose(args: Args, api: ac.PolymarketApi, gamma: ac.HttpHost, store: S
         found = store.read(MARKETS.format(CHOICES[kind]), value)
         chosen |= {market_id: None for (market_id,) in found}
         if not found:
-            figures.markets += 1
-            figures.fail(name, "name", f"the file has no market of this name ({kind}): collect it first", PARTIAL)
+            run.figures.markets += 1
+            run.figures.fail(name, "name", f"the file has no market of this name ({kind}): collect it first", PARTIAL)
     return list(chosen)
 
 
-async def fetch(args: Args, path: Path, figures: Figures) -> None:
+async def fetch(run: Run) -> None:
     """Fetch what the command line asks for."""
     asyncio.get_running_loop().set_default_executor(ac.DaemonThreads())  # a name server delays no end
-    given = {"workers": WORKERS, "max_retries": args.max_retries, "timeout": args.timeout}
-    collector = ac.AsyncCollector(path, **given, run_timeout=RUN_TIMEOUT_S)
+    collector, figures = run.collector, run.figures
     data = ac.Endpoint.resolve("DATA", ac.read_variables(os.environ, ENVIRONMENT))
-    with Store.open(path) as store:
+    with Store.open(collector.settings.db_path) as store:
         async with collector.connect() as (network, api):
             gamma = ac.HttpHost(collector.settings.gamma, collector.gamma_limiter, network)
             host = ac.HttpHost(data, ac.RateLimiter(data.rate_limit, ac.RATE_WINDOW_S), network)
             try:
-                market_ids = await choose(args, api, gamma, store, figures)
+                market_ids = await choose(run, api, gamma, store)
                 if not market_ids:
                     which = "of these names" if figures.failures else "that it follows: collect first, or take --all"
-                    raise ac.ConfigError(f"{path}: has no market {which}")
+                    raise ac.ConfigError(f"{figures.database}: has no market {which}")
                 figures.markets += len(market_ids)
-                await Past(host, store, args, figures).fetch(market_ids)
+                await Past(host, store, run.args, figures).fetch(market_ids)
             finally:
                 figures.requests = network.requests
 
 
-def run(args: Args, figures: Figures) -> int:
+def ended(run: Run) -> int:
     """Fetch, unless a signal is caught, and return the exit code."""
     caught = signal.SIGINT
 
@@ -686,25 +689,26 @@ def run(args: Args, figures: Figures) -> int:
 
     signal.signal(signal.SIGTERM, terminate)
     try:
-        asyncio.run(fetch(args, Path(figures.database), figures))
+        asyncio.run(fetch(run))
     except (asyncio.CancelledError, KeyboardInterrupt):
         return INTERRUPTED + caught
-    return figures.exit_code
+    return run.figures.exit_code
 
 
-def report(args: Args, figures: Figures, code: int) -> None:
+def report(run: Run, code: int) -> None:
     """Say what a run has come to, and what it could not have."""
-    ended = "Interrupted. " if code > INTERRUPTED else ""
-    result = asdict(figures) | {"exit_code": code}
+    failures = run.figures.failures
+    result = asdict(run.figures) | {"exit_code": code}
     del result["exit_codes"]
-    if args.json:
+    if run.args.json:
         say(json.dumps(result), sys.stdout)
-    elif not args.quiet:
-        say(SUMMARY.format_map(result | {"ended": ended, "failed": len(figures.failures)}), sys.stdout)
-    for failure in figures.failures[:MAX_SHOWN]:
+    elif not run.args.quiet:
+        words = {"ended": "Interrupted. " if code > INTERRUPTED else "", "failed": len(failures)}
+        say(SUMMARY.format_map(result | words), sys.stdout)
+    for failure in failures[:MAX_SHOWN]:
         say(f"collector-history: {failure['market']}: {failure['what']}: {failure['reason']}", sys.stderr)
-    if len(figures.failures) > MAX_SHOWN:
-        say(f"collector-history: and {len(figures.failures) - MAX_SHOWN} more failures; --json has all", sys.stderr)
+    if len(failures) > MAX_SHOWN:
+        say(f"collector-history: and {len(failures) - MAX_SHOWN} more failures; --json has all", sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -712,18 +716,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("stdout", "stderr"):  # None where the caller has closed it
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  until the end
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if not (args.prices or args.trades):
-        parser.error("argument --no-prices: only with --trades")
-    logging.basicConfig(level=logging.DEBUG if args.verbose else logging.CRITICAL, format="%(levelname)s %(message)s")
-    for chatty in ("asyncio", "filelock"):
-        logging.getLogger(chatty).setLevel(logging.INFO)
     figures = Figures()
     try:
-        figures.database = str(ac.database_path(args.db or ac.DEFAULT_DB_PATH, os.environ))
-        code = run(args, figures)
-        report(args, figures, code)
+        run = Run(*parse(argv), figures)
+        logging.basicConfig(level=logging.DEBUG if run.args.verbose else logging.CRITICAL)
+        for chatty in ("asyncio", "filelock"):
+            logging.getLogger(chatty).setLevel(logging.INFO)
+        figures.database = str(run.collector.settings.db_path)
+        code = ended(run)
+        report(run, code)
     except ac.CollectorError as error:
         stored = f"; {figures.prices} prices and {figures.trades} trades of this run are stored" * (figures.done > 0)
         say(f"collector-history: {error}{stored}", sys.stderr)

@@ -143,6 +143,28 @@ async def test_no_payout_and_no_unfinished_price_is_stored(past: Situation) -> N
     past.assert_true(market, over, trades=False)
 
 
+async def test_a_payout_is_taken_for_none_where_it_stands_after_now(past: Situation) -> None:
+    """At the end of a bucket that is not over: neither stored nor a fault."""
+    market = past.lived(5, ago=0.01)
+
+    def later(answer: Any) -> Any:  # noqa: ANN401
+        answer["data"][-1]["timestamp"] = int(past.time) + 9_000
+        return answer
+
+    past.exchange.fail_next("/prices-history", mutate=later)
+    assert (await past.run(markets=[market])).code == 0
+    past.assert_true(market, trades=False)
+
+
+async def test_a_window_that_is_refused_for_its_length_is_asked_for_as_a_whole_life(past: Situation) -> None:
+    """The clock of this machine stood still for 20 days."""
+    market = past.lived(30)
+    await past.run(markets=[market])
+    past.time += 20 * DAY_S
+    assert (await past.run(markets=[market])).code == 0
+    assert past.true_prices(market) <= past.stored(PRICES)
+
+
 async def test_a_run_goes_on_where_the_last_one_has_ended(past: Situation) -> None:
     market = past.lived(30)
     await past.run(markets=[market])
@@ -459,7 +481,7 @@ def test_every_option_and_variable_is_in_the_docs() -> None:
     assert documented[len(actions) :] == list(SCRIPT["ENVIRONMENT"])
     assert documented[: len(actions)] == [f"{a.option_strings[0]} {a.metavar or ''}".strip() for a in actions]
     for action in actions:
-        if isinstance(action.default, int) and action.metavar:
+        if isinstance(action.default, int) and action.metavar and action.default:
             assert f"| `{action.option_strings[0]} {action.metavar}` | {action.default} |" in OPERATIONS
     for name, default in SCRIPT["ENVIRONMENT"].items():
         assert re.search(rf"^\| `{name}` \| `?{re.escape(default)}`? \|", OPERATIONS, re.MULTILINE)
