@@ -287,12 +287,20 @@ DEFAULT_MIN_VOLUME: Final[float] = int("100_000")  # an object of its own, which
 
 
 def read_variables(environment: Mapping[str, str], defaults: Mapping[str, str] = ENVIRONMENT) -> dict[str, str]:
-    """Return the values of the variables in *defaults*, stripped.
+    """Return the values of the variables in *defaults*, stripped, and without quotation marks around all of one.
 
-    An empty variable has its default. One of blanks alone is kept as it is, and fails its check.
+    `docker --env-file` and others keep the marks of a line as it stands. An empty variable has its default. One of
+    blanks alone is kept as it is, and fails its check.
     """
-    values = {name: environment.get(name) or default for name, default in defaults.items()}
-    return {name: value.strip() or value for name, value in values.items()}
+    values: dict[str, str] = {}
+    for name, default in defaults.items():
+        value = environment.get(name) or default
+        marked = re.fullmatch(r"""\s*(["'])(.*)\1\s*""", value, re.DOTALL)
+        value = (marked[2] if marked else value) or default
+        values[name] = value = value.strip() or value
+        if '"' in value or "'" in (value if marked else value[:1] + value[-1:]):  # not shown: it may be a secret
+            raise ConfigError(f"{name}: must have no quotation marks but for a pair around all of it")
+    return values
 
 
 def file_name(name: str, value: str | os.PathLike[str]) -> str:

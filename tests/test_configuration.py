@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from async_collector import AsyncCollector, CollectorError, ConfigError, RateLimiter
+from async_collector import AsyncCollector, CollectorError, ConfigError, RateLimiter, read_variables
 
 
 def test_the_defaults_are_those_of_the_interface() -> None:
@@ -61,7 +63,30 @@ def test_blanks_and_line_ends_around_a_value_are_not_part_of_it(monkeypatch: pyt
     assert str(settings.clob.proxy) == "http://proxy:1"
 
 
-@pytest.mark.parametrize("value", [":memory:", " ", " :memory:\r"])
+@given(
+    text=st.text(st.characters(exclude_characters="\"'\0", exclude_categories=["Cs"]), min_size=1),
+    mark=st.sampled_from("\"'"),
+    blanks=st.text(" \t\r", max_size=2),
+)
+def test_a_value_in_quotation_marks_is_what_stands_within_them(text: str, mark: str, blanks: str) -> None:
+    """`docker --env-file` passes the marks on."""
+    variables = {"POLYMARKET_DB": f"{blanks}{mark}{text}{mark}{blanks}"}
+    assert read_variables(variables)["POLYMARKET_DB"] == (text.strip() or text)
+    assert read_variables({"POLYMARKET_DB": f"{mark}{mark}{blanks}"}) == read_variables({})
+
+
+@pytest.mark.parametrize(
+    "value", ['"a.db', "a.db'", "\"'a.db'\"", '""a.db""', '"', "'''", '"a"b"', 'a"b".db', "'it's'", "\"a.db'"]
+)
+def test_a_quotation_mark_that_is_left_is_refused_and_the_value_not_shown(value: str) -> None:
+    for name in ("POLYMARKET_DB", "TWITTER_BEARER_TOKEN"):
+        with pytest.raises(ConfigError) as caught:
+            read_variables({name: value})
+        assert str(caught.value) == f"{name}: must have no quotation marks but for a pair around all of it"
+    assert read_variables({"POLYMARKET_DB": "o'neil/x.db"})["POLYMARKET_DB"] == "o'neil/x.db"
+
+
+@pytest.mark.parametrize("value", [":memory:", " ", "' '", " :memory:\r"])
 def test_a_variable_that_names_no_file_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("POLYMARKET_DB", value)
     with pytest.raises(ConfigError, match=r"POLYMARKET_DB='.*': must be the name of a file"):
