@@ -1039,6 +1039,19 @@ def sql_time(moment: datetime, timespec: str = "seconds") -> str:
     return moment.astimezone(UTC).isoformat(" ", timespec).removesuffix("+00:00")
 
 
+_END_OF_DAY: Final = re.compile(r"(?<=[T ])24(?=(?::?00){0,2}(?:[.,]0*)?(?:Z|[+-]|$))")
+_LEAP_SECOND: Final = re.compile(r"(?<=:[0-5][0-9]:)60|(?<=T[0-2][0-9][0-5][0-9])60")
+
+
+def _moment(text: str) -> datetime:
+    """Return the moment that *text* names in ISO 8601; 24:00 is the next midnight, and second 60 is 59."""
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        text, days = _END_OF_DAY.subn("00", _LEAP_SECOND.sub("59", text.upper()))
+        return datetime.fromisoformat(text) + timedelta(days=days)
+
+
 def sql_time_of(value: object) -> str | None:
     """Return a time in the database's form, to the second, or None where *value* is no time.
 
@@ -1052,7 +1065,7 @@ def sql_time_of(value: object) -> str | None:
             value = float(value)
     with suppress(ValueError, OverflowError):
         if isinstance(value, str):
-            moment = datetime.fromisoformat(value)
+            moment = _moment(value)
             stored = sql_time(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
             return stored if stored >= "1900" else None  # the year 1 stands for no time at all
         if isinstance(value, int | float) and 10**9 <= value < 253_402_300_800_000:  # noqa: PLR2004  year 9999
@@ -3120,8 +3133,11 @@ class Outcomes:
         if before and outcome != before:
             reason = f"its outcome was {before}, and now it is {outcome or 'disputed'}"
             batch.failures.append(self._run.failure("outcome", reason, market_id))
+        closed_at = sql_time_of(market.closed_time) or closed_before
+        if market.closed_time and not sql_time_of(market.closed_time):
+            reason = f"left out, for it cannot be read: closedTime {market.closed_time}"
+            batch.failures.append(self._run.failure("outcome", reason, market_id))
         if outcome:
-            closed_at = sql_time_of(market.closed_time) or closed_before
             look_at = next_look(closed_at, self._clock.now()) if closed_at or not before else None
             batch.resolutions.append(Resolution(outcome, closed_at, look_at, sql_time(self._clock.now()), market_id))
         else:
@@ -3438,8 +3454,8 @@ class Discovery:
         """Return whether a market is open and to be collected."""
         if not market.is_open or named:
             return market.is_open
-        end = sql_time_of(market.end_date) if self._ends_by and isinstance(market, GammaMarket) else ""
-        in_time = self._ends_by is None or (end is not None and end <= self._ends_by)
+        end = sql_time_of(market.end_date) if self._ends_by and isinstance(market, GammaMarket) else None
+        in_time = end is None or self._ends_by is None or end <= self._ends_by  # one without a known end may end now
         return (in_time and self._selection.takes(market.max_volume_24h)) or self._is_followed(market_id)
 
     async def _check_count(self) -> None:
@@ -3916,16 +3932,22 @@ def missing_books(
     return [run.failure("book", reason, *ids) for (reason, _), ids in groups.items()]
 
 
-def unreadable_parts(run: Run, markets: Iterable[GammaMarket], books: Mapping[str, OrderBook]) -> list[Failure]:
+def unreadable_parts(
+    run: Run, markets: Iterable[GammaMarket], rows: Iterable[Market], books: Mapping[str, OrderBook]
+) -> list[Failure]:
     """Count what of *markets* and their books cannot be read; return failures for what a reader would miss.
 
-    What more than ten markets lack is one failure.
+    What more than ten markets lack is one failure. Their *rows* say which times could not be read.
     """
     lacking: defaultdict[tuple[str, str], list[str]] = defaultdict(list)  # markets by stage and by what they lack
-    for market in markets:
+    for market, row in zip(markets, rows, strict=True):
+        times = (("startDate", market.start_date, row.start_time), ("endDate", market.end_date, row.end_time))
+        # the year 1 stands for no time at all
+        odd_times = (key for key, sent, stored in times if sent and not stored and not sent.startswith("0001"))
+        of_market = {*market.unreadable, *odd_times}
         of_books = [key for token in market.tokens if token in books for key in books[token].unreadable]
-        run.unreadable.update({*market.unreadable, *of_books})
-        if keys := [key for key in market.unreadable if key in REPORTED_KEYS]:
+        run.unreadable.update(of_market.union(of_books))
+        if keys := sorted(of_market & REPORTED_KEYS):
             lacking["list", ", ".join(keys)].append(market.market_id)
         if sides := [f"{key} ({of_books.count(key)})" for key in ("bids", "asks") if key in of_books]:
             lacking["book", ", ".join(sides)].append(market.market_id)
@@ -4152,7 +4174,7 @@ class AsyncCollector:
                 batch.books[market.market_id] = book
                 run.unmirrored += book.mirrored is False
         batch.failures += missing_books(run, markets, books, problems)
-        batch.failures += unreadable_parts(run, markets, books)
+        batch.failures += unreadable_parts(run, markets, batch.markets, books)
         return batch
 
     async def _write(self, run: Run, discovery: Discovery) -> None:

@@ -11,7 +11,7 @@ from conftest import OLDER_TABLES, JumpingClock, rows
 from truth import COLLECTOR, assert_true, command, failures, stored_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from fake_polymarket import FakeMarket, FakePolymarket
@@ -260,3 +260,49 @@ async def test_the_status_says_that_the_clock_was_ahead(
     assert [done.code for done in (ahead, afterwards)] == [1, 0]
     assert all("clock" in done.out and "ahead" in done.out for done in (ahead, afterwards))
     assert "never" not in afterwards.out
+
+
+ENDS = {  # as they are sent: as they are stored
+    "2026-11-22T24:00:00Z": "2026-11-23 00:00:00",
+    "2026-11-22T23:59:60Z": "2026-11-22 23:59:59",
+    "2026-11-22 23:59:59.123456789+00": "2026-11-22 23:59:59",
+    "2026-11-23T01:59:59+02:00": "2026-11-22 23:59:59",
+    "2026-11-31T00:00:00Z": None,
+    "soon": None,
+    "": None,
+    "0001-01-01T00:00:00Z": None,
+    None: None,
+}
+
+
+async def test_an_end_that_cannot_be_read_is_recorded_and_leaves_no_market_out(
+    exchange: FakePolymarket, make_collector: Callable[..., AsyncCollector], database: Path
+) -> None:
+    """A market without a known end may end at any moment."""
+    for number, end in enumerate(ENDS):
+        exchange.add_event(f"day-{number}", series="daily", changes={"endDate": end})
+    exchange.add_event("later", series="daily", changes={"endDate": "2026-11-25T00:00:00Z"})
+    result = await make_collector(series=["daily"], ends_within=24 * 60).collect_all()
+    assert (result["status"], result["markets"]) == ("complete", len(ENDS))
+    stored = rows(database, "SELECT end_time FROM markets ORDER BY CAST(market_id AS INTEGER)")
+    assert [row["end_time"] for row in stored] == list(ENDS.values())
+    odd = rows(database, "SELECT market_id FROM markets WHERE event_slug IN ('day-4', 'day-5')")
+    assert [(row["market_id"], row["stage"], row["reason"]) for row in failures(database)] == [
+        (row["market_id"], "list", "left out, for it cannot be read: endDate") for row in odd
+    ]
+
+
+async def test_a_time_of_closing_that_cannot_be_read_is_recorded(
+    exchange: FakePolymarket, collector: AsyncCollector, database: Path, clock: JumpingClock
+) -> None:
+    market = next(iter(exchange.markets.values()))
+    await collector.collect_all()
+    exchange.close(market, "1", "0")
+    exchange.change(market, closed_time="2026-11-31 10:00:00+00")
+    clock.elapsed_s += 900
+    assert (await collector.collect_all())["status"] == "complete"
+    assert [(row["market_id"], row["stage"], row["reason"]) for row in failures(database)] == [
+        (market.id, "outcome", "left out, for it cannot be read: closedTime 2026-11-31 10:00:00+00")
+    ]
+    query = "SELECT resolved, closed_at FROM markets WHERE market_id = ?"
+    assert rows(database, query, market.id) == [{"resolved": 1, "closed_at": None}]
