@@ -692,7 +692,7 @@ class Level(msgspec.Struct, gc=False):
 class OrderBook(msgspec.Struct, gc=False):
     """The book of one token, the best level of each side first, without levels of size 0.
 
-    The exchange sends the best level last; that is not relied on. A price that it sends twice stays twice.
+    The exchange sends the best level last; that is not relied on. A price that it sends twice stays twice (`_best`).
 
     Source: https://docs.polymarket.com/market-data/prices-order-books
     """
@@ -1124,8 +1124,15 @@ class Market(NamedTuple):
 
 
 def _best(levels: Sequence[Level]) -> tuple[float | None, float | None]:
-    """Return price and size of the first of *levels*, or None for both."""
-    return (levels[0].price, levels[0].size) if levels else (None, None)
+    """Return the price of the first of *levels* and all that is on offer at it, or None for both."""
+    if not levels:
+        return None, None
+    best, size = levels[0], levels[0].size
+    for level in itertools.islice(levels, 1, None):
+        if level.price != best.price:
+            break
+        size = round(size + level.size, 9)  # the exchange may name a price more than once
+    return best.price, size
 
 
 def _rounded(price: float) -> float:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from async_collector import (
+    Book,
     GammaMarket,
     GammaTag,
     Level,
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ticks = st.integers(1, 9_999).map(lambda tick: tick / 10_000)
-levels = st.lists(st.builds(Level, price=ticks, size=st.floats(0.01, 1e9)), max_size=12, unique_by=lambda x: x.price)
+sizes = st.just(0.0) | st.integers(1, 10**9).map(lambda size: size / 100)
+levels = st.lists(st.builds(Level, price=ticks | st.sampled_from([0.4, 0.5]), size=sizes), max_size=12)
 books = st.builds(
     OrderBook,
     token_id=st.just("1"),
@@ -106,15 +108,27 @@ def test_what_is_absent_is_none() -> None:
 
 @given(yes=st.none() | books, no=st.none() | books)
 def test_a_snapshot_says_what_the_books_say(yes: OrderBook | None, no: OrderBook | None) -> None:
-    """Every column against a plain computation; the order of the levels means nothing."""
+    """Every column against a plain computation.
+
+    The order of the levels means nothing, one of size 0 is none, and a price may be named more than once.
+    """
+
+    def best(levels: list[Level], choose: Callable[[set[float]], float]) -> tuple[float, float] | None:
+        prices = {level.price for level in levels if level.size}
+        if not prices:
+            return None
+        price = choose(prices)
+        return price, round(sum(level.size for level in levels if level.price == price), 6)
 
     def bid(book: OrderBook | None) -> tuple[float, float] | None:
-        return max(((x.price, x.size) for x in book.bids), default=None) if book else None
+        return best(book.bids, max) if book else None
 
     def ask(book: OrderBook | None) -> tuple[float, float] | None:
-        return min(((x.price, x.size) for x in book.asks), default=None) if book else None
+        return best(book.asks, min) if book else None
 
     row = Snapshot.from_wire(gamma_market(), yes, no, run_id=7, received_at="2026-11-22 14:15:00")
+    sizes = ("bid_size_yes", "ask_size_yes", "bid_size_no", "ask_size_no")
+    row = row._replace(**{name: size and round(size, 6) for name in sizes if (size := getattr(row, name)) is not None})
     b, a = bid(yes), ask(yes)
     assert (row.best_bid_yes, row.bid_size_yes) == (b or (None, None))
     assert (row.best_ask_yes, row.ask_size_yes) == (a or (None, None))
@@ -133,6 +147,17 @@ def test_a_snapshot_says_what_the_books_say(yes: OrderBook | None, no: OrderBook
         1134345.90618,
         7,
     )
+
+
+def test_a_price_that_is_named_more_than_once_counts_with_all_its_sizes() -> None:
+    """The best size has no noise of binary arithmetic; the stored book is what was sent."""
+    bids = [Level(0.4, 0.1), Level(0.3, 9.0), Level(0.4, 0.2), Level(0.4, 0.0)]
+    book = OrderBook(token_id="1", bids=bids, asks=[Level(0.5, 2.0), Level(0.5, 3.0)])
+    row = Snapshot.from_wire(gamma_market(), book, None, run_id=1, received_at="now")
+    assert (row.best_bid_yes, row.bid_size_yes, row.best_ask_yes, row.ask_size_yes) == (0.4, 0.3, 0.5, 5.0)
+    stored = Book.from_wire("1", book, None, depth=None, received_at="now")
+    assert stored is not None
+    assert (stored.bids, stored.asks) == ("[[0.4,0.1],[0.4,0.2],[0.3,9]]", "[[0.5,2],[0.5,3]]")
 
 
 def test_prices_carry_no_noise_of_binary_arithmetic() -> None:
