@@ -2133,7 +2133,7 @@ _MIRROR: Final = (
     "(SELECT json_group_array(json_array(round(1 - json_extract(value, '$[0]'), 9), json_extract(value, '$[1]')))"
     " FROM json_each({0}))"
 )
-SCHEMA_VERSION: Final = 9
+SCHEMA_VERSION: Final = 10
 _ARCHIVED_DAYS: Final = """archived_days ( -- rows of the day with ids up to the greatest in its rows are in the lake
         day TEXT NOT NULL, -- YYYY-MM-DD, UTC
         shard TEXT NOT NULL DEFAULT '', -- the name under which they are there
@@ -2339,6 +2339,48 @@ SCHEMA: Final = f"""
     CREATE INDEX trades_by_market ON trades(market_id, timestamp);
     CREATE INDEX trades_by_fetch ON trades(fetched_at);
     CREATE INDEX past_prices_by_fetch ON past_prices(fetched_at);
+    CREATE TABLE streams ( -- one row per connection of `collector-live`
+        stream_id INTEGER PRIMARY KEY AUTOINCREMENT, -- grows with every connection
+        started_at TIMESTAMP NOT NULL, -- UTC
+        ended_at TIMESTAMP, -- UTC; NULL while it is open, and for ever if the process died
+        verified_at TEXT, -- UTC of the exchange, with milliseconds: nothing of its markets is missing up to then
+        tokens INTEGER NOT NULL, -- that were subscribed at most, two per market
+        frames INTEGER NOT NULL, -- received
+        bytes INTEGER NOT NULL, -- of these frames
+        changes INTEGER NOT NULL, -- rows in book_changes
+        trades INTEGER NOT NULL, -- rows in live_trades
+        repeated INTEGER NOT NULL, -- changes and trades that came again, or are older than the book; not stored
+        reason TEXT -- why it ended; NULL while it is open
+    );
+    CREATE TABLE book_changes ( -- one row per changed level of a YES book
+        change_id INTEGER PRIMARY KEY AUTOINCREMENT, -- grows in the order of receipt
+        market_id TEXT NOT NULL, -- of `markets`
+        timestamp TEXT NOT NULL, -- UTC of the exchange, with milliseconds
+        lag_ms INTEGER NOT NULL, -- milliseconds until it was received, by our clock
+        side TEXT NOT NULL, -- bid or ask
+        price REAL NOT NULL, -- USD
+        size REAL NOT NULL, -- shares that are there now; 0: the level is gone
+        stream_id INTEGER NOT NULL -- of `streams`
+    );
+    CREATE TABLE live_trades ( -- one row per announced trade
+        trade_id INTEGER PRIMARY KEY AUTOINCREMENT, -- grows in the order of receipt
+        market_id TEXT NOT NULL, -- of `markets`
+        timestamp TEXT NOT NULL, -- UTC of the exchange, with milliseconds
+        lag_ms INTEGER NOT NULL, -- milliseconds until it was received, by our clock
+        outcome TEXT NOT NULL, -- YES or NO: which token was traded
+        side TEXT, -- BUY or SELL of the taker
+        price REAL NOT NULL, -- USD, of that token
+        size REAL, -- shares
+        transaction_hash TEXT, -- on chain
+        stream_id INTEGER NOT NULL -- of `streams`
+    );
+    CREATE TABLE live_gaps ( -- what is stamped after `since` and up to `until` may be missing
+        gap_id INTEGER PRIMARY KEY AUTOINCREMENT, -- grows in the order in which they were noticed
+        market_id TEXT NOT NULL, -- of `markets`
+        since TEXT NOT NULL, -- UTC of the exchange, with milliseconds: the last verified moment
+        until TEXT, -- UTC of the exchange, with milliseconds: the book that the stream went on from; NULL: still open
+        reason TEXT NOT NULL -- why it began
+    );
     CREATE INDEX unresolved_markets ON markets(CAST(market_id AS INTEGER), outcome_ask_at)
         WHERE resolved = 0 AND market_id NOT GLOB '*[^0-9]*';
     CREATE INDEX second_looks ON markets(outcome_ask_at) WHERE resolved = 1 AND outcome_ask_at IS NOT NULL;
@@ -2349,6 +2391,8 @@ SCHEMA: Final = f"""
     CREATE INDEX snapshots_by_run ON snapshots(run_id);
     CREATE INDEX books_by_time ON books(timestamp);
     CREATE INDEX runs_by_start ON runs(started_at);
+    CREATE INDEX book_changes_by_market ON book_changes(market_id, timestamp);
+    CREATE INDEX open_live_gaps ON live_gaps(market_id) WHERE until IS NULL;
     -- without these, SQLite looks for the snapshots of a slug by walking all of snapshots_by_time
     CREATE INDEX markets_by_slug ON markets(slug);
     CREATE INDEX markets_by_event ON markets(event_slug);

@@ -22,13 +22,13 @@ from async_collector import AsyncCollector, Clock
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
-pytest_plugins = ["lakes"]  # the fixtures of the archive
+pytest_plugins = ["lakes", "live_truth"]  # the fixtures of the archive and of collector-live
 
 settings.register_profile("shared", deadline=None)  # a busy neighbour is no fault of ours
 settings.load_profile("shared")
 
 SETTINGS = (
-    *("POLYMARKET_DB", "GAMMA_", "CLOB_", "DATA_", "TWITTER_", "COLLECTOR_"),
+    *("POLYMARKET_", "GAMMA_", "CLOB_", "DATA_", "TWITTER_", "COLLECTOR_"),
     *("AWS_", "SSL_CERT_", "NOTIFY_SOCKET", "JOURNAL_STREAM"),
 )
 PROJECT = Path(__file__).parent.parent

@@ -12,6 +12,7 @@ For tests it is a server to be started with `async with FakePolymarket(...)`. Ev
 - books: `move_books`, `deepen`, and of each market `digits`, `bids_no` and `asks_no`, `book_changes`
 - one answer that fails: `fail_next`
 - an exchange that is odd all the time: the attributes of `Oddities`, and `swap_sides` and `replace` for one market
+- the market channel: `live`, a `FakeChannel` (`fake_live.py`)
 - posts on X: `say`, and the attributes of `FakeX` (`fake_x.py`)
 - past prices and trades: `data`, a `FakeDataApi` (`fake_data_api.py`)
 """
@@ -37,12 +38,13 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 from aiohttp import web
 from fake_data_api import FakeDataApi
+from fake_live import FakeChannel
 from fake_x import FakeX, chatter, compressed
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 PAGE_SIZE = 100
 MAX_TOKENS = 500
 MAX_URL = 8_000
+MAX_RENDERED = 20_000  # sides of books that are kept as bytes
 SORT_FIELDS = {"id", "volume24hr", "volumeNum", "liquidityNum", "endDate", "startDate"}
 EVENT_SORT_FIELDS = {"id", "volume24hr", "volume", "liquidity", "endDate", "startDate"}
 DAY_S = 86_400
@@ -89,13 +92,13 @@ Levels = tuple[tuple[str, str], ...]  # (price, size), both as they are sent
 SortKey = tuple[float, float]  # the value of the field that a listing is ordered by, and the market's id
 
 
-@cache
+@lru_cache(maxsize=MAX_RENDERED)
 def highest(levels: Levels) -> tuple[str, str] | None:
     """Return the level of the highest price."""
     return max(levels, key=lambda level: float(level[0]), default=None)
 
 
-@cache
+@lru_cache(maxsize=MAX_RENDERED)
 def lowest(levels: Levels) -> tuple[str, str] | None:
     """Return the level of the lowest price."""
     return min(levels, key=lambda level: float(level[0]), default=None)
@@ -238,7 +241,7 @@ DIGITS: dict[str, Callable[[str, str], tuple[str, str]]] = {
 }
 
 
-@cache
+@lru_cache(maxsize=MAX_RENDERED)
 def rendered(levels: Levels, digits: str, *, mirror: bool) -> msgspec.Raw:
     """Return one side of a book as bytes, which many markets share, also of other exchanges in this process."""
     shown = mirrored(levels) if mirror else levels
@@ -410,6 +413,7 @@ class FakePolymarket(FakeX):
         self.limit_window_s = limit_window_s
         self.now = now
         self.data = FakeDataApi(self._find, lambda: self.now())  # noqa: PLW0108  a test may set another clock
+        self.live = FakeChannel(self)
         self.odd = Oddities()
         self.events: dict[str, FakeEvent] = {}  # by slug, those that were added; other markets have one in threes
         self.series: dict[str, FakeSeries] = {}  # by slug
@@ -650,6 +654,7 @@ class FakePolymarket(FakeX):
         app.router.add_get("/x/2/tweets/search/recent", self.search)
         app.router.add_get("/data/v2/prices-history", self.data.prices_history)
         app.router.add_get("/data/v2/trades", self.data.trades)
+        app.router.add_get("/ws/market", self.live.handle)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
@@ -670,6 +675,7 @@ class FakePolymarket(FakeX):
             "GAMMA_API": f"{self.url}/gamma",
             "CLOB_API": f"{self.url}/clob",
             "DATA_API": f"{self.url}/data",
+            "CLOB_WS": f"{self.url.replace('http', 'ws', 1)}/ws/market",
             "TWITTER_API": f"{self.url}/x",
             "TWITTER_BEARER_TOKEN": self.token if self.posts else "",
             "NO_PROXY": "127.0.0.1",
@@ -1182,6 +1188,10 @@ class FakePolymarket(FakeX):
             return web.Response(status=504, text="<html><h1>504 Gateway Time-out</h1></html>", content_type="text/html")
         poison = next((token for token in tokens if token in self.odd.poisoned), None) if self.odd.poisoned else None
         return None if poison is None else problem(self.odd.poisoned[poison], {"error": "cannot get the information"})
+
+    def side_of(self, token: str) -> int:
+        """Return 0 where *token* is that of YES, and 1 where it is that of NO."""
+        return self._by_token[token][1]
 
     def book(self, token: str) -> bytes | None:
         """Return the book of *token* as the CLOB writes it, or None if there is none."""
