@@ -2,8 +2,9 @@
 """Look at the collector's file in a browser: the command `collector-dashboard`.
 
 Serves the file with Datasette and datasette-dashboards: a page of the collection, of the exchange and of one market,
-and ready-made queries. The file is opened read-only and may be written meanwhile; nothing is loaded from elsewhere.
-Other pages that the browser has open get nothing from it; what a request may ask, take and keep is limited (Limits).
+and ready-made queries; dashboard.toml has them. The file is opened read-only and may be written meanwhile; nothing is
+loaded from elsewhere. Other pages that the browser has open get nothing from it; what a request may ask, take and keep
+is limited (Limits).
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ import re
 import signal
 import socket
 import sqlite3
-import textwrap
 import threading
 import time
+import tomllib
 import urllib.parse
 import webbrowser
 from contextlib import closing, suppress
@@ -74,294 +75,27 @@ SETTINGS: Final = {
     "truncate_cells_html": 300,
 }
 
-# --- Queries ----------------------------------------------------------------------------------------------------------
+# --- Content ----------------------------------------------------------------------------------------------------------
 
-# times are counted back from here, so that a file of last month shows its last days
-NEWEST: Final = "(SELECT timestamp FROM snapshots ORDER BY id DESC LIMIT 1)"
-# the prices of the present: open markets stored in the last two hours
-CURRENT: Final = f"""
-    SELECT * FROM latest_snapshots WHERE resolved IS NOT 1 AND timestamp > datetime({NEWEST}, '-2 hours')
-"""
-# those with both a price now and one a day before: a one-sided book has no price worth comparing
-MOVERS: Final = f"""
-    SELECT now.*, old.price_yes AS price_before, now.price_yes - old.price_yes AS change
-    FROM ({CURRENT}) AS now
-    JOIN snapshots AS old ON old.id = (
-        SELECT id FROM snapshots AS s
-        WHERE s.market_id = now.market_id
-          AND s.timestamp BETWEEN datetime(now.timestamp, '-26 hours') AND datetime(now.timestamp, '-1 day')
-        ORDER BY s.timestamp DESC LIMIT 1
-    )
-    WHERE now.spread IS NOT NULL AND old.spread IS NOT NULL
-"""
-# of the markets with this slug the open one, else the newest
-OF_SLUG: Final = """
-    SELECT market_id FROM markets WHERE slug = :market
-    ORDER BY resolved = 1, closed_at IS NOT NULL, first_seen DESC LIMIT 1
-"""
-MARKET: Final = f"""
-    SELECT m.*, s.id AS snapshot_id, s.timestamp AS newest, s.price_yes, s.best_bid_yes, s.best_ask_yes, s.volume_24h,
-           s.book_id
-    FROM markets AS m LEFT JOIN seen USING (market_id) LEFT JOIN snapshots AS s ON s.id = seen.snapshot_id
-    WHERE m.market_id = ({OF_SLUG})
-"""
-DAYS: Final = "coalesce(nullif(:days, ''), 7)"
-# the snapshots of one market, at most about 800: the last one of each of 800 equal stretches of time
-HISTORY: Final = f"""
-    WITH m AS ({MARKET})
-    SELECT max(s.timestamp) AS stretch, strftime('%Y-%m-%dT%H:%M:%SZ', s.timestamp) AS x, s.timestamp AS utc, s.*
-    FROM m JOIN snapshots AS s USING (market_id)
-    WHERE s.timestamp > datetime(newest, '-' || {DAYS} || ' days')
-    GROUP BY CAST(strftime('%s', s.timestamp) / ({DAYS} * 108 + 1) AS INTEGER)
-"""
-PRICE: Final = "json_extract(value, '$[0]')"  # of a level of a book
-SIZE: Final = "json_extract(value, '$[1]')"
-# one row per level of YES, the best first
-LEVELS: Final = f"""
-    SELECT 'bid' AS side, key + 1 AS level, {PRICE} AS price, {SIZE} AS size FROM book, json_each(book.bids)
-    UNION ALL
-    SELECT 'ask', key + 1, {PRICE}, {SIZE} FROM book, json_each(book.asks)
-"""
-RUNS: Final = f"""
-    SELECT *, strftime('%Y-%m-%dT%H:%M:%SZ', started_at) AS x, started_at AS utc,
-           round((julianday(started_at) - julianday(lag(started_at) OVER (ORDER BY run_id))) * 1440, 1) AS minutes
-    FROM runs WHERE started_at > datetime(
-        (SELECT started_at FROM runs ORDER BY run_id DESC LIMIT 1), '-' || {DAYS} || ' days'
-    ) ORDER BY run_id DESC LIMIT 3000
-"""
+
+def with_sql(value: Any, sql: dict[str, str]) -> Any:  # noqa: ANN401  whatever TOML has
+    """Return *value* with the names of *sql* in braces replaced by what they stand for, in strings at any depth."""
+    if isinstance(value, str):
+        return re.sub(r"\{([A-Z_]+)\}", lambda found: with_sql(sql[found[1]], sql).strip(), value)
+    if isinstance(value, dict):
+        return {key: with_sql(each, sql) for key, each in value.items()}
+    return [with_sql(each, sql) for each in value] if isinstance(value, list) else value
+
+
+try:
+    _WRITTEN: Final = tomllib.loads(Path(ac.__file__).with_name("dashboard.toml").read_text(encoding="utf-8"))
+except OSError as error:
+    print(f"collector-dashboard: {error}; it belongs beside {ac.__file__}", file=sys.stderr)
+    sys.exit(ac.ConfigError.exit_code)
+CONTENT: Final[dict[str, Any]] = with_sql(_WRITTEN, _WRITTEN["sql"])
+QUERIES: Final[dict[str, dict[str, str]]] = CONTENT["queries"]
+
 ROWS_OF: Final = {"market_id": "markets", "run_id": "runs", "book_id": "books", "snapshot_id": "snapshots"}
-PAGE: Final = "'https://polymarket.com/event/' || event_slug || '/' || slug AS page"
-THE_MARKET: Final = f"({OF_SLUG})"
-CENTS: Final = "coalesce(nullif(:cents, ''), 2) / 100.0 + 1e-9"  # and what floats lose
-SHARES: Final = "coalesce(nullif(:shares, ''), 1000)"
-HOURS: Final = "coalesce(nullif(:hours, ''), 24)"
-
-
-# name: (title, what it shows and takes, query)
-QUERIES: Final = {
-    "latest_prices": (
-        "Latest prices in a category",
-        "Open markets of the last two hours, by volume. category: as in the table markets; empty: all.",
-        f"""
-        SELECT question, slug, category, price_yes, best_bid_yes, best_ask_yes, spread, volume_24h, timestamp, {PAGE}
-        FROM ({CURRENT}) WHERE :category = '' OR category = :category ORDER BY volume_24h DESC LIMIT 500
-        """,
-    ),
-    "volume_leaders": (
-        "Volume leaders of each category",
-        "The three markets of each category with the greatest volume of 24 hours (USD).",
-        f"""
-        SELECT category, question, slug, price_yes, volume_24h, timestamp, {PAGE} FROM (
-            SELECT *, row_number() OVER (PARTITION BY category ORDER BY volume_24h DESC) AS place FROM ({CURRENT})
-        ) WHERE place <= 3 ORDER BY category, place
-        """,
-    ),
-    "price_history": (
-        "Price history of a market",
-        "Every snapshot, the newest first. market: its slug, the last part of its address; days: 7 unless given.",
-        f"""
-        SELECT timestamp, price_yes, best_bid_yes, best_ask_yes, spread, volume_24h, liquidity, run_id, book_id
-        FROM snapshots
-        WHERE market_id = {THE_MARKET} AND timestamp > datetime({NEWEST}, '-' || {DAYS} || ' days')
-        ORDER BY timestamp DESC
-        """,
-    ),
-    "markets_of_an_event": (
-        "All markets of an event",
-        "With their newest prices. event: its slug, as in https://polymarket.com/event/SLUG.",
-        f"""
-        SELECT question, slug, price_yes, best_bid_yes, best_ask_yes, volume_24h, timestamp, resolved,
-               resolution_outcome, {PAGE}
-        FROM latest_snapshots
-        WHERE market_id IN (SELECT market_id FROM markets WHERE event_slug = :event) ORDER BY price_yes DESC
-        """,
-    ),
-    "widest_spreads": (
-        "Widest spreads now",
-        "Open markets of the last two hours with both a bid and an ask; spread in USD.",
-        f"""
-        SELECT question, slug, best_bid_yes, best_ask_yes, spread, volume_24h, timestamp, {PAGE}
-        FROM ({CURRENT}) WHERE spread IS NOT NULL ORDER BY spread DESC LIMIT 200
-        """,
-    ),
-    "movers": (
-        "Movers of 24 hours",
-        "Open markets by how far the price of YES (USD) moved; only those with a bid and an ask then and now.",
-        f"""
-        SELECT question, slug, price_before, price_yes, round(change, 4) AS change, spread, volume_24h, timestamp,
-               {PAGE}
-        FROM ({MOVERS}) ORDER BY abs(change) DESC LIMIT 200
-        """,
-    ),
-    "thin_books": (
-        "Thin books",
-        "Much traded markets with little at their best prices. usd: shares at best bid and ask times the price.",
-        f"""
-        SELECT question, slug, round(bid_size_yes * best_bid_yes + ask_size_yes * best_ask_yes, 2) AS usd_at_best,
-               bid_size_yes, ask_size_yes, spread, volume_24h, timestamp, {PAGE}
-        FROM ({CURRENT}) WHERE spread IS NOT NULL AND volume_24h >= 10000 ORDER BY usd_at_best LIMIT 200
-        """,
-    ),
-    "last_price_before_resolution": (
-        "Last price before resolution",
-        "Resolved markets and the last price of YES (USD) before they closed.",
-        f"""
-        SELECT m.question, m.slug, m.resolution_outcome, m.outcome_yes, s.price_yes, s.timestamp, m.closed_at, {PAGE}
-        FROM markets AS m JOIN snapshots AS s ON s.id = (
-            SELECT id FROM snapshots
-            WHERE market_id = m.market_id AND timestamp <= coalesce(m.closed_at, {NEWEST})
-            ORDER BY timestamp DESC LIMIT 1
-        ) WHERE m.resolved = 1 ORDER BY m.closed_at DESC LIMIT 500
-        """,
-    ),
-    "hype_against_price": (
-        "Hype against price",
-        "Each signal of attention with the price of YES then and an hour later. market: its slug; empty: all.",
-        f"""
-        SELECT m.question, m.slug, h.timestamp, h.hype_score, h.tweet_count, h.velocity,
-               (SELECT price_yes FROM snapshots AS s WHERE s.market_id = h.market_id AND s.timestamp <= h.timestamp
-                ORDER BY s.timestamp DESC LIMIT 1) AS price_yes,
-               (SELECT price_yes FROM snapshots AS s WHERE s.market_id = h.market_id
-                AND s.timestamp >= datetime(h.timestamp, '+1 hour') ORDER BY s.timestamp LIMIT 1) AS price_an_hour_later
-        FROM hype_signals AS h JOIN markets AS m USING (market_id)
-        WHERE :market = '' OR h.market_id = {THE_MARKET} ORDER BY h.timestamp DESC LIMIT 500
-        """,
-    ),
-    "gaps_of_the_last_hours": (
-        "Gaps of the last hours",
-        "Where snapshots of a market are missing, and why; first what is missing now. hours: 24 unless given.",
-        f"""
-        SELECT question, slug, since, until, run_ids, reasons FROM gaps JOIN markets USING (market_id)
-        WHERE until IS NULL OR until > datetime({NEWEST}, '-' || {HOURS} || ' hours')
-        ORDER BY until IS NOT NULL, until DESC LIMIT 1000
-        """,
-    ),
-    "candles_of_a_category": (
-        "Hourly open, high, low and close",
-        "Of each market of a category, price of YES in USD. category: as in markets; hours: 24 unless given.",
-        f"""
-        SELECT DISTINCT slug, strftime('%Y-%m-%d %H:00', timestamp) AS hour,
-               first_value(price_yes) OVER w AS open, max(price_yes) OVER w AS high, min(price_yes) OVER w AS low,
-               last_value(price_yes) OVER w AS close
-        FROM markets JOIN snapshots USING (market_id)
-        WHERE category = :category AND timestamp > datetime({NEWEST}, '-' || {HOURS} || ' hours')
-        WINDOW w AS (PARTITION BY market_id, strftime('%Y-%m-%d %H', timestamp) ORDER BY timestamp
-                     ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)
-        ORDER BY slug, hour
-        """,
-    ),
-    "depth_within_cents": (
-        "Depth within 2 cents of the price",
-        (
-            "Shares of YES bid and asked so near to the price, at each snapshot of a market. market: its slug; "
-            "cents: 2 unless given; days: 7 unless given."
-        ),
-        f"""
-        SELECT s.timestamp, price_yes,
-               (SELECT sum({SIZE}) FROM json_each(bids) WHERE {PRICE} >= price_yes - {CENTS}) AS bid_shares,
-               (SELECT sum({SIZE}) FROM json_each(asks) WHERE {PRICE} <= price_yes + {CENTS}) AS ask_shares
-        FROM snapshots AS s JOIN books USING (book_id)
-        WHERE s.market_id = {THE_MARKET} AND s.timestamp > datetime({NEWEST}, '-' || {DAYS} || ' days')
-        ORDER BY s.timestamp DESC
-        """,
-    ),
-    "imbalance": (
-        "Imbalance of the books now",
-        (
-            "(bids - asks) / (bids + asks) in shares of YES near the price, from -1 (all sell) to 1 (all buy), of the "
-            "200 most traded markets. cents: 2 unless given."
-        ),
-        f"""
-        SELECT question, slug, round((bid - ask) / (bid + ask), 3) AS imbalance, bid AS bid_shares, ask AS ask_shares,
-               price_yes, volume_24h, timestamp, {PAGE}
-        FROM (
-            SELECT now.*,
-                   (SELECT total({SIZE}) FROM json_each(bids) WHERE {PRICE} >= price_yes - {CENTS}) AS bid,
-                   (SELECT total({SIZE}) FROM json_each(asks) WHERE {PRICE} <= price_yes + {CENTS}) AS ask
-            FROM (SELECT * FROM ({CURRENT}) ORDER BY volume_24h DESC LIMIT 200) AS now
-            JOIN books USING (book_id)
-        ) ORDER BY imbalance DESC
-        """,
-    ),
-    "cost_of_buying": (
-        "Cost of buying 1,000 shares",
-        (
-            "What so many shares of YES cost at the newest book, level by level. market: its slug; empty: the 200 most "
-            "traded; shares: 1000 unless given. shares_bought is less where the book has less."
-        ),
-        f"""
-        WITH now AS (
-            SELECT * FROM ({CURRENT}) WHERE :market = '' OR market_id = {THE_MARKET} ORDER BY volume_24h DESC LIMIT 200
-        ),
-        levels AS (
-            SELECT now.*, {PRICE} AS price, max(0, min(
-                {SIZE}, {SHARES} - sum({SIZE}) OVER (PARTITION BY now.id ORDER BY key) + {SIZE}
-            )) AS bought
-            FROM now JOIN books USING (book_id) LEFT JOIN json_each(asks)
-        )
-        SELECT question, slug, best_ask_yes, round(total(bought), 2) AS shares_bought,
-               round(sum(bought * price), 2) AS cost_usd, round(sum(bought * price) / sum(bought), 4) AS average_price,
-               max(price) FILTER (WHERE bought > 0) AS highest_price, timestamp, {PAGE}
-        FROM levels GROUP BY id ORDER BY volume_24h DESC
-        """,
-    ),
-    "book_at_a_moment": (
-        "The book of a market at a moment",
-        (
-            "Levels of YES as of the last snapshot before it. market: its slug; moment: UTC, YYYY-MM-DD HH:MM:SS, or "
-            "with its offset; empty: now."
-        ),
-        f"""
-        WITH book AS (
-            SELECT s.timestamp, bids, asks FROM snapshots AS s JOIN books USING (book_id)
-            WHERE s.market_id = {THE_MARKET} AND s.timestamp <= coalesce(utc(:moment), {NEWEST})
-            ORDER BY s.timestamp DESC LIMIT 1
-        )
-        SELECT book.timestamp, side, level, price, size, round(sum(size) OVER (PARTITION BY side ORDER BY level), 2)
-               AS shares_so_far
-        FROM book, ({LEVELS}) ORDER BY side, level
-        """,
-    ),
-    "spread_by_size": (
-        "Spread by size",
-        (
-            "Average prices at which so many shares of YES are bought and sold at once at the newest book, and their "
-            "difference in USD; nothing where the book has fewer. market: its slug."
-        ),
-        f"""
-        WITH book AS (SELECT bids, asks FROM ({MARKET}) JOIN books USING (book_id)),
-        wanted (shares) AS (VALUES (1), (100), (1000), (10000), (100000)),
-        taken AS (
-            SELECT shares, side, price, max(0, min(size, shares - sum(size) OVER (
-                PARTITION BY shares, side ORDER BY level
-            ) + size)) AS taken FROM wanted, ({LEVELS})
-        ),
-        sides AS (
-            SELECT shares, side, CASE WHEN sum(taken) >= shares THEN sum(taken * price) / shares END AS average
-            FROM taken GROUP BY shares, side
-        )
-        SELECT shares, round(max(average) FILTER (WHERE side = 'ask'), 4) AS average_to_buy,
-               round(max(average) FILTER (WHERE side = 'bid'), 4) AS average_to_sell,
-               round(max(average) FILTER (WHERE side = 'ask') - max(average) FILTER (WHERE side = 'bid'), 4) AS spread
-        FROM wanted LEFT JOIN sides USING (shares) GROUP BY shares
-        """,
-    ),
-    "what_is_in_the_file": (
-        "What is in the file",
-        "Rows and times of each table.",
-        """
-        SELECT 'snapshots' AS "table", (SELECT count(*) FROM snapshots) AS rows,
-               (SELECT min(timestamp) FROM snapshots) AS oldest, (SELECT max(timestamp) FROM snapshots) AS newest
-        UNION ALL SELECT 'markets', count(*), min(first_seen), max(first_seen) FROM markets
-        UNION ALL SELECT 'books', count(*), NULL, NULL FROM books
-        UNION ALL SELECT 'runs', count(*), min(started_at), max(started_at) FROM runs
-        UNION ALL SELECT 'tweets', count(*), min(timestamp), max(timestamp) FROM tweets
-        """,
-    ),
-}
-
-# --- Words ------------------------------------------------------------------------------------------------------------
-
 HIDDEN: Final = ("archived_days", "lake", "listed_ids", "seen", "sqlite_stat1", "sqlite_stat4", "walk")
 # tables and views: (what it holds, the column that names a row, the one by which they are sorted)
 SCHEMA: Final[dict[str, tuple[str, str | None, str | None]]] = {
@@ -380,417 +114,171 @@ SCHEMA: Final[dict[str, tuple[str, str | None, str | None]]] = {
 
 # --- Pages ------------------------------------------------------------------------------------------------------------
 
-BLUE, ORANGE, GREEN, RED, GREY = "#4a90d9", "#e08a3c", "#3fa66b", "#d9534f", "#8a929c"  # on white and on black
+COLORS: Final = {"blue": "#4a90d9", "orange": "#e08a3c", "green": "#3fa66b", "red": "#d9534f", "grey": "#8a929c"}
+DATE: Final = "datum.index == 0 || utcFormat(datum.value, '%H:%M') == '00:00' ? utcFormat(datum.value, '%d %b') : ''"
 TIME: Final = {
     "field": "x",
     "type": "temporal",
     "title": "UTC",
     "scale": {"type": "utc"},
-    "axis": {
-        "tickCount": {"expr": "width / 90"},
-        "format": {"hours": "%H:%M", "minutes": "%H:%M", "date": "%d %b", "day": "%d %b", "week": "%d %b"},
-    },
+    "axis": {"tickCount": {"expr": "width / 90"}, "labelExpr": f"[utcFormat(datum.value, '%H:%M'), {DATE}]"},
 }
-STYLE: Final = f"""
-.dashboard-card svg text {{ fill: currentColor; }}
-.dashboard-card table {{ font-size: 0.85rem; }}
-.dashboard-card td, .dashboard-card th {{ padding: 0.15rem 0.6rem 0.15rem 0; text-align: left; border-right: none; }}
-.dashboard-card td:first-child {{ min-width: 7rem; }}
-td.col-question, td.col-slug, td.col-market_id {{ min-width: 12rem; }}
-.dashboard-filters form input[type=text][name] {{ width: min(24rem, 80vw); }}
-.dashboard-filters form input[type=number][name] {{ width: 8rem; }}
-@media (max-width: 576px) {{
-  form.sql label {{ width: 30%; }}
-  form.sql input[type=text] {{ width: 65%; }}
-}}
-@media (prefers-color-scheme: dark) {{
-  :root {{ color-scheme: dark; }}
-  body, body .hd, body :fullscreen {{ background: #14181f; color: #d5dae2; }}
-  div.dashboard-card, table.rows-and-columns, .rows-and-columns td, body pre {{ background: #1c222b; color: #d5dae2; }}
-  div.page-header {{ border-color: {BLUE} !important; }}
-  body a:link, body a:visited {{ color: {BLUE}; }}
-  header a:link, header a:visited {{ color: #fff; }}
-  body input[type], body select, body textarea, body .dropdown-menu, body .nav-menu-inner {{
-    background: #1c222b; color: #d5dae2;
-  }}
-  body .CodeMirror {{ background: #fff; color: #111; }}
-  body input[type=submit] {{ background: #27507a; }}
-  body .select-wrapper, fieldset, table, td, body th {{ border-color: #3a424e; }}
-}}
-"""
 
 
-def kinds(**colors: str) -> dict[str, Any]:
+def kinds(colors: dict[str, str]) -> dict[str, Any]:
     """Return the colour of each kind, with a legend."""
-    scale = {"domain": list(colors), "range": list(colors.values())}
+    scale = {"domain": list(colors), "range": [COLORS[color] for color in colors.values()]}
     return {"field": "kind", "type": "nominal", "scale": scale, "legend": {"orient": "top", "title": None}}
 
 
-def chart(title: str, query: str, empty: str, *layers: dict[str, Any], height: int = 220) -> dict[str, Any]:
-    """Return a chart of the rows of *query*, which says *empty* where there are none.
+def drawn(layer: dict[str, Any]) -> dict[str, Any]:
+    """Return a layer of a chart as Vega-Lite has it.
+
+    It has a `mark`, the column `y`, its `title`, a `color` or the `colors` of each kind, and the columns `tips` that
+    pointing shows; or `bars`, a column of names, each with a bar as long as x; or `depth`, a side of a book. In `only`
+    is a condition on the rows; the rest are further channels.
+    """
+    more = dict(layer)
+    only, title, tips = more.pop("only", "true"), more.pop("title", ""), more.pop("tips", "")
+    number: dict[str, Any] = {"type": "quantitative", "title": title, "scale": {"zero": False}}
+    number |= {"axis": {"format": more.pop("format")}} if "format" in more else {}
+    color: dict[str, Any] = {"value": COLORS[more.pop("color", "blue")]}
+    if side := more.pop("depth", None):
+        mark: dict[str, Any] = {
+            "type": "area",
+            "interpolate": more.pop("step"),
+            "opacity": 0.7,
+            "line": True,
+            "point": {"size": 24},
+        }
+        x, only = number | {"field": "x"}, f"datum.kind == '{side}'"
+        y: dict[str, Any] = {
+            "field": "shares",
+            "type": "quantitative",
+            "title": "shares",
+            "axis": {"format": "~s"},
+            "stack": None,
+        }
+        color = kinds({"bids": "green", "asks": "red"})
+    elif names := more.pop("bars", None):
+        mark = {"type": "bar"}
+        x = {"field": "x", "type": "quantitative", "title": title, "axis": {"format": "~s"}}
+        y = {"field": names, "type": "nominal", "sort": None, "title": None}
+        y |= {"axis": {"labelLimit": {"expr": "width * 0.4"}}}
+        if down := more.pop("down", None):
+            color = {"condition": {"test": "datum.x < 0", "value": COLORS[down]}, "value": COLORS["green"]}
+    else:
+        mark = {"type": more.pop("mark"), "clip": True}
+        mark |= {"point": {"size": 24}} if mark["type"] == "line" else {}  # a line of one point has no ink
+        x, y = TIME, number | {"field": more.pop("y")}
+        color = kinds(more.pop("colors")) if "colors" in more else color
+    shown = [{"field": column, "type": "nominal"} for column in tips.split()]
+    encoding = {"x": x, "y": y, "color": color, "tooltip": shown} | more
+    return {"transform": [{"filter": f"isValid(datum.x) && ({only})"}], "mark": mark, "encoding": encoding}
+
+
+def edges(least: str) -> dict[str, Any]:
+    """Return an unseen layer that gives the axes half an hour around the rows, and on y what *least* says.
+
+    Without it a constant, or the only row of a file, would stand on an axis without a length.
+    """
+    ends = [
+        ("min", "time", "first"),
+        ("max", "time", "last"),
+        ("min", "price_yes", "low"),
+        ("max", "price_yes", "high"),
+    ]
+    return {
+        "transform": [
+            {"filter": "isValid(datum.x)"},
+            {"calculate": "toDate(datum.x)", "as": "time"},
+            {"aggregate": [{"op": op, "field": field, "as": name} for op, field, name in ends]},
+            {"filter": "isValid(datum.first)"},
+            {"calculate": "[datum.first - 18e5, datum.last + 18e5]", "as": "x"},
+            {"calculate": least, "as": "y"},
+            {"flatten": ["x", "y"]},
+        ],
+        "mark": {"type": "square", "opacity": 0, "tooltip": None},
+        "encoding": {"x": TIME, "y": {"field": "y", "type": "quantitative", "scale": {"zero": False}}},
+    }
+
+
+def chart(card: dict[str, Any]) -> dict[str, Any]:
+    """Return a chart of the rows of its query, which says `empty` where there are none.
 
     Each row has an `x`. Where there is no row, one of NULLs carries the message.
     """
-    for drawn in layers:
-        drawn["transform"] = [{"filter": f"isValid(datum.x) && ({drawn.pop('only', 'true')})"}]
-    nothing = {
-        "transform": [{"filter": "!isValid(datum.x)"}],
-        "mark": {"type": "text", "text": empty.split("|"), "x": {"expr": "width / 2"}, "y": {"expr": "height / 3"}},
-    }
+    words = {"type": "text", "text": card["empty"].split("|"), "x": {"expr": "width / 2"}, "y": {"expr": "height / 3"}}
+    nothing = {"transform": [{"filter": "!isValid(datum.x)"}], "mark": words}
+    unseen = [edges(card["y"])] if "y" in card else []
+    axis = {"gridColor": "#88888844", "domainColor": COLORS["grey"], "tickColor": COLORS["grey"]}
     return {
-        "title": title,
-        "db": NAME,
         "library": "vega-lite",
-        "query": f"SELECT shown.* FROM (SELECT 1) LEFT JOIN ({query}) AS shown",
+        "query": f"SELECT shown.* FROM (SELECT 1) LEFT JOIN ({card['query']}) AS shown",
         "display": {
             "$schema": "https://vega.github.io/schema/vega-lite/v6.json",  # a name, never fetched
-            "height": height,
-            "layer": [*layers, nothing],
-            "config": {
-                "background": "#00000000",
-                "view": {"stroke": None},
-                "axis": {"gridColor": "#88888844", "domainColor": GREY, "tickColor": GREY},
-            },
+            "height": card.get("height", 220),
+            "layer": [*map(drawn, card["layers"]), *unseen, nothing],
+            "config": {"background": "#00000000", "view": {"stroke": None}, "axis": axis},
             "usermeta": {"embedOptions": {"actions": False, "renderer": "svg"}},
         },
     }
 
 
-def tooltip(columns: str) -> list[dict[str, str]]:
-    """Return what pointing at a mark shows: *columns*, separated by blanks."""
-    return [{"field": column, "type": "nominal"} for column in columns.split()]
-
-
-def layer(mark: str, color: str | dict[str, Any], y: str, title: str, tips: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Return a layer that draws column *y* over time; pointing at it shows the columns named in *tips*.
-
-    In *more* are further channels, and in `only` a condition on the rows.
-    """
-    only = more.pop("only", "true")
-    encoding = {
-        "x": TIME,
-        "y": {"field": y, "type": "quantitative", "title": title, "scale": {"zero": False}},
-        "color": {"value": color} if isinstance(color, str) else color,
-        "tooltip": tooltip(tips),
-    }
-    return {"only": only, "mark": {"type": mark, "clip": True}, "encoding": encoding | more}
-
-
-def bars(y: str, x: str, title: str, tips: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Return a layer of one bar for each *y*, *x* long."""
-    encoding = {
-        "y": {
-            "field": y,
-            "type": "nominal",
-            "sort": None,
-            "title": None,
-            "axis": {"labelLimit": {"expr": "width * 0.4"}},
-        },
-        "x": {"field": x, "type": "quantitative", "title": title, "axis": {"format": "~s"}},
-        "color": {"value": BLUE},
-        "tooltip": tooltip(tips),
-    }
-    return {"mark": {"type": "bar"}, "encoding": encoding | more}
-
-
-def depth(side: str, step: str) -> dict[str, Any]:
-    """Return a layer of the shares of one side of a book up to each price."""
-    encoding = {
-        "x": {"field": "x", "type": "quantitative", "title": "price of YES, USD", "scale": {"zero": False}},
-        "y": {"field": "shares", "type": "quantitative", "title": "shares", "axis": {"format": "~s"}, "stack": None},
-        "color": kinds(bids=GREEN, asks=RED),
-        "tooltip": tooltip("price size shares"),
-    }
-    mark = {"type": "area", "interpolate": step, "opacity": 0.7}
-    return {"only": f"datum.kind == '{side}'", "mark": mark, "encoding": encoding}
-
-
-def table(title: str, columns: dict[str, str], rows: str, empty: str) -> dict[str, Any]:
+def table(columns: dict[str, str], rows: str, empty: str) -> dict[str, Any]:
     """Return a table of *columns*, name and expression, of query *rows*: one row saying *empty* where there is none.
 
     The rows are found and sorted first, since the expressions may cost more.
     """
-    shown = ", ".join(f'{expression} AS "{name}"' for name, expression in columns.items())
-    nothing = ", ".join([f"'{empty.replace('|', ' ')}'", *["NULL"] * (len(columns) - 1)])
+    shown = ", ".join(f"coalesce({expression}, 'none') AS \"{name}\"" for name, expression in columns.items())
+    nothing = ", ".join([f"'{empty}'", *["''"] * (len(columns) - 1)])
     query = f"""
         WITH found AS MATERIALIZED ({rows}), shown AS (SELECT {shown} FROM found)
         SELECT * FROM shown UNION ALL SELECT {nothing} WHERE NOT EXISTS (SELECT 1 FROM shown)
     """
-    return {"title": title, "db": NAME, "library": "table", "query": query}
+    return {"library": "table", "query": query}
 
 
-def facts(title: str, source: str, lines: dict[str, str], empty: str) -> dict[str, Any]:
-    """Return a table with a line for each of *lines*, name and expression, of the one row of *source*."""
-    rows = " UNION ALL ".join(f"SELECT '{name}', {expression} FROM fact" for name, expression in lines.items())
-    query = f"WITH fact AS ({source}), line(name, value) AS ({rows}) SELECT * FROM line"
-    return table(title, {"": "name", " ": "value"}, query, empty)
+def facts(card: dict[str, Any]) -> dict[str, Any]:
+    """Return a table with a line for each of its `lines`, name and expression, of the one row of its query `facts`."""
+    lines = " UNION ALL ".join(f"SELECT '{name}', {expression} FROM fact" for name, expression in card["lines"].items())
+    query = f"WITH fact AS ({card['facts']}), line(name, value) AS ({lines}) SELECT * FROM line"
+    return table({"": "name", " ": "value"}, query, card["empty"])
 
 
-def page(title: str, description: str, filters: dict[str, Any], **cards: dict[str, Any]) -> dict[str, Any]:
-    """Return a dashboard of *cards*, two in a row, those whose name begins with "wide_" alone in theirs."""
+def page(title: str, description: str, filters: dict[str, Any], charts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return a dashboard of *charts*, two in a row, those whose name begins with "wide_" alone in theirs."""
     rows: list[list[str]] = []
-    for name in cards:
+    cards = {}
+    for name, card in charts.items():
+        if "layers" in card:
+            drawing = chart(card)
+        else:
+            drawing = facts(card) if "facts" in card else table(card["columns"], card["rows"], card["empty"])
+        cards[name] = {"title": card["title"], "db": NAME} | drawing
         if name.startswith("wide_"):
             rows.append([name, name])
         elif rows and rows[-1][1] == "":
             rows[-1][1] = name
         else:
             rows.append([name, ""])
+    links = {each["title"]: f"/-/dashboards/{name}" for name, each in CONTENT["pages"].items()}
+    links |= {"Queries": "/polymarket#queries", "Tables": "/polymarket"}
+    head = " · ".join(f'<a href="{address}">{name}</a>' for name, address in links.items())
     return {
         "title": title,
-        "description": description,
-        "filters": filters,
+        "description": Markup(f"{head}</p><p>{html.escape(description)}"),  # noqa: S704  escaped
+        "filters": {name: {"db": NAME} | each for name, each in filters.items()},
         "charts": cards,
         "layout": [[left, right or left] for left, right in rows],
     }
 
 
-DAYS_SHOWN: Final = {
-    "days": {"name": "Days up to the newest", "type": "number", "default": 7, "min": 0.05, "step": 0.05}
-}
-COLLECTION: Final = page(
-    "Collection",
-    "How the collecting itself goes. All times are UTC.",
-    DAYS_SHOWN,
-    wide_now=facts(
-        "The newest run and the file",
-        """
-        SELECT *, (SELECT count(*) FROM seen JOIN markets USING (market_id) JOIN snapshots AS s ON s.id = snapshot_id
-                   WHERE followed = 1 AND resolved IS NOT 1 AND s.run_id < r.run_id) AS behind
-        FROM runs AS r ORDER BY run_id DESC LIMIT 1
-        """,
-        {
-            "run": "run_id || ': ' || html(status) || ', begun ' || html(started_at) || ' UTC'",
-            "stored": "number(snapshots_saved) || ' of ' || number(markets_listed) || ' markets listed'",
-            "without a book": "number(books_missing)",
-            "followed markets that it did not store": "CASE status WHEN 'running' THEN 'still running' "
-            "ELSE number(behind) END",
-            "duration": "number(duration) || ' s'",
-            "requests": "number(requests) || ', of which retries ' || number(retries) || '; refused for their rate '"
-            " || number(rate_limit_hits)",
-            "snapshots in the file": "number((SELECT max(id) FROM snapshots))",
-            "file and write-ahead log": "file_size('') || ' and ' || file_size('-wal')",
-        },
-        "No run yet: start async-collector and load this page again.",
-    ),
-    share=chart(
-        "Share of the listed markets that each run stored, %",
-        f"""
-        SELECT *, status AS kind, round(100.0 * snapshots_saved / nullif(markets_listed, 0), 2) AS share
-        FROM ({RUNS})
-        """,
-        "No runs in these days.",
-        layer(
-            "circle",
-            kinds(complete=GREEN, partial=ORANGE, failed=RED, running=GREY),
-            "share",
-            "stored, %",
-            "utc run_id status share markets_listed snapshots_saved",
-        ),
-    ),
-    duration=chart(
-        "Duration of each run, seconds",
-        RUNS,
-        "No runs in these days.",
-        layer("line", BLUE, "duration", "seconds", "utc run_id duration requests retries"),
-    ),
-    misses=chart(
-        "What each run missed",
-        f"""
-        SELECT x, utc, run_id, books_missing AS misses, 'markets without a book' AS kind FROM ({RUNS})
-        UNION ALL SELECT x, utc, run_id, errors, 'failures' FROM ({RUNS})
-        """,
-        "No runs in these days.",
-        layer(
-            "line",
-            kinds(**{"markets without a book": ORANGE, "failures": RED}),
-            "misses",
-            "markets, failures",
-            "utc run_id kind misses",
-        ),
-    ),
-    pauses=chart(
-        "Gaps: minutes from one run to the next",
-        f"SELECT * FROM ({RUNS}) WHERE minutes IS NOT NULL",
-        "A gap needs two runs.",
-        layer("line", BLUE, "minutes", "minutes", "utc run_id minutes"),
-    ),
-    failures=table(
-        "Most frequent failures",
-        {"stage": "html(stage)", "reason": "html(reason)", "times": "number(times)", "last run": "last_run"},
-        f"""
-        SELECT stage, reason, count(*) AS times, max(run_id) AS last_run FROM failures
-        WHERE run_id IN (SELECT run_id FROM ({RUNS})) GROUP BY stage, reason ORDER BY times DESC LIMIT 10
-        """,
-        "none in these days",
-    ),
-    posts=chart(
-        "Posts read by each run",
-        f"SELECT * FROM ({RUNS}) WHERE tweets > 0",
-        "No posts in these days:|they need TWITTER_BEARER_TOKEN.",
-        layer("line", GREEN, "tweets", "posts", "utc run_id tweets"),
-    ),
-)
-
-ENOUGH: Final = "volume_24h >= coalesce(nullif(:volume, ''), 1000)"
-SPREAD: Final = {
-    "market": "market_link(slug, question)",
-    "bid": "best_bid_yes",
-    "ask": "best_ask_yes",
-    "spread": "spread",
-    "volume": "usd(volume_24h)",
-}
-SPREADS: Final = f"SELECT * FROM ({CURRENT}) WHERE spread IS NOT NULL AND {ENOUGH}"
-NO_MARKETS: Final = "No open market of the last two hours|with this volume: lower it,|or wait for the next run."
-EXCHANGE: Final = page(
-    "Exchange",
-    "Open markets as of the last two hours in the file. Prices and spreads are USD per share of YES, volumes USD of 24 "
-    "hours; times are UTC.",
-    {"volume": {"name": "Volume of 24 hours, at least USD", "type": "number", "default": 1000, "min": 0}},
-    categories=chart(
-        "Volume of 24 hours by category",
-        f"""
-        SELECT coalesce(category, 'none') AS category, round(sum(volume_24h)) AS x, usd(sum(volume_24h)) AS volume,
-               count(*) AS markets
-        FROM ({CURRENT}) WHERE {ENOUGH} GROUP BY 1 ORDER BY x DESC LIMIT 12
-        """,
-        NO_MARKETS,
-        bars("category", "x", "USD", "category volume markets"),
-        height=300,
-    ),
-    movers=chart(
-        "Movers: change of the price of YES in 24 hours, cents",
-        f"""
-        SELECT substr(question, 1, 60) AS market, round(100 * change, 2) AS x, price_before, price_yes,
-               address('/-/dashboards/market', slug) AS link
-        FROM ({MOVERS}) WHERE {ENOUGH} AND change <> 0 ORDER BY abs(change) DESC LIMIT 12
-        """,
-        "No market moved, or there are|no snapshots a day apart yet.",
-        bars(
-            "market",
-            "x",
-            "cents",
-            "market price_before price_yes",
-            color={"condition": {"test": "datum.x < 0", "value": RED}, "value": GREEN},
-            href={"field": "link", "type": "nominal"},
-        ),
-        height=300,
-    ),
-    widest=table(
-        "Widest spreads",
-        SPREAD,
-        f"{SPREADS} ORDER BY spread DESC, volume_24h DESC LIMIT 10",
-        NO_MARKETS,
-    ),
-    tightest=table(
-        "Tightest spreads",
-        SPREAD,
-        f"{SPREADS} ORDER BY spread, volume_24h DESC LIMIT 10",
-        NO_MARKETS,
-    ),
-    wide_newest=table(
-        "Newest markets",
-        {
-            "market": "market_link(slug, question)",
-            "category": "html(category)",
-            "first seen, UTC": "html(first_seen)",
-            "price": "price_yes",
-            "volume": "usd(volume_24h)",
-        },
-        f"""
-        SELECT c.*, m.first_seen FROM ({CURRENT}) AS c JOIN markets AS m USING (market_id)
-        WHERE {ENOUGH} ORDER BY m.first_seen DESC LIMIT 10
-        """,
-        NO_MARKETS,
-    ),
-)
-
-NO_SNAPSHOTS: Final = "No snapshots of this market|in these days. Choose another|above and press Apply."
-MARKET_PAGE: Final = page(
-    "Market",
-    "One market, chosen by its slug: the last part of its address. Prices are USD per share of YES, which is the "
-    "probability; times are UTC.",
-    {
-        "market": {
-            "name": "Market",
-            "type": "select",
-            "db": NAME,
-            "query": "SELECT slug FROM latest_snapshots WHERE slug IS NOT NULL ORDER BY volume_24h DESC LIMIT 1000",
-        }
-    }
-    | DAYS_SHOWN,
-    wide_about=facts(
-        "Now",
-        MARKET,
-        {
-            "question": "exchange_link(event_slug, slug, question)",
-            "YES is": "html(outcome_yes)",
-            "price of YES": "price_yes || ' USD'",
-            "bid and ask": "coalesce(best_bid_yes, 'none') || ' and ' || coalesce(best_ask_yes, 'none')",
-            "volume of 24 hours": "usd(volume_24h)",
-            "newest snapshot": "html(newest) || ' UTC'",
-            "ends": "html(end_time) || ' UTC'",
-            "as a table": "link(address('/polymarket/price_history', slug), 'price history') || ', ' || "
-            "link(address('/polymarket/depth_within_cents', slug), 'depth') || ', ' || "
-            "link(address('/polymarket/book_at_a_moment', slug), 'book')",
-            "outcome": "CASE resolved WHEN 1 THEN coalesce(html(resolution_outcome), 'resolved') ELSE 'open' END",
-        },
-        "No market of this name in the file: choose one above and press Apply.",
-    ),
-    wide_price=chart(
-        "Price of YES with best bid and ask; grey points: without both",
-        f"SELECT * FROM ({HISTORY}) WHERE price_yes <> 0.5 OR coalesce(best_bid_yes, best_ask_yes) IS NOT NULL",
-        "No price of this market|in these days. Choose another|above and press Apply.",  # an empty book says 0.5
-        layer("area", ORANGE, "best_bid_yes", "USD", "", y2={"field": "best_ask_yes"}, opacity={"value": 0.35}),
-        layer(
-            "line", BLUE, "price_yes", "USD", "utc price_yes best_bid_yes best_ask_yes", only="isValid(datum.spread)"
-        ),
-        layer(
-            "circle", GREY, "price_yes", "USD", "utc price_yes best_bid_yes best_ask_yes", only="!isValid(datum.spread)"
-        ),
-        height=280,
-    ),
-    spread=chart(
-        "Spread",
-        f"SELECT * FROM ({HISTORY}) WHERE spread IS NOT NULL",
-        "No snapshot in these days|has both a bid and an ask.",
-        layer("line", ORANGE, "spread", "USD", "utc spread best_bid_yes best_ask_yes"),
-    ),
-    volume=chart(
-        "Volume of the last 24 hours",
-        f"SELECT * FROM ({HISTORY}) WHERE volume_24h IS NOT NULL",
-        NO_SNAPSHOTS,
-        layer("line", GREEN, "volume_24h", "USD", "utc volume_24h"),
-    ),
-    depth=chart(
-        "The book of the newest snapshot: shares up to each price",
-        f"""
-        WITH book AS (SELECT b.* FROM ({MARKET}) AS m JOIN books AS b USING (book_id))
-        SELECT side || 's' AS kind, price AS x, price, size,
-               round(sum(size) OVER (PARTITION BY side ORDER BY level), 2) AS shares
-        FROM ({LEVELS})
-        """,
-        "The newest snapshot has no book:|it could not be fetched,|or the collector runs with --depth 0.",
-        depth("bids", "step-before"),
-        depth("asks", "step-after"),
-    ),
-    hype=chart(
-        "Attention on X: hype score",
-        f"""
-        WITH m AS ({MARKET})
-        SELECT strftime('%Y-%m-%dT%H:%M:%SZ', h.timestamp) AS x, h.timestamp AS utc, h.*
-        FROM m JOIN hype_signals AS h USING (market_id)
-        WHERE h.timestamp > datetime(newest, '-' || {DAYS} || ' days') ORDER BY h.timestamp DESC LIMIT 1000
-        """,
-        "No attention was measured|for this market in these days.",
-        layer("line", BLUE, "hype_score", "0 to 100", "utc hype_score tweet_count unique_users"),
-    ),
-)
-
+PAGES: Final = {name: page(**each) for name, each in CONTENT["pages"].items()}
 
 # --- Limits -----------------------------------------------------------------------------------------------------------
 
-MAX_AT_ONCE: Final = 2  # pages that are being made; the rest waits, and the oldest of too many is sent away
+MAX_AT_ONCE: Final = 2  # pages that are being made; the others wait, and the oldest of too many is sent away
 MAX_WAITING: Final = 40
 MAX_STREAMS: Final = 2  # CSV files on their way
 MAX_CONNECTIONS: Final = 250
@@ -798,7 +286,8 @@ MAX_PAGE_S: Final = 30.0  # from its turn until the last byte is sent
 MAX_STREAM_S: Final = 600.0
 BUSY_S: Final = 3.0  # for the queries of a page while others wait
 ALONE_S: Final = 10.0
-MAX_COUNT_MS: Final = 1_000  # how many rows a filter finds is nice to know
+MAX_COUNT_MS: Final = 300  # how many rows a filter finds is nice to know
+MAX_PATTERN: Final = 200  # bytes, of LIKE and GLOB
 MAX_HEAP: Final = 24_000_000  # bytes, of SQLite, in all threads
 # what SQLite does between two looks at the clock lasts milliseconds with these, whatever the statement says
 SQLITE_LIMITS: Final = {
@@ -810,22 +299,23 @@ SQLITE_LIMITS: Final = {
     sqlite3.SQLITE_LIMIT_VDBE_OP: 50_000,
     sqlite3.SQLITE_LIMIT_FUNCTION_ARG: 30,
     sqlite3.SQLITE_LIMIT_ATTACHED: 0,
-    sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 100,
+    sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: MAX_PATTERN,
     sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER: 6_000,
     sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH: 0,
     sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0,
 }
-STEPS: Final = 100  # of SQLite's machine between two looks at the clock
+STEPS: Final = 50  # of SQLite's machine between two looks at the clock
 PRAGMAS: Final = {"table_info", "table_xinfo", "foreign_key_list", "index_list", "database_list", "schema_version"}
 # Not among them: what reads files or memory, and instr, replace and trim, which take hours for two long texts.
 FUNCTIONS: Final = (
     " -> ->> abs acos address asin atan atan2 avg ceil ceiling char coalesce cos count cume_dist current_date "
-    " current_time current_timestamp date datetime degrees dense_rank escape_fts exchange_link exp file_size "
+    " current_time current_timestamp date datetime degrees dense_rank escape_fts exchange_link exp figure file_size "
     " first_value floor format glob group_concat hex html ifnull iif json json_array json_array_length json_each "
-    " json_extract json_group_array json_group_object json_object json_quote json_tree json_type json_valid julianday "
-    " lag last_value lead length like link ln log log10 log2 lower market_link max min mod nth_value ntile nullif "
-    " number percent_rank pi pow power printf quote radians random rank round row_number sign sin sqlite_version sqrt "
-    " strftime string_agg substr substring sum tan time total trunc typeof unicode unixepoch upper usd utc "
+    " json_extract json_group_array json_group_object json_object json_quote json_tree json_type json_valid "
+    " julianday lag last_value lead length like link ln log log10 log2 lower market_link max min mod nth_value ntile "
+    " nullif number percent_rank pi pow power price printf quote radians random rank round row_number sign sin "
+    " slug_of sqlite_version sqrt strftime string_agg substr substring sum tan time total trunc typeof unicode "
+    " unixepoch upper usd utc words_of "
 )
 
 
@@ -884,10 +374,11 @@ class Reader(sqlite3.Connection):
 
     def authorize(self, action: int, name: str | None, other: str | None, *_: str | None) -> int:
         """Return SQLITE_OK for what a reader of tables needs."""
+        table = str(name).lower()  # as it was written, if no column of it is read
         allowed = {
             sqlite3.SQLITE_SELECT: True,
             sqlite3.SQLITE_RECURSIVE: True,
-            sqlite3.SQLITE_READ: name not in self.modules and not str(name).startswith("pragma_"),
+            sqlite3.SQLITE_READ: table not in self.modules and not table.startswith("pragma_"),
             sqlite3.SQLITE_FUNCTION: f" {other} " in FUNCTIONS,
             sqlite3.SQLITE_PRAGMA: name in PRAGMAS,
         }
@@ -902,6 +393,24 @@ class Reader(sqlite3.Connection):
         visit = VISIT.get(NOBODY)
         both = handler and (lambda: handler() or visit.over())
         super().set_progress_handler(both, min(n, STEPS))
+
+
+async def patiently(start: Callable[[], Awaitable[T]]) -> T:
+    """Return what *start* returns; where another query has taken the memory of all, start again when that has ended."""
+    for _ in range(10):
+        with suppress(MemoryError):
+            return await start()
+        await asyncio.sleep(0.1)
+    raise sqlite3.OperationalError("out of the memory that queries may take")
+
+
+class Internals(Database):  # type: ignore[misc]  # Datasette has no types
+    """What Datasette keeps for itself, in memory."""
+
+    async def execute_fn(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        """Call *fn* in a thread with a connection."""
+        execute = super().execute_fn
+        return await patiently(lambda: execute(fn))
 
 
 class CollectorFile(Database):  # type: ignore[misc]  # Datasette has no types
@@ -946,7 +455,8 @@ class CollectorFile(Database):  # type: ignore[misc]  # Datasette has no types
                 self.ds._prepare_connection(own.connection, NAME)  # noqa: SLF001  as Datasette does
             return fn(own.connection)
 
-        return await asyncio.get_running_loop().run_in_executor(self.ds.executor, copy_context().run, in_thread)
+        run = asyncio.get_running_loop().run_in_executor
+        return await patiently(lambda: run(self.ds.executor, copy_context().run, in_thread))
 
     async def execute(self, sql: str, *arguments: Any, **options: Any) -> Results:  # noqa: ANN401  Datasette's
         """Return the rows of a query; where they have to be whole, there is an error and not a part of them."""
@@ -955,8 +465,6 @@ class CollectorFile(Database):  # type: ignore[misc]  # Datasette has no types
         visit = VISIT.get(NOBODY)
         try:
             results = await super().execute(sql, *arguments, **options | {"log_sql_errors": False})
-        except MemoryError as error:
-            raise sqlite3.OperationalError("out of the memory that a query may take") from error
         except (sqlite3.DatabaseError, QueryInterrupted) as error:
             expected = options.get("truncate") or "custom_time_limit" in options  # Datasette shows it, or goes on
             if visit.whole or not expected:
@@ -977,9 +485,6 @@ class CollectorFile(Database):  # type: ignore[misc]  # Datasette has no types
         ]
 
 
-PAGES: Final = {"market": MARKET_PAGE, "exchange": EXCHANGE, "collection": COLLECTION}
-
-
 # --- Serving ----------------------------------------------------------------------------------------------------------
 
 
@@ -995,14 +500,14 @@ def link(address: str | None, label: object) -> str | None:
     return f'<a href="{html.escape(address)}">{html.escape(str(label))}</a>'
 
 
-def address(page: str, slug: str | None) -> str | None:
-    """Return the address of a page or query of a market."""
-    return None if slug is None else f"{page}?{urllib.parse.urlencode({'market': slug})}"
+def address(page: str, name: str, value: str | None) -> str | None:
+    """Return the address of a page or query with one parameter, or None if that has no value."""
+    return None if value is None else f"{page}?{urllib.parse.urlencode({name: value})}"
 
 
 def market_link(slug: str | None, label: object) -> str | None:
     """Return a link to the page of a market, or its label alone if it has no slug."""
-    return link(address("/-/dashboards/market", slug), slug if label is None else label)
+    return link(address("/-/dashboards/market", "market", slug), slug if label is None else label)
 
 
 def exchange_link(event_slug: str | None, slug: str | None, label: object) -> str | None:
@@ -1013,9 +518,33 @@ def exchange_link(event_slug: str | None, slug: str | None, label: object) -> st
     return link(f"https://polymarket.com/event/{path}", slug if label is None else label)
 
 
+def slug_of(market: str) -> str:
+    """Return the slug of a market as it is chosen: its question with the slug in brackets, or the slug alone."""
+    found = re.fullmatch(r".*\((\S+)\)", str(market).strip(), re.DOTALL)
+    return found[1] if found else str(market).strip()
+
+
+def words_of(market: str) -> str:
+    """Return the pattern of a question with these words, in their order."""
+    words = re.findall(r"\w+", str(market))
+    return f"%{'%'.join(words)}%".encode()[:MAX_PATTERN].decode(errors="ignore") if words else ""
+
+
+def figure(text: object) -> str:
+    """Return a number as it stands in a column of such."""
+    return f'<span class="figure">{"none" if text is None else html.escape(str(text))}</span>'
+
+
+def price(value: float | None) -> str | None:
+    """Return a price with three decimals, or with more if it has them."""
+    if not isinstance(value, int | float):
+        return as_html(value)
+    return max(f"{value:.3f}", f"{round(value, 6):.6g}", key=len)
+
+
 def number(value: float | None) -> str | None:
-    """Return *value* with thousands apart."""
-    return f"{value:,}" if isinstance(value, int | float) else as_html(value)
+    """Return *value* with thousands apart, and two decimals at most."""
+    return f"{round(value, 2):,}" if isinstance(value, int | float) else as_html(value)
 
 
 def usd(value: float | None) -> str | None:
@@ -1048,30 +577,29 @@ class Hooks:
         if database != NAME:
             return
         path = datasette.databases[NAME].path
-        conn.create_function("html", 1, as_html, deterministic=True)
-        conn.create_function("number", 1, number, deterministic=True)
-        conn.create_function("usd", 1, usd, deterministic=True)
-        conn.create_function("link", 2, link, deterministic=True)
-        conn.create_function("address", 2, address, deterministic=True)
+        functions = (address, exchange_link, figure, link, market_link, number, price, slug_of, usd, words_of)
+        for name, function in {each.__name__: each for each in functions}.items() | {("html", as_html)}:
+            conn.create_function(name, function.__code__.co_argcount, function, deterministic=True)
         conn.create_function("utc", 1, ac.sql_time_of, deterministic=True)
-        conn.create_function("market_link", 2, market_link, deterministic=True)
-        conn.create_function("exchange_link", 3, exchange_link, deterministic=True)
         conn.create_function("file_size", 1, lambda ending: file_size(Path(f"{path}{ending}")))
 
     @staticmethod
     @hookimpl  # type: ignore[untyped-decorator]
     def render_cell(row: sqlite3.Row, value: object, column: str) -> Markup | None:
         """Make links of names and ids, wherever they stand."""
-        if not isinstance(value, str | int):  # nothing, or a foreign key, which Datasette links by itself
-            return None
-        if column == "slug":
-            return Markup(market_link(str(value), value))  # noqa: S704  escaped
-        if column == "event_slug":
+        text = None  # a foreign key, which Datasette links by itself
+        if value is None:
+            text = '<span class="none">none</span>'
+        elif isinstance(value, float):
+            text = figure(f"{round(value, 6):.12g}")
+        elif column == "slug":
+            text = market_link(str(value), value)
+        elif column == "event_slug":
             slug = row["slug"] if "slug" in row.keys() else None  # noqa: SIM118  a row is not a dict
-            return Markup(exchange_link(str(value), slug, value))  # noqa: S704
-        if column in ROWS_OF:
-            return Markup(link(f"/{NAME}/{ROWS_OF[column]}/{tilde_encode(str(value))}", value))  # noqa: S704
-        return None
+            text = exchange_link(str(value), slug, value)
+        elif column in ROWS_OF and isinstance(value, str | int):
+            text = link(f"/{NAME}/{ROWS_OF[column]}/{tilde_encode(str(value))}", value)
+        return None if text is None else Markup(text)  # noqa: S704  escaped
 
 
 HOME: Final = """
@@ -1093,13 +621,11 @@ def metadata(path: Path, market: str | None) -> dict[str, Any]:
         tables[name] = {"description": text, "columns": comments.get(name, {})}
         tables[name] |= {"label_column": label} if label else {}
         tables[name] |= {"sort_desc": newest} if newest else {}
-    queries = {
-        name: {"title": title, "description": text, "sql": textwrap.dedent(sql).strip(), "hide_sql": True}
-        for name, (title, text, sql) in QUERIES.items()
-    }
-    filters = MARKET_PAGE["filters"] | {"market": MARKET_PAGE["filters"]["market"] | {"default": market or ""}}
-    pages = PAGES | {"market": MARKET_PAGE | {"filters": filters}}
-    style = base64.b64encode(STYLE.encode()).decode()
+    queries = {name: query | {"hide_sql": True} for name, query in QUERIES.items()}
+    filters = PAGES["market"]["filters"]
+    filters = filters | {"market": filters["market"] | {"default": market or ""}}
+    pages = PAGES | {"market": PAGES["market"] | {"filters": filters}}
+    style = base64.b64encode(CONTENT["style"].encode()).decode()
     return {
         "title": f"Polymarket: {path.name}",
         "description_html": HOME,
@@ -1130,19 +656,17 @@ def opening_mode(path: Path) -> str:
 
 
 def most_traded(path: Path, mode: str) -> str | None:
-    """Return the slug of the market with the greatest volume."""
-    query = f"SELECT slug FROM ({CURRENT}) WHERE slug IS NOT NULL ORDER BY volume_24h DESC LIMIT 1"
+    """Return the slug of the market with the greatest volume, one with both sides if there is any."""
+    query = f"SELECT slug FROM ({CONTENT['sql']['CURRENT']}) WHERE slug IS NOT NULL"
     with closing(sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True)) as connection:
-        found = connection.execute(query).fetchone()
+        found = connection.execute(f"{query} ORDER BY spread IS NULL, volume_24h DESC LIMIT 1").fetchone()
     return str(found[0]) if found else None
 
 
 class Dashboard(Datasette):  # type: ignore[misc]  # Datasette has no types
-    """Datasette, with as many rows in an answer as the visit has."""
+    """Datasette, with as many rows in an answer as the visit has; the number that it sets itself is not used."""
 
-    max_returned_rows = property(
-        lambda _: VISIT.get(NOBODY).rows, lambda *_: None
-    )  # it sets a number, which is not used
+    max_returned_rows = property(lambda _: VISIT.get(NOBODY).rows, lambda *_: None)
 
 
 def application(path: Path) -> Datasette:
@@ -1152,6 +676,8 @@ def application(path: Path) -> Datasette:
     mode = opening_mode(path)
     datasette = Dashboard(settings=SETTINGS, metadata=metadata(path, most_traded(path, mode)))
     datasette.remove_database("_memory")
+    datasette.remove_database("_internal")
+    datasette.add_database(Internals(datasette, memory_name="internal"), name="_internal")
     datasette.add_database(CollectorFile(datasette, path), name=NAME)
     return datasette
 
@@ -1166,9 +692,9 @@ NUMBERS: Final = {"days", "hours", "cents", "shares", "volume"}
 TIME_LIKE: Final = re.compile(r"\d{4}-\d\d-\d\d[T ]\d.*")
 STORED_TIME: Final = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d(\.\d+)?)?")
 # nothing from elsewhere, not in the frame of another page, and not read by one; Vega makes functions of its charts
-CONTENT: Final = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data:; frame-ancestors 'none'; base-uri 'none'"
+SOURCES: Final = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data:; frame-ancestors 'none'; base-uri 'none'"
 HEADERS: Final = [
-    ("Content-Security-Policy", CONTENT),
+    ("Content-Security-Policy", SOURCES),
     ("X-Frame-Options", "DENY"),
     ("X-Content-Type-Options", "nosniff"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
@@ -1331,11 +857,11 @@ class Guard:
         if len(self.waiting) > MAX_WAITING:
             self.waiting.pop(0).set_result(False)
         try:
-            return await turn
+            return await asyncio.shield(turn)
         except asyncio.CancelledError:  # it has left
             if turn in self.waiting:
                 self.waiting.remove(turn)
-            elif not turn.cancelled() and turn.result():
+            elif turn.result():
                 self.end_turn(stream=False)
             raise
 

@@ -16,4 +16,5 @@ class Wheel(BuildHookInterface[Any]):
             build_data["force_include"] |= {
                 "async_collector.py": "async_collector/__init__.py",
                 "deploy/py.typed": "async_collector/py.typed",
+                "dashboard.toml": "async_collector/dashboard.toml",  # collector-dashboard reads it there
             }

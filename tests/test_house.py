@@ -61,6 +61,7 @@ def test_a_program_that_uses_the_installed_package_is_type_checked(tmp_path: Pat
     with zipfile.ZipFile(wheel) as files:
         files.extractall(site_packages)
     assert (site_packages / "async_collector/__init__.py").read_text() == (PROJECT / "async_collector.py").read_text()
+    assert (site_packages / "async_collector/dashboard.toml").read_text() == (PROJECT / "dashboard.toml").read_text()
     (tmp_path / "program.py").write_text(
         "from async_collector import AsyncCollector\n"
         "AsyncCollector('file.db', workers=7).clob_limiter.max_requests = 40\n"
