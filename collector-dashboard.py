@@ -287,11 +287,11 @@ MAX_STREAM_S: Final = 600.0
 BUSY_S: Final = 3.0  # for the queries of a page while others wait
 ALONE_S: Final = 10.0
 MAX_COUNT_MS: Final = 300  # how many rows a filter finds is nice to know
-MAX_PATTERN: Final = 200  # bytes, of LIKE and GLOB
+MAX_PATTERN: Final = 100  # bytes, of LIKE and GLOB
 MAX_HEAP: Final = 24_000_000  # bytes, of SQLite, in all threads
-# what SQLite does between two looks at the clock lasts milliseconds with these, whatever the statement says
+# with these the longest step, a LIKE of the longest pattern over the longest value, takes a fifth of a second
 SQLITE_LIMITS: Final = {
-    sqlite3.SQLITE_LIMIT_LENGTH: 1_000_000,  # bytes of a value and of a row
+    sqlite3.SQLITE_LIMIT_LENGTH: 500_000,  # bytes of a value and of a row
     sqlite3.SQLITE_LIMIT_SQL_LENGTH: 20_000,
     sqlite3.SQLITE_LIMIT_COLUMN: 200,
     sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 200,
@@ -304,7 +304,8 @@ SQLITE_LIMITS: Final = {
     sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH: 0,
     sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0,
 }
-STEPS: Final = 50  # of SQLite's machine between two looks at the clock
+STEPS: Final = 100  # of SQLite's machine between two looks at the clock
+STRANGE_STEPS: Final = 10  # in SQL of the visitor, who may have chosen long ones; a scan takes twice as long with it
 PRAGMAS: Final = {"table_info", "table_xinfo", "foreign_key_list", "index_list", "database_list", "schema_version"}
 # Not among them: what reads files or memory, and instr, replace and trim, which take hours for two long texts.
 FUNCTIONS: Final = (
@@ -326,6 +327,7 @@ class Visit:
     sql: bool  # it may run the SQL in its address
     rows: int = 5_000  # at most, in an answer
     size: int = 4_000_000  # bytes of values at most, as Python keeps them
+    steps: int = STEPS
     whole: bool = False  # the format cannot say that rows are missing, so that none may be
     waiting: list[asyncio.Future[bool]] = field(default_factory=list)  # for this one to end
     began: float = math.inf
@@ -392,7 +394,7 @@ class Reader(sqlite3.Connection):
         """Call *handler*, Datasette's clock, more often than it asks for, and look at the visit as well."""
         visit = VISIT.get(NOBODY)
         both = handler and (lambda: handler() or visit.over())
-        super().set_progress_handler(both, min(n, STEPS))
+        super().set_progress_handler(both, min(n, visit.steps))
 
 
 async def patiently(start: Callable[[], Awaitable[T]]) -> T:
@@ -400,6 +402,8 @@ async def patiently(start: Callable[[], Awaitable[T]]) -> T:
     for _ in range(10):
         with suppress(MemoryError):
             return await start()
+        if VISIT.get(NOBODY).over():
+            break
         await asyncio.sleep(0.1)
     raise sqlite3.OperationalError("out of the memory that queries may take")
 
@@ -822,10 +826,12 @@ class Guard:
         if stream and "_next" not in args and args.get("_size", "max") == "max":  # else a table sends its first page
             request.scope["query_string"] = b"_stream=1&_size=500&" + request.scope["query_string"]
         queried = path in SQL_PATHS or table in QUERIES
+        strange = "_where" in args or not OWN_SQL.issuperset(args.getlist("sql"))
         visit = Visit(
             sql=self.allow_sql or path.startswith("/-/") or (path in SQL_PATHS and "sql" in args),
             rows=200_000 if stream and queried else 5_000 if form else 1_000,
             size=16_000_000 if stream else 4_000_000,
+            steps=STRANGE_STEPS if strange else STEPS,
             whole=stream or args.get("_shape") in {"array", "arrayfirst", "object"},
             waiting=self.waiting,
         )
