@@ -2,7 +2,7 @@
 """Collect Polymarket's markets into SQLite: the command `async-collector`.
 
 Results go to stdout; log, progress and errors go to stderr. The file reads top down: what is said and asked, a run once
-or at every tick, `--status`, `--benchmark`, and `main`.
+or at every tick, `--status` and its metrics, `--benchmark`, and `main`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ if sys.version_info < (3, 11):  # noqa: UP036  said before an import fails witho
 import argparse
 import asyncio
 import difflib
+import hashlib
 import json
 import logging
 import math
 import os
 import platform
+import shutil
 import signal
 import sqlite3
 import textwrap
@@ -37,7 +39,7 @@ from tqdm import tqdm
 import async_collector as ac
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 
 T = TypeVar("T")
 
@@ -214,6 +216,7 @@ def build_parser() -> argparse.ArgumentParser:
     interval = f"minutes between two collections, for --continuous and --status ({INTERVAL_MIN})"
     option("--interval", interval, metavar="MIN", type=checked(ac.minutes))
     option("--status", "say how the collection is going; exit 1 if that is not well", modes, action="store_true")
+    option("--metrics", "with --status: print it as text for Prometheus, not for a person", action="store_true")
     benchmark = "collect twice into temporary files, one by one and as always, and compare"
     option("--benchmark", benchmark, modes, action="store_true")
     option("--json", "print the result as one line of JSON", action="store_true")
@@ -231,6 +234,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         args.interval = INTERVAL_MIN
     elif not (args.continuous or args.status):
         parser.error("argument --interval: only with --continuous or --status, for a single run has no interval")
+    if args.metrics and (args.json or not args.status):
+        parser.error("argument --metrics: only with --status, and not with --json")
     if args.ends_within is not None and not (args.series or args.tags):
         parser.error("argument --ends-within: only with --series or --tag")
     if args.benchmark and any(getattr(args, kind) for kind in ac.NAMES):
@@ -469,10 +474,32 @@ RECENT_RUNS: Final = """
     SELECT run_id, started_at, status, markets_listed, snapshots_saved, books_missing, errors, duration
     FROM runs ORDER BY run_id DESC LIMIT 5
 """
-LAST_COMPLETE: Final = "SELECT started_at FROM runs WHERE status = 'complete' ORDER BY run_id DESC LIMIT 1"
-STARTS_SINCE: Final = "SELECT started_at FROM runs WHERE started_at > ? ORDER BY run_id"
+# what was collected in the last seven days, with the newest run of each that has ended
+SELECTIONS: Final = """
+    SELECT min_volume, selection, depth, max(iif(status <> 'running', run_id, NULL)) AS run_id,
+           min(started_at) AS first_run_at, max(started_at) AS last_run_at, sum(status = 'complete') AS complete_runs,
+           max(iif(status = 'complete', started_at, NULL)) AS last_complete_at
+    FROM runs WHERE started_at > datetime(:now, '-7 days') AND started_at <= datetime(:now, '2 seconds')
+    GROUP BY min_volume, selection, depth HAVING sum(status <> 'running') > 0 ORDER BY run_id DESC
+"""
+STARTS: Final = """
+    SELECT started_at FROM runs WHERE started_at > :since AND started_at <= datetime(:now, '2 seconds')
+        AND min_volume IS :min_volume AND selection IS :selection AND depth IS :depth
+    ORDER BY run_id
+"""
+# connections of `collector-live` that have not ended, and gaps that have not
+STREAMS: Final = """
+    SELECT count(*) AS streams, min(coalesce(verified_at, started_at)) AS verified_at, total(tokens) AS tokens,
+           total(frames) AS frames, total(changes) AS changes, total(trades) AS trades,
+           (SELECT count(*) FROM live_gaps WHERE until IS NULL) AS gaps,
+           (SELECT min(since) FROM live_gaps WHERE until IS NULL) AS gap_since
+    FROM streams WHERE reason IS NULL
+"""
 LARGE_WAL: Final = "the WAL is large: a reader that never finishes probably holds it"
 CLOCKS_DIFFER_S: Final = 2  # by so much without one of them being wrong
+LIVE_FRESH_S: Final = 120  # a stream is compared with the exchange's books every 30 s
+DAY_S: Final = 86_400
+MAX_LABEL: Final = 100  # signs; whatever is longer ends with a digest of all of it
 
 
 def size(path: Path, suffix: str = "") -> int:
@@ -497,11 +524,39 @@ def missed_ticks(starts: Sequence[float], since: float, now: float, interval_s: 
     return sum(tick not in ran for tick in range(first, math.floor(now / interval_s)))  # the newest may still come
 
 
+def selection_label(chosen: dict[str, Any]) -> str:
+    """Return in a few words what a selection, columns of `runs`, takes; another one has another label."""
+    names = json.loads(chosen["selection"] or "{}")
+    within = names.pop("ends_within", None)
+    parts = [f"{kind} {', '.join(some)}" for kind, some in names.items()]
+    parts += [f"ending within {within:g} minutes"] if within else []
+    volume, depth = chosen["min_volume"], chosen["depth"]
+    if volume or not names:
+        parts.append("unknown" if volume is None else f"over ${volume:,.15g}" if volume else "all open markets")
+    parts += [] if depth is None else [f"depth {depth}"]
+    label = ac.printable("; ".join(parts))
+    digest = hashlib.sha256(label.encode()).hexdigest()[:8]
+    return label if len(label) <= MAX_LABEL else f"{label[: MAX_LABEL - 13]} ... {digest}"
+
+
+def judge(chosen: dict[str, Any], now: datetime, interval_s: float) -> dict[str, Any]:
+    """Return a selection, a row of `SELECTIONS`, with its label, its age, and whether it is judged and well."""
+    last_complete_at = chosen["last_complete_at"]
+    age = None if last_complete_at is None else (now - moment(last_complete_at)).total_seconds()
+    is_judged = chosen["complete_runs"] > 1  # one may have been made by hand
+    return {
+        "label": selection_label(chosen),
+        **chosen,
+        "age": age,  # seconds since the newest complete run began
+        "judged": is_judged,
+        "healthy": is_judged and age is not None and age < 2 * interval_s,
+        "replaced": False,
+    }
+
+
 def first_listing(connection: sqlite3.Connection, now: datetime) -> dict[str, Any] | None:
     """Return how far the first listing of the whole exchange is; None where none is under way."""
-    found = None
-    with suppress(sqlite3.OperationalError):  # a file of an older schema has no such table
-        found = connection.execute("SELECT oldest, unread, (SELECT count(*) FROM listed_ids) FROM walk").fetchone()
+    found = connection.execute("SELECT oldest, unread, (SELECT count(*) FROM listed_ids) FROM walk").fetchone()
     oldest, unread, markets = found or (None, None, 0)
     if oldest is None or unread is None:
         return None
@@ -511,35 +566,82 @@ def first_listing(connection: sqlite3.Connection, now: datetime) -> dict[str, An
     return {"since": since, "share_read": 1 - missing / max(until - oldest, 1), "markets": markets}
 
 
+def judged_selections(connection: sqlite3.Connection, now: datetime, interval_s: float) -> list[dict[str, Any]]:
+    """Return what was collected in the last seven days, the newest first, and how each of it is going.
+
+    Where another selection is well, one that has had no run for a day was replaced by it, and is not judged.
+    """
+    at = {"now": ac.sql_time(now)}
+    found = [judge(dict(row), now, interval_s) for row in connection.execute(SELECTIONS, at)]
+    for chosen in found:
+        if any(other["healthy"] for other in found):
+            chosen["replaced"] = (now - moment(chosen["last_run_at"])).total_seconds() > DAY_S
+            chosen["judged"] = chosen["judged"] and not chosen["replaced"]
+        since = max(ac.sql_time(now - timedelta(days=1)), chosen["first_run_at"])
+        starts = connection.execute(STARTS, {**chosen, **at, "since": since})
+        ran = [moment(start).timestamp() for (start,) in starts]
+        chosen["missed_ticks"] = missed_ticks(ran, moment(since).timestamp(), now.timestamp(), interval_s)  # in a day
+    return found
+
+
+def read_streams(connection: sqlite3.Connection, now: datetime) -> dict[str, Any] | None:
+    """Return how the streams of `collector-live` in the file are going; None where it has never had any."""
+    if not connection.execute("SELECT EXISTS (SELECT 1 FROM streams)").fetchone()[0]:
+        return None
+    streams = dict(connection.execute(STREAMS).fetchone())
+    behind = [moment(at) for at in (streams["verified_at"], streams["gap_since"]) if at]
+    streams["age"] = (now - min(behind)).total_seconds() if behind else None
+    return streams
+
+
 def read_status(path: Path, interval_min: float, now: datetime) -> dict[str, Any]:
     """Return how the collection into *path* is going at *now*, as `--json` prints it, without writing to it."""
     interval_s = interval_min * 60
-    with ac.open_read_only(path, current=False, leave_no_log=True) as connection:
+    with ac.open_read_only(path, leave_no_log=True) as connection:
         connection.row_factory = sqlite3.Row
         runs = [dict(row) for row in connection.execute(RECENT_RUNS)]
-        (last_complete_at,) = connection.execute(LAST_COMPLETE).fetchone() or (None,)
-        (first_start,) = connection.execute("SELECT min(started_at) FROM runs").fetchone()
-        since = max(ac.sql_time(now - timedelta(days=1)), first_start or ac.sql_time(now))
-        starts = [moment(start).timestamp() for (start,) in connection.execute(STARTS_SINCE, (since,))]
+        selections = judged_selections(connection, now, interval_s)
+        streams = read_streams(connection, now)
         listing = first_listing(connection, now)
         file_bytes, wal_bytes = size(path), size(path, "-wal")
-    age = None if last_complete_at is None else (now - moment(last_complete_at)).total_seconds()
+    judged = [chosen for chosen in selections if chosen["judged"]]
+    shown = judged or selections
+    newest = max(shown, key=lambda chosen: chosen["last_complete_at"] or "", default=None)
+    healthy = bool(judged) and all(chosen["healthy"] for chosen in judged)
+    if streams and streams["age"] is not None:
+        healthy = streams["age"] < LIVE_FRESH_S
+    elif streams:  # nothing to follow just now: its anchors, which are runs, go on
+        healthy = any(chosen["age"] is not None and chosen["age"] < 2 * interval_s for chosen in selections)
     return {
-        "healthy": age is not None and -CLOCKS_DIFFER_S <= age < 2 * interval_s,
-        "last_complete_at": last_complete_at,  # when the newest complete run began
-        "age": age,  # seconds since then
-        "missed_ticks": missed_ticks(starts, moment(since).timestamp(), now.timestamp(), interval_s),  # in a day
+        "healthy": healthy,
+        "last_complete_at": newest and newest["last_complete_at"],  # when the newest complete run began
+        "age": newest and newest["age"],  # seconds since then
+        "missed_ticks": max((chosen["missed_ticks"] for chosen in shown), default=0),  # in a day
         "first_listing": listing,  # of the whole exchange, while it is under way
+        "selections": selections,  # of seven days, that with the newest run first
+        "streams": streams,  # None but in a file of `collector-live`
         "runs": runs,  # the newest first
         "file_bytes": file_bytes,
         "wal_bytes": wal_bytes,
+        "interval": interval_s,
         "database": str(path),
     }
 
 
+def selection_line(chosen: dict[str, Any]) -> str:
+    """Return how one selection is going."""
+    ran = f"{chosen['complete_runs']} complete runs in 7 days"
+    ago = "" if chosen["age"] is None else f", the last one {chosen['age'] / 60:.0f} minutes ago"
+    word = "well" if chosen["healthy"] else "NOT WELL"
+    if not chosen["judged"]:
+        word = "replaced, not judged" if chosen["replaced"] else "not judged, for that takes two complete runs"
+    missed = f", missed in a day: {chosen['missed_ticks']}" if chosen["judged"] else ""
+    return f"  {chosen['label']}: {word}; {ran}{ago}{missed}"
+
+
 def status_lines(status: dict[str, Any], now: datetime) -> str:
     """Return what a *status* says to a person at *now*."""
-    age, runs = status["age"], status["runs"]
+    age, runs, selections, streams = status["age"], status["runs"], status["selections"], status["streams"]
     ago = "never" if age is None else f"{status['last_complete_at']} UTC, {age / 60:.0f} minutes ago"
     lines = [
         f"{status['database']} is {'well' if status['healthy'] else 'NOT WELL'}",
@@ -552,12 +654,18 @@ def status_lines(status: dict[str, Any], now: datetime) -> str:
         ),
         f"  missed in a day    {status['missed_ticks']}",
         f"  file and WAL       {status['file_bytes'] / 1e6:.1f} MB and {status['wal_bytes'] / 1e6:.1f} MB",
-        *(
-            f"  run {run['run_id']:<14} {run['started_at']} {ac.printable(run['status'])}, "
-            f"{run['snapshots_saved']} markets of "
-            f"{run['markets_listed']}, {run['books_missing']} without books, {run['errors']} errors"
-            for run in runs
-        ),
+    ]
+    if streams:
+        behind = "nothing open" if streams["age"] is None else f"verified {streams['age']:.0f} s ago"
+        lines.append(f"  streams            {streams['streams']} open, {streams['gaps']} open gaps, {behind}")
+    elif not any(chosen["judged"] for chosen in selections):
+        lines.append("  note               nothing to judge: no selection had two complete runs in the last 7 days")
+    lines += map(selection_line, selections)
+    lines += [
+        f"  run {run['run_id']:<14} {run['started_at']} {ac.printable(run['status'])}, "
+        f"{run['snapshots_saved']} markets of {run['markets_listed']}, "
+        f"{run['books_missing']} without books, {run['errors']} errors"
+        for run in runs
     ]
     ahead = [run for run in runs if moment(run["started_at"]) > now + timedelta(seconds=CLOCKS_DIFFER_S)]
     if ahead:
@@ -567,6 +675,125 @@ def status_lines(status: dict[str, Any], now: datetime) -> str:
     if status["wal_bytes"] > ac.WAL_LIMIT_BYTES:
         lines.append(f"  note               {LARGE_WAL}")
     return "\n".join(lines)
+
+
+# --- Metrics ----------------------------------------------------------------------------------------------------------
+
+PREFIX: Final = "polymarket_collector_"
+# of the file, of each selection that is judged, of its newest run, and of streams; all are gauges, for rows of old runs
+# may be deleted
+METRICS: Final = {
+    "healthy": "1: all that is judged is well, as the exit code 0 of --status says.",
+    "interval_seconds": "Interval by which the collection is judged (--interval).",
+    "file_bytes": "Size of the database file.",
+    "wal_bytes": "Size of the write-ahead log beside it.",
+    "disk_free_bytes": "Room on the disk of the file that is left to the user of this process.",
+    "disk_size_bytes": "Size of that disk.",
+    "unarchived_days": "UTC days before today with snapshots that are not in the lake.",
+    "open_gaps": "Markets that should be collected and are missing now, as in the view gaps.",
+    "last_complete_run_timestamp_seconds": "When the newest complete run began.",
+    "last_run_timestamp_seconds": "When the newest run began, complete or not.",
+    "missed_ticks": "Ticks of the last day without a run.",
+    "run_markets_listed": "Markets that the newest run had to store.",
+    "run_markets_stored": "Markets that the newest run has stored.",
+    "run_books_missing": "Stored markets without both of their books.",
+    "run_requests": "Requests of the newest run, repetitions included.",
+    "run_retries": "Repeated requests of the newest run.",
+    "run_rate_limit_hits": "Answers with status 429 in the newest run.",
+    "run_duration_seconds": "How long the newest run took.",
+    "run_failures": "Rows in failures of the newest run, by stage.",
+    "streams_open": "Connections of collector-live that have not ended.",
+    "streams_verified_timestamp_seconds": "Up to when all of these are verified.",
+    "streams_tokens": "Tokens that these are subscribed to.",
+    "streams_frames": "Frames that these have received.",
+    "streams_changes": "Changes of books that these have stored.",
+    "streams_trades": "Trades that these have stored.",
+    "streams_open_gaps": "Gaps of live markets that have not ended.",
+}
+STAGES: Final = ("list", "book", "outcome", "save", "posts")
+NEWEST_RUN: Final = """
+    SELECT markets_listed AS run_markets_listed, snapshots_saved AS run_markets_stored,
+           books_missing AS run_books_missing, requests AS run_requests, retries AS run_retries,
+           rate_limit_hits AS run_rate_limit_hits, duration AS run_duration_seconds
+    FROM runs WHERE run_id = ?
+"""
+FAILURES: Final = "SELECT stage, count(*) FROM failures WHERE run_id = ? GROUP BY stage"
+# from day to day, each found by the index
+UNARCHIVED_DAYS: Final = """
+    WITH RECURSIVE days (day) AS (
+        SELECT date(min(timestamp)) FROM snapshots WHERE timestamp > '0' AND timestamp < :today
+        UNION ALL SELECT (
+            SELECT date(min(timestamp)) FROM snapshots WHERE timestamp >= date(day, '1 day') AND timestamp < :today
+        ) FROM days WHERE day IS NOT NULL
+    )
+    SELECT count(*) FROM days WHERE day IS NOT NULL AND EXISTS (
+        SELECT 1 FROM snapshots WHERE timestamp >= day AND timestamp < date(day, '1 day')
+            AND id > (SELECT coalesce(max(snapshots), 0) FROM archived_days WHERE archived_days.day = days.day)
+    )
+"""
+OPEN_GAPS: Final = "SELECT count(*) FROM gaps WHERE until IS NULL"
+
+Sample = tuple[str, float | None, dict[str, str]]  # name, value and labels; None: there is none
+
+
+def run_samples(connection: sqlite3.Connection, chosen: dict[str, Any]) -> Iterator[Sample]:
+    """Yield the samples of one selection, and of its newest run that has ended."""
+    label = {"selection": chosen["label"]}
+    yield "last_complete_run_timestamp_seconds", moment(chosen["last_complete_at"]).timestamp(), label
+    yield "last_run_timestamp_seconds", moment(chosen["last_run_at"]).timestamp(), label
+    yield "missed_ticks", chosen["missed_ticks"], label
+    for name, value in dict(connection.execute(NEWEST_RUN, (chosen["run_id"],)).fetchone()).items():
+        yield name, value, label
+    failures = dict.fromkeys(STAGES, 0) | dict(connection.execute(FAILURES, (chosen["run_id"],)).fetchall())
+    for stage, count in failures.items():
+        yield "run_failures", count, {**label, "stage": stage}
+
+
+def stream_samples(streams: dict[str, Any]) -> Iterator[Sample]:
+    """Yield the samples of the connections of `collector-live`."""
+    yield "streams_open", streams["streams"], {}
+    yield "streams_open_gaps", streams["gaps"], {}
+    verified_at = streams["verified_at"]
+    yield "streams_verified_timestamp_seconds", moment(verified_at).timestamp() if verified_at else None, {}
+    for name in ("tokens", "frames", "changes", "trades"):
+        yield f"streams_{name}", streams[name], {}
+
+
+def read_samples(path: Path, status: dict[str, Any], now: datetime) -> Iterator[Sample]:
+    """Yield what *status* says of the file at *path*, and what is not in it."""
+    disk = shutil.disk_usage(Path(os.path.realpath(path)).parent)
+    yield "disk_free_bytes", disk.free, {}
+    yield "disk_size_bytes", disk.total, {}
+    yield "interval_seconds", status["interval"], {}
+    for name in ("healthy", "file_bytes", "wal_bytes"):
+        yield name, status[name], {}
+    with ac.open_read_only(path, leave_no_log=True) as connection:
+        connection.row_factory = sqlite3.Row
+        yield "unarchived_days", connection.execute(UNARCHIVED_DAYS, {"today": f"{now:%F}"}).fetchone()[0], {}
+        yield "open_gaps", connection.execute(OPEN_GAPS).fetchone()[0], {}
+        for chosen in status["selections"]:
+            if chosen["judged"]:
+                yield from run_samples(connection, chosen)
+    if status["streams"]:
+        yield from stream_samples(status["streams"])
+
+
+def exposition(path: Path, samples: Iterable[Sample]) -> str:
+    """Return *samples* of the file at *path* in Prometheus' text format."""
+
+    def escaped(text: str) -> str:
+        return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+    lines: dict[str, list[str]] = {name: [] for name in METRICS}
+    for name, value, labels in samples:
+        marks = [f'{label}="{escaped(text)}"' for label, text in {"database": os.path.realpath(path), **labels}.items()]
+        if value is not None:
+            lines[name].append(f"{PREFIX}{name}{{{','.join(marks)}}} {float(value)!r}")
+    return "\n".join(
+        "\n".join((f"# HELP {PREFIX}{name} {METRICS[name]}", f"# TYPE {PREFIX}{name} gauge", *values))
+        for name, values in lines.items()
+        if values
+    )
 
 
 # --- Benchmark --------------------------------------------------------------------------------------------------------
@@ -743,8 +970,11 @@ def run(args: argparse.Namespace) -> int:
     path = ac.DEFAULT_DB_PATH if args.db is None else args.db
     if args.status:
         now = datetime.now(UTC)
-        status = read_status(ac.database_path(path, os.environ), args.interval, now)
+        file = ac.database_path(path, os.environ)
+        status = read_status(file, args.interval, now)
         text = json.dumps(status) if args.json else status_lines(status, now)
+        if args.metrics:
+            text = exposition(file, read_samples(file, status, now))
         return print_result(text, 0 if status["healthy"] else 1)
     if args.benchmark:
         compared = benchmark(chosen)

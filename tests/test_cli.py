@@ -337,7 +337,7 @@ async def test_what_is_collected_does_not_depend_on_who_listens(
         ("--status", ">/dev/full", 74),
         ("--status --json", ">/dev/full", 74),
         ("--json", "| true", 0),
-        ("--status", "| true", 0),
+        ("--status", "| true", 1),
         ("--json", ">&-", 0),
     ],
 )

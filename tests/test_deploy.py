@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DEPLOY = PROJECT / "deploy"
-SERVICES = [f"polymarket-{name}.service" for name in ("collector", "collect", "archive", "history", "live")]
+SERVICES = [f"polymarket-{name}.service" for name in ("collector", "collect", "archive", "history", "live", "metrics")]
 OPERATIONS = (PROJECT / "docs/operations.md").read_text()
 ANALYZE = shutil.which("systemd-analyze")
 needs_systemd = pytest.mark.skipif(ANALYZE is None, reason="systemd is not installed")

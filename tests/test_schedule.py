@@ -283,11 +283,11 @@ async def test_an_outage_is_counted_while_it_lasts_and_after_it(
     schedule: Callable[[str], Schedule], database: Path
 ) -> None:
     plan = schedule("14:15:00")
-    await plan.run(1)
+    await plan.run(2)
     plan.clock.elapsed_s += 72 * HOUR
     assert read_status(database, plan.clock)["missed_ticks"] == 95
     plan.stop.clear()
-    await plan.run(2)
+    await plan.run(3)
     assert read_status(database, plan.clock)["missed_ticks"] == 95
 
 
@@ -341,6 +341,8 @@ async def test_a_status_and_the_bar_say_how_far_the_first_listing_is(
 async def test_a_status_writes_nothing(collector: ac.AsyncCollector, database: Path, clock: JumpingClock) -> None:
     """Neither into the file nor beside it, where a log that belongs to another user would keep the collector out."""
     await collector.collect_all()
+    clock.elapsed_s += 1
+    await collector.collect_all()
     before, beside = database.read_bytes(), sorted(path.name for path in database.parent.iterdir())
     assert beside == ["polymarket_data.db", "polymarket_data.db.lock"]
     assert read_status(database, clock)["healthy"]
@@ -371,8 +373,11 @@ def test_a_status_of_what_is_no_collection_is_an_error(
 ) -> None:
     if content is not None:
         database.write_bytes(content)
-    said = f"^there is no file {database}; a run makes it, or --db names another$" if content is None else "cannot read"
-    with pytest.raises(ac.StorageError, match=said):
+    said = {
+        None: f"^there is no file {database}; a run makes it, or --db names another$",
+        b"": "is empty; a run fills it",
+    }
+    with pytest.raises(ac.StorageError, match=said.get(content, "cannot read")):
         read_status(database, clock)
     assert (database.read_bytes() if database.exists() else None) == content
 

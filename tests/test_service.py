@@ -324,13 +324,14 @@ async def test_the_continuous_command_says_a_line_per_run(exchange: FakePolymark
 async def test_the_status_is_a_health_check(
     exchange: FakePolymarket, database: Path, args: tuple[str, ...], code: int
 ) -> None:
-    await run(exchange, database, *ONCE)
+    for _ in range(2):
+        await run(exchange, database, *ONCE)
     status = (str(PROJECT / "async-collector.py"), "--status", *args)
     done = await run(exchange, database, *status)
     assert done[0] == code
-    assert re.search(r"  run 1 +20\S+ \S+ complete, 60 markets of 60, 0 without books, 0 errors\n", done[1])
+    assert re.search(r"  run 2 +20\S+ \S+ complete, 60 markets of 60, 0 without books, 0 errors\n", done[1])
     as_json = await run(exchange, database, *status, "--json")
-    assert (as_json[0], as_json[1].count("\n"), '"runs": [{"run_id": 1,' in as_json[1]) == (code, 1, True)
+    assert (as_json[0], as_json[1].count("\n"), '"runs": [{"run_id": 2,' in as_json[1]) == (code, 1, True)
 
 
 async def test_the_service_takes_no_arguments(database: Path) -> None:
