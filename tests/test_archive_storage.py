@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import rows
@@ -98,6 +98,57 @@ def test_a_machine_without_ca_certificates_is_said(
     assert archive(f"s3://{bucket}/lake", "--db", sample) == 74
     assert "cannot open: no CA certificates: install those of the system" in capsys.readouterr().err
     assert rows(sample, "SELECT * FROM archived_days") == []
+
+
+def test_object_storage_that_overwrites_is_refused(
+    sample: Path, bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It knows nothing of If-None-Match."""
+    import obstore.store  # noqa: PLC0415
+
+    class Forgetful:
+        """A store that puts whatever it is asked not to."""
+
+        def __init__(self, store: Any) -> None:  # noqa: ANN401
+            self._store = store
+
+        def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+            return getattr(self._store, name)
+
+        def put(self, name: str, content: object, **how: object) -> Any:  # noqa: ANN401
+            return self._store.put(name, content, **{key: value for key, value in how.items() if key != "mode"})
+
+    real = obstore.store.from_url
+    monkeypatch.setattr(obstore.store, "from_url", lambda *args, **how: Forgetful(real(*args, **how)))
+    before = everything(sample)
+    for _ in range(2):
+        assert archive(f"s3://{bucket}/lake", "--db", sample) == 78
+        assert "does not refuse a second put" in capsys.readouterr().err
+    assert everything(sample) == before
+
+
+def test_what_object_storage_says_is_one_line_without_secrets(
+    sample: Path, bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert archive(f"s3://{bucket}-none/lake", "--db", sample) == 74
+    assert capsys.readouterr().err.endswith("NoSuchBucket: The specified bucket does not exist\n")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:hunter2@127.0.0.1:9")
+    monkeypatch.setitem(
+        script()["main"].__globals__, "RETRY", {"max_retries": 0, "retry_timeout": timedelta(seconds=1)}
+    )
+    assert archive(f"s3://{bucket}/lake", "--db", sample) == 74
+    error = capsys.readouterr().err
+    assert "hunter2" not in error
+    assert error.count("\n") == 1
+
+
+def test_a_lake_without_keys_says_which_to_set(tmp_path: Path) -> None:
+    lake = script()["Lake"]("s3://bucket/lake")
+    with (
+        pytest.raises(ValueError, match="no keys: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        lake.naming("list"),
+    ):
+        raise OSError(f"Error performing PUT http://169.254.169.254/latest/api/token of {tmp_path}")
 
 
 @pytest.mark.slow
