@@ -1174,7 +1174,7 @@ def doubts(lake: Lake, noted: Noted, connection: sqlite3.Connection) -> Iterator
         if digest is None:  # of version 0.2
             (database_id,) = connection.execute("SELECT max(database_id) FROM lake").fetchone()
             is_last = place.part == noted.parts
-            if manifest["database"] == database_id and not (is_last and manifest["upto"].items() > noted.ids.items()):
+            if manifest["database"] == database_id and (not is_last or manifest["upto"].items() <= noted.ids.items()):
                 continue
         if digest != digest_of(manifest):
             yield f"{lake.address}/{place.manifest}: is not the one that the database has noted"
