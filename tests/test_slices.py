@@ -1,4 +1,4 @@
-"""Slices of a listing by start date: arithmetic on intervals that leaves nothing out, however many readers split them.
+"""covers: `Slice`, the arithmetic of a listing by start date, which leaves nothing out however many readers split it.
 
 Markets are pairs of start and id, as a slice takes them; the tests read them in the order of a random number generator.
 """
