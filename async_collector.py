@@ -2133,7 +2133,7 @@ _MIRROR: Final = (
     "(SELECT json_group_array(json_array(round(1 - json_extract(value, '$[0]'), 9), json_extract(value, '$[1]')))"
     " FROM json_each({0}))"
 )
-SCHEMA_VERSION: Final = 10
+SCHEMA_VERSION: Final = 11
 _ARCHIVED_DAYS: Final = """archived_days ( -- rows of the day with ids up to the greatest in its rows are in the lake
         day TEXT NOT NULL, -- YYYY-MM-DD, UTC
         shard TEXT NOT NULL DEFAULT '', -- the name under which they are there
@@ -2150,6 +2150,10 @@ _ARCHIVED_DAYS: Final = """archived_days ( -- rows of the day with ids up to the
         hype_signals INTEGER NOT NULL DEFAULT 0, -- the greatest archived id
         past_prices INTEGER NOT NULL DEFAULT 0, -- the greatest archived price_id
         trades INTEGER NOT NULL DEFAULT 0, -- the greatest archived trade_id
+        streams INTEGER NOT NULL DEFAULT 0, -- the greatest archived stream_id
+        book_changes INTEGER NOT NULL DEFAULT 0, -- the greatest archived change_id
+        live_trades INTEGER NOT NULL DEFAULT 0, -- the greatest archived trade_id
+        live_gaps INTEGER NOT NULL DEFAULT 0, -- the greatest archived gap_id
         PRIMARY KEY (day, shard)
     )"""
 # What a new file consists of. An older file, also one that another collector has made, gets what it lacks of this by
@@ -2342,8 +2346,8 @@ SCHEMA: Final = f"""
     CREATE TABLE streams ( -- one row per connection of `collector-live`
         stream_id INTEGER PRIMARY KEY AUTOINCREMENT, -- grows with every connection
         started_at TIMESTAMP NOT NULL, -- UTC
-        ended_at TIMESTAMP, -- UTC; NULL while it is open, and for ever if the process died
-        verified_at TEXT, -- UTC of the exchange, with milliseconds: nothing of its markets is missing up to then
+        ended_at TIMESTAMP, -- UTC; NULL while it is open; if the process died, the last verified moment
+        verified_at TIMESTAMP, -- UTC of the exchange, with milliseconds: nothing of its markets is missing up to then
         tokens INTEGER NOT NULL, -- that were subscribed at most, two per market
         frames INTEGER NOT NULL, -- received
         bytes INTEGER NOT NULL, -- of these frames
@@ -2355,7 +2359,7 @@ SCHEMA: Final = f"""
     CREATE TABLE book_changes ( -- one row per changed level of a YES book
         change_id INTEGER PRIMARY KEY AUTOINCREMENT, -- grows in the order of receipt
         market_id TEXT NOT NULL, -- of `markets`
-        timestamp TEXT NOT NULL, -- UTC of the exchange, with milliseconds
+        timestamp TIMESTAMP NOT NULL, -- UTC of the exchange, with milliseconds
         lag_ms INTEGER NOT NULL, -- milliseconds until it was received, by our clock
         side TEXT NOT NULL, -- bid or ask
         price REAL NOT NULL, -- USD
@@ -2365,7 +2369,7 @@ SCHEMA: Final = f"""
     CREATE TABLE live_trades ( -- one row per announced trade
         trade_id INTEGER PRIMARY KEY AUTOINCREMENT, -- grows in the order of receipt
         market_id TEXT NOT NULL, -- of `markets`
-        timestamp TEXT NOT NULL, -- UTC of the exchange, with milliseconds
+        timestamp TIMESTAMP NOT NULL, -- UTC of the exchange, with milliseconds
         lag_ms INTEGER NOT NULL, -- milliseconds until it was received, by our clock
         outcome TEXT NOT NULL, -- YES or NO: which token was traded
         side TEXT, -- BUY or SELL of the taker
@@ -2377,8 +2381,8 @@ SCHEMA: Final = f"""
     CREATE TABLE live_gaps ( -- what is stamped after `since` and up to `until` may be missing
         gap_id INTEGER PRIMARY KEY AUTOINCREMENT, -- grows in the order in which they were noticed
         market_id TEXT NOT NULL, -- of `markets`
-        since TEXT NOT NULL, -- UTC of the exchange, with milliseconds: the last verified moment
-        until TEXT, -- UTC of the exchange, with milliseconds: the book that the stream went on from; NULL: still open
+        since TIMESTAMP NOT NULL, -- UTC of the exchange, with milliseconds: the last verified moment
+        until TIMESTAMP, -- UTC of the exchange, with milliseconds: the book from which it went on; NULL: still open
         reason TEXT NOT NULL -- why it began
     );
     CREATE INDEX unresolved_markets ON markets(CAST(market_id AS INTEGER), outcome_ask_at)
@@ -2902,8 +2906,8 @@ class Database:
                         await self._connection.execute(statement)
             await self._connection.create_function("sql_time_of", 1, sql_time_of, deterministic=True)
             for table, columns in _schema_columns().items():
-                for column, (definition, _) in columns.items():
-                    if definition.startswith("TIMESTAMP") and column != "book_time":  # has milliseconds, and is ours
+                for column, (definition, says) in columns.items():
+                    if definition.startswith("TIMESTAMP") and "milliseconds" not in says:  # which are ours
                         await self._normalise(table, column)
             await self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 

@@ -129,11 +129,15 @@ TABLES: Final = (
     Table("hype_signals", "id", "timestamp", "market_id, timestamp", rows=50_000),
     Table("past_prices", "price_id", "fetched_at", "market_id, width, timestamp", rows=50_000, is_pruned=False),
     Table("trades", "trade_id", "fetched_at", "market_id, timestamp, trade_id", is_pruned=False),
+    Table("streams", "stream_id", "ended_at", "stream_id", is_pruned=False),
+    Table("book_changes", "change_id", "timestamp", "market_id, change_id", rows=50_000),
+    Table("live_trades", "trade_id", "timestamp", "market_id, trade_id", rows=50_000),
+    Table("live_gaps", "gap_id", "until", "market_id, gap_id", is_pruned=False),  # an open one has no day yet
     SNAPSHOTS,
     Table("books", "book_id", "timestamp", "market_id, timestamp, book_id", rows=5_000, level=9, reuses_ids=True),
 )
 LEVELS: Final = {"bids", "asks", "bids_no", "asks_no"}
-MILLISECONDS: Final = {"book_time"}  # the other times are to the second
+COMMENTS: Final = ac.column_comments()  # a time with milliseconds says so
 OWN_COLUMNS: Final = ("shard", "as_stored")  # of every file; a column of the database with such a name has no other
 DAY: Final = r"\d{4}-\d\d-\d\d"
 SHARD: Final = "[A-Za-z0-9_-]{1,64}"
@@ -235,7 +239,7 @@ class Column(NamedTuple):
         if table == "books" and name in LEVELS:
             return cls(name, "levels")
         if "TIMESTAMP" in declared or "DATE" in declared:
-            return cls(name, "time_ms" if name in MILLISECONDS else "time")
+            return cls(name, "time_ms" if "milliseconds" in COMMENTS.get(table, {}).get(name, "") else "time")
         if "INT" in declared or "BOOL" in declared:
             return cls(name, "integer")
         if any(word in declared for word in ("REAL", "FLOA", "DOUB", "NUMERIC", "DECIMAL")):

@@ -270,7 +270,10 @@ LAST_STREAM_ID: Final = "SELECT coalesce(max(stream_id), 0) FROM streams"
 UNENDED: Final = """
     SELECT iif(count(*) = count(verified_at), min(verified_at), NULL) FROM streams WHERE reason IS NULL
 """
-END_DEAD: Final = "UPDATE streams SET reason = 'the process died' WHERE reason IS NULL AND stream_id <= ?"
+END_DEAD: Final = """
+    UPDATE streams SET reason = 'the process died', ended_at = coalesce(substr(verified_at, 1, 19), started_at)
+    WHERE reason IS NULL AND stream_id <= ?
+"""
 # what may be traded, with the time of its last book
 FOLLOWED: Final = """
     SELECT m.market_id, condition_id, token_id_yes, token_id_no, s.book_time

@@ -58,6 +58,10 @@ def test_late_rows_go_into_a_further_file_and_are_seen_meanwhile(sample: Path, t
            VALUES ('900001', 300, '2026-10-01 00:00:00', 0.5, '2026-11-01 10:00:04')""",
         """INSERT INTO trades VALUES (1, '900001', '2026-10-01 00:00:00', 'YES', 'BUY', 0.5, 5, '0x1', '0x2', 1,
            '2026-11-01 10:00:05')""",
+        "INSERT INTO streams VALUES (1, '2026-11-01 10:00:00', '2026-11-01 10:00:06', NULL, 2, 1, 1, 1, 0, 0, 'lost')",
+        "INSERT INTO book_changes VALUES (1, '900001', '2026-11-01 10:00:07.001', 5, 'bid', 0.5, 0, 1)",
+        "INSERT INTO live_trades VALUES (1, '900001', '2026-11-01 10:00:07.002', 5, 'YES', NULL, 0.5, NULL, NULL, 1)",
+        "INSERT INTO live_gaps VALUES (1, '900001', '2026-11-01 10:00:07.002', '2026-11-01 10:00:08.003', 'lost')",
     )
     late = view(lake, sample)
     assert {table: late[table][0] - before[table][0] for table in TABLES} == dict.fromkeys(TABLES, 1)
