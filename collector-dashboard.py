@@ -96,7 +96,7 @@ CONTENT: Final[dict[str, Any]] = with_sql(_WRITTEN, _WRITTEN["sql"])
 QUERIES: Final[dict[str, dict[str, str]]] = CONTENT["queries"]
 
 ROWS_OF: Final = {"market_id": "markets", "run_id": "runs", "book_id": "books", "snapshot_id": "snapshots"}
-HIDDEN: Final = ("archived_days", "lake", "listed_ids", "seen", "sqlite_stat1", "sqlite_stat4", "walk")
+HIDDEN: Final = ("archived_days", "lake", "listed_ids", "past_done", "seen", "sqlite_stat1", "sqlite_stat4", "walk")
 # tables and views: (what it holds, the column that names a row, the one by which they are sorted)
 SCHEMA: Final[dict[str, tuple[str, str | None, str | None]]] = {
     "markets": ("One row per market.", "question", "first_seen"),
@@ -108,6 +108,9 @@ SCHEMA: Final[dict[str, tuple[str, str | None, str | None]]] = {
     "book_levels": ("One row per level of each snapshot's book, 1 is the best: ask for one snapshot_id.", None, None),
     "order_books": ("Each snapshot with its whole book, of NO as well: [price in USD, shares].", None, None),
     "gaps": ("Where snapshots of a market are missing, and why; no until: they still are.", None, None),
+    "past_prices": ("Prices of YES from the exchange's own history, by collector-history.", None, "price_id"),
+    "trades": ("Trades, from the side of their takers, by collector-history.", None, "trade_id"),
+    "price_path": ("All prices of a market, the exchange's where there is none of ours: ask for one.", None, None),
     "tweets": ("Posts on X.", "text", "timestamp"),
     "hype_signals": ("Attention for a market on X.", None, "id"),
 }

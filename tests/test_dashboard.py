@@ -635,6 +635,34 @@ def test_queries_find_what_is_in_the_file(sample: Path, dashboard: Served) -> No
         assert by_size[1_000]["average_to_buy"] == pytest.approx(cost / wanted, abs=0.00006)
 
 
+def test_the_past_of_a_market_is_drawn_where_there_is_no_price_of_ours(tmp_path: Path) -> None:
+    """In another colour, and of the days that are chosen."""
+    path = tmp_path / "file.db"
+    sample_database.fill(path, markets=3, days=1, runs_per_day=4)
+    change(
+        path,
+        """
+        CREATE TEMP TABLE market AS
+            SELECT market_id, max(timestamp) AS newest FROM snapshots
+            WHERE market_id = '900001' AND book_time IS NOT NULL;
+        INSERT INTO past_prices (market_id, width, timestamp, price, fetched_at)
+            SELECT market_id, 300, datetime(newest, '-2 days'), 0.25, newest FROM market
+            UNION ALL SELECT market_id, 300, newest, 0.5, newest FROM market
+            UNION ALL SELECT market_id, 300, datetime(newest, '-9 days'), 0.75, newest FROM market;
+        UPDATE markets SET slug = 'the-one' WHERE market_id = '900001';
+        """,
+    )
+    card = charts("market")["wide_price"]
+    with serve(path) as served:
+        found = served.rows("/polymarket", sql=card["query"], market="the-one")
+    assert [row["past"] for row in found if row["past"] is not None] == [0.25]
+    assert any(row["price_yes"] is not None for row in found)
+    drawn = [layer["encoding"] for layer in card["display"]["layer"] if "encoding" in layer]
+    (past,) = (encoding for encoding in drawn if encoding["y"].get("field") == "past")
+    assert past["color"] == {"value": script()["COLORS"]["green"]}
+    assert "green: the exchange's own" in card["title"]
+
+
 def test_of_two_markets_with_one_slug_the_open_one_is_shown(tmp_path: Path) -> None:
     path = tmp_path / "file.db"
     sample_database.fill(path, markets=6, runs_per_day=4)
