@@ -3675,6 +3675,7 @@ class ExchangeDiscovery(Discovery):
     _pages: int = 0  # that the run has asked for, but for those of the walk by id
     _walked: int = 0  # pages of the walk by id
     _walk_waits: bool = True  # whether it has nothing in hand
+    _is_over: bool = False  # whether it is not to go on, for the others are done
     _found: set[int] = field(default_factory=set)  # ids that it alone has listed
     _changed: asyncio.Event = field(default_factory=asyncio.Event)  # set, and replaced, after each page
 
@@ -3742,7 +3743,8 @@ class ExchangeDiscovery(Discovery):
                 others.create_task(self._read_top() if self._slices else self._walk_newest(), name="newest")
                 for number in range(self._workers):
                     others.create_task(self._read(known, number), name=f"read {number}")
-            if self._walk_waits and not self._refused:
+            self._is_over = not self._refused
+            if self._is_over and self._walk_waits:
                 walk.cancel()
         walk_error = None if walk.cancelled() else walk.result()
         if walk_error and self._refused:
@@ -3795,7 +3797,7 @@ class ExchangeDiscovery(Discovery):
         async with self._reading(Listing("startDate", ascending=False)) as pages:
             async for page in pages:
                 markets = dated(page)
-                if markets and (why := self._top.cover(markets)):
+                if why := page.incomplete or (markets and self._top.cover(markets)):
                     raise self._run.api.bad_listing(why)
                 self._count(page)
                 await self._take(page)
@@ -3904,6 +3906,8 @@ class ExchangeDiscovery(Discovery):
                 if page.next_cursor and ids and not incomplete:  # the next run goes on after it
                     state.cursor, state.last_id = page.next_cursor, ids[-1]
                 self._walked, self._walk_waits = self._walked + 1, page.next_cursor is not None
+                if self._walk_waits and self._is_over:
+                    return
                 while self._walk_waits and self._walked * (WALK_SHARE - 1) > self._pages and not self._refused:
                     await self._changed.wait()
         if incomplete:
