@@ -15,6 +15,7 @@ if sys.version_info < (3, 11):  # noqa: UP036  said before an import fails witho
 import argparse
 import asyncio
 import difflib
+import gc
 import hashlib
 import json
 import logging
@@ -988,12 +989,25 @@ def run(args: argparse.Namespace) -> int:
     return run_once(args, path, chosen)
 
 
+def be_fast() -> None:
+    """Inflate answers by isal where it is installed (the extra `fast`), and look for cyclic garbage less often.
+
+    Both are settings of the process, which a library leaves alone.
+    """
+    with suppress(ImportError):
+        from isal import isal_zlib  # noqa: PLC0415
+
+        aiohttp.set_zlib_backend(isal_zlib)
+    gc.set_threshold(50_000, 20, 20)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with *argv* and return its exit code."""
     for name in ("stdout", "stderr"):  # None where the caller has closed it
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  until the end
     args = parse(argv)
+    be_fast()
     logging.basicConfig(level=logging.DEBUG if args.verbose else logging.CRITICAL, format="%(levelname)s %(message)s")
     for chatty in ("aiosqlite", "asyncio", "filelock"):  # aiosqlite logs every stored row at DEBUG
         logging.getLogger(chatty).setLevel(logging.INFO)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import gzip
 import json
 import os
 import pty
@@ -14,11 +16,14 @@ import signal
 import sqlite3
 import sys
 import termios
+import zlib
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
+from aiohttp.compression_utils import ZLibBackend
 from conftest import PROJECT, rows
-from truth import COLLECTOR, Done, command
+from truth import COLLECTOR, SERVICE, Done, command
 
 import async_collector as ac
 
@@ -451,3 +456,18 @@ async def test_version_names_what_matters_in_a_bug_report(exchange: FakePolymark
     assert re.match(
         r"async-collector \d+\.\d+\.\d+ \(Python 3\.\d+\.\d+, SQLite 3\.[\d.]+, aiohttp [\d.]+\)\n", done.out
     )
+
+
+@pytest.mark.parametrize("script", [COLLECTOR, SERVICE])
+def test_a_command_inflates_by_isal_where_it_is_installed(script: str) -> None:
+    """A setting of the process, which the module leaves alone."""
+    isal_zlib = pytest.importorskip("isal.isal_zlib")
+    thresholds = gc.get_threshold()
+    body = gzip.compress(b'[{"bids": []}]' * 1_000)
+    try:
+        runpy.run_path(str(PROJECT / script))["be_fast"]()
+        assert ZLibBackend.name == isal_zlib.__name__
+        assert ZLibBackend.decompress(body, ZLibBackend.MAX_WBITS | 16) == gzip.decompress(body)
+    finally:
+        aiohttp.set_zlib_backend(zlib)
+        gc.set_threshold(*thresholds)
