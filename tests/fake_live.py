@@ -79,7 +79,7 @@ class Listener:
     tokens: set[str] = field(default_factory=set)
     outbox: asyncio.Queue[tuple[float, str]] = field(default_factory=asyncio.Queue)  # when it is due, and the frame
     has_begun: bool = False
-    accepted: int = 0  # frames to be sent
+    waiting: int = 0  # frames to be sent
     sent: int = 0
 
 
@@ -193,7 +193,7 @@ class FakeChannel:
     @property
     def is_quiet(self) -> bool:
         """Whether all frames are sent."""
-        return all(listener.accepted == listener.sent for listener in self.listeners)
+        return not any(listener.waiting for listener in self.listeners)
 
     # --- the wire
 
@@ -227,10 +227,11 @@ class FakeChannel:
             if not self.odd.is_mute:
                 with suppress(ConnectionError):
                     await listener.socket.send_str(text)
-            listener.sent += 1
+                    listener.sent += 1
+            listener.waiting -= 1
 
     def _put(self, listener: Listener, text: str) -> None:
-        listener.accepted += 1
+        listener.waiting += 1
         listener.outbox.put_nowait((time.monotonic() + self.odd.lag_s, text))
 
     def _answer(self, listener: Listener, text: str) -> None:

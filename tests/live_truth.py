@@ -104,7 +104,7 @@ class Following(NamedTuple):
         channel = self.exchange.live
         frames = sum(one._stream.frames for one in self.live.channels if one._socket)
         sent = sum(listener.sent for listener in channel.listeners)
-        is_through = channel.odd.is_held or channel.odd.is_mute or (channel.is_quiet and frames == sent)
+        is_through = channel.odd.is_held or (channel.is_quiet and frames == sent)
         return is_through and self.exchange.in_flight <= len(channel.listeners)
 
     async def until(self, condition: Callable[[], object]) -> None:
@@ -243,18 +243,22 @@ class Truth:
             lost = [one for one in missing if not any(since < str(one[1]) <= end for since, end in gaps[one[0]])]
             assert lost == [], "lost outside of any gap"
 
-    def assert_rebuilt(self, path: Path, moments_ms: Iterable[int]) -> int:
-        """Fail unless the book of each of these moments can be rebuilt; return how many lie behind a gap."""
+    def assert_rebuilt(self, path: Path, moments_ms: Iterable[int], *, but: Iterable[Any] = ()) -> int:
+        """Fail unless the book of each of these moments can be rebuilt, *but* for the levels of these changes.
+
+        Return how many lie behind a gap.
+        """
         behind = 0
+        omitted = {(market_id, (side, price)) for market_id, _, side, price, _ in but}
         with closing(sqlite3.connect(path)) as connection:
-            for moment_ms in moments_ms:
-                for market_id in self.first:
-                    bids, asks, is_uncertain = DOCS["book_at"](connection, market_id, text(moment_ms))
-                    behind += is_uncertain
-                    found = {("bid", price): size for price, size in bids} | {
-                        ("ask", price): size for price, size in asks
-                    }
-                    assert is_uncertain or found == self.book(market_id, moment_ms), (market_id, text(moment_ms))
+            for moment_ms, market_id in itertools.product(moments_ms, self.first):
+                bids, asks, is_uncertain = DOCS["book_at"](connection, market_id, text(moment_ms))
+                behind += is_uncertain
+                sides = (("bid", bids), ("ask", asks))
+                found = {((side, price), size) for side, levels in sides for price, size in levels}
+                different = found ^ set(self.book(market_id, moment_ms).items())
+                wrong = {level for level, _ in different if (market_id, level) not in omitted}
+                assert is_uncertain or not wrong, (market_id, text(moment_ms), wrong)
         return behind
 
 

@@ -71,6 +71,7 @@ async def test_a_signal_ends_it_with_all_that_came_and_says_so(
     assert rows(path, "SELECT status FROM runs") == [{"status": "complete"}]
 
 
+@pytest.mark.slow
 async def test_a_signal_during_an_anchor_ends_it_as_partial(
     exchange: FakePolymarket, cup: list[FakeMarket], path: Path
 ) -> None:
@@ -176,6 +177,7 @@ def test_the_proxy_is_that_of_the_https_address(
     assert "hunter2" not in repr(endpoint)
 
 
+@pytest.mark.slow
 async def test_no_posts_are_bought(exchange: FakePolymarket, cup: list[FakeMarket], path: Path) -> None:
     exchange.say("polymarket is buzzing about the cup")
     async with started(exchange, "--event", "cup", "--db", str(path), tokens=6):
