@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from conftest import rows
-from lakes import DAY, DOCUMENT, OF_THE_ARCHIVE, archive, documented, script, true_depth
+from lakes import DAY, DOCUMENT, OF_THE_ARCHIVE, archive, change, documented, lake_files, script, true_depth
 
 if TYPE_CHECKING:
     import argparse
@@ -20,7 +20,10 @@ pytestmark = OF_THE_ARCHIVE
 
 
 def test_the_examples_for_one_machine(two_shards: list[Path], tmp_path: Path) -> None:
+    """Over two shards, of two schemas, with rows that came late."""
     lake = str(tmp_path / "lake")
+    for table in ("books", "markets", "snapshots"):  # as a later version may
+        change(two_shards[1], f"ALTER TABLE {table} ADD COLUMN later REAL DEFAULT 7")
     expected = true_depth(*two_shards)
     prices = rows(
         two_shards[0],
@@ -28,6 +31,16 @@ def test_the_examples_for_one_machine(two_shards: list[Path], tmp_path: Path) ->
     )
     for database in two_shards:
         assert archive(lake, "--db", database, "--shard", database.stem) == 0
+    (late,) = rows(two_shards[0], "SELECT category FROM markets WHERE market_id = '900003'")
+    change(
+        two_shards[0],
+        f"INSERT INTO books (market_id, timestamp, bids, asks) VALUES ('900003', '{DAY} 23:59:59', '[[0.4,10]]', '[]')",
+        f"""INSERT INTO snapshots (market_id, timestamp, price_yes, book_id)
+            SELECT '900003', '{DAY} 23:59:59', 0.2, max(book_id) FROM books""",
+    )
+    assert archive(lake, "--db", two_shards[0]) == 0
+    prices.append({"price_yes": 0.2})
+    expected[late["category"], DAY] += 10
     by_duckdb = {(category, str(day)): depth for category, day, depth in documented()["depth_by_duckdb"](lake)}
     assert by_duckdb == pytest.approx(expected)
     by_polars = {
@@ -37,8 +50,26 @@ def test_the_examples_for_one_machine(two_shards: list[Path], tmp_path: Path) ->
     of_north = documented()["prices_of"](lake, "900003", DAY)
     assert list(of_north[of_north.shard == "north"].price_yes) == [row["price_yes"] for row in prices]
     files = documented()["finished_files"](lake, "books")
-    assert len(files) == 4
+    assert len(files) == 5
     assert all(os.path.exists(path) for path in files)  # noqa: PTH110
+
+
+def test_the_examples_fail_where_there_is_no_lake_or_a_file_is_lost(sample: Path, tmp_path: Path) -> None:
+    """A smaller answer would be believed."""
+    lake = tmp_path / "lake"
+    assert archive(lake, "--db", sample) == 0
+    names = documented()
+    wrong = str(tmp_path / "lakes")
+    with pytest.raises(FileNotFoundError):
+        names["every_row"](wrong, str(sample), "snapshots", ["id"])
+    with pytest.raises(FileNotFoundError):
+        names["finished_files"](wrong, "books")
+    for name in ("depth_by_duckdb", "depth_by_polars"):
+        with pytest.raises(Exception, match=r"No files found|No such file|expanded paths were empty"):
+            names[name](wrong)
+    lake_files(lake, "snapshots")[0].unlink()
+    with pytest.raises(FileNotFoundError):
+        names["every_row"](str(lake), str(sample), "snapshots", ["id"])
 
 
 # --- the document -----------------------------------------------------------------------------------------------------
