@@ -457,15 +457,13 @@ class Lake:
         """Turn errors of the file system, of object storage and of Parquet into a `LakeError` that names the lake."""
         try:
             yield
-        except (obstore.exceptions.NotFoundError, FileNotFoundError) as error:
-            if "NoSuchBucket" not in str(error):
-                raise LostError(f"{self.address}: cannot {doing}: it is lost") from None
-            raise LakeError(without_secrets(f"{self.address}: cannot {doing}: {reason_of(error)}")) from None
         except (OSError, obstore.exceptions.BaseError, ValueError) as error:
             if re.search(r"//(169\.254\.169\.254|metadata\.google)", str(error)):  # where machines in a cloud get keys
                 raise ac.ConfigError(f"{self.address}: no keys: set {KEYS[urlsplit(self.address).scheme]}") from None
-            # the error of the library may show more than it should
-            raise LakeError(without_secrets(f"{self.address}: cannot {doing}: {reason_of(error)}")) from None
+            text = without_secrets(f"{self.address}: cannot {doing}: {reason_of(error)}")
+            if isinstance(error, obstore.exceptions.NotFoundError | FileNotFoundError) and "NoSuchBucket" not in text:
+                raise LostError(f"{self.address}: cannot {doing}: it is lost") from None
+            raise LakeError(text) from None  # the error of the library may show more than it should
 
     def staging(self, database: Path, attempt: str) -> Path:
         """Return the folder for the unfinished files of *attempt*; a rename within a file system makes them final."""
@@ -607,7 +605,7 @@ class Lake:
                 if not found or found[1] in spared or name in files_of(manifest):
                     continue
                 try:
-                    with self.naming(f"remove {name}"), suppress(LostError):
+                    with suppress(LostError), self.naming(f"remove {name}"):
                         self._store.delete(name)
                 except LakeError as error:
                     say(f"{error}; no manifest names it", sys.stderr)
@@ -1396,16 +1394,18 @@ class Archive:
         """
         noted = {place for row in noted_days(connection) if not row.is_behind for place in row.places}
         for place in sorted(place for place in self._places - noted if place.shard == window.place.shard):
-            manifest = self._lake.decision(place)
+            try:
+                manifest = self._lake.manifest(place)
+            except (LostError, TornError):  # it counts for nothing
+                continue
             tables = [
                 table
                 for table in TABLES
-                if manifest
-                and table.name in manifest["tables"]
+                if table.name in manifest["tables"]
                 and table.number != "rowid"  # which the lake lacks
                 and window.after[table.name] < min(manifest["upto"][table.name], window.upto[table.name])
             ]
-            if not manifest or not tables:
+            if not tables:
                 continue
             with self._beside(manifest, staging, [table.name for table in tables]) as both:
                 for table in tables:

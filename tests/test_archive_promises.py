@@ -225,6 +225,8 @@ class Histories(RuleBasedStateMachine):
         self.backups = [File(self.folder / f"{name}.backup") for name in ("a", "b")]
         for file in self.files:
             file.collect(DAYS[0], self.numbers)
+        assert self.run(0, "lake") == {"code": 0}  # so that copies have its name
+        self.files[0].lake = "lake"
         self.files[1].become(self.files[0])
 
     def teardown(self) -> None:
