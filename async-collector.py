@@ -146,6 +146,7 @@ NAMED: Final = """
     FROM latest_snapshots AS s
     WHERE run_id = :run AND (
         market_id IN (SELECT value FROM json_each(:markets)) OR slug IN (SELECT value FROM json_each(:markets))
+        OR market_id IN (SELECT id FROM names WHERE kind = 'market' AND name IN (SELECT value FROM json_each(:markets)))
         OR event_slug IN (SELECT value FROM json_each(:events))
     )
     ORDER BY volume_24h DESC
@@ -279,7 +280,9 @@ def read_named(result: ac.CollectionResult, selection: ac.Selection) -> list[dic
     """Return the rows that the run of *result* has stored of the markets named one by one or by their event."""
     if not (result["markets"] and (selection.markets or selection.events)):
         return []
-    names = {"run": result["run_id"]} | {kind: json.dumps(getattr(selection, kind)) for kind in ("markets", "events")}
+    markets = [name.removeprefix("market/") for name in selection.markets]
+    events = [*selection.events, *(name.removeprefix("event/") for name in markets if "/" in name)]
+    names = {"run": result["run_id"], "markets": json.dumps(markets), "events": json.dumps(events)}
     with ac.open_read_only(Path(result["database"]), leave_no_log=True) as connection:
         connection.row_factory = sqlite3.Row
         return [dict(row) for row in connection.execute(NAMED, names)]

@@ -67,7 +67,7 @@ from dataclasses import astuple, dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
-from functools import cache, lru_cache, wraps
+from functools import cache, lru_cache, partial, wraps
 from http import HTTPStatus
 from operator import attrgetter
 from pathlib import Path
@@ -82,7 +82,7 @@ from typing import (
     TypedDict,
     TypeVar,
 )
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -444,29 +444,58 @@ class Endpoint:
 
 
 MAX_NAMES: Final = 1_000  # of a kind
-# of each kind: the path of its address, and how it may be named
+# what a name begins with that is an address; a label may have a slash as well
+_ADDRESS: Final = re.compile(r"(?i)\W|\w*:?//|[^/ ]*[.][a-z]{2,}(?::[0-9]+)?/|(?:tags?|predictions)/")
+_SITE: Final = "(?:(?:https?://)?(?:www[.])?polymarket[.]com/)?(?:[a-z]{2}(?:-[a-z0-9]+)?/)?"  # and a language
+_EVENT: Final = "event/([^/]+)"
+_MATCH: Final = "e?sports/(?:[^/]+/)+(?<!/week/)(?!games/*$)([^/]+)"  # games and week/N end pages of many
+# of each kind: the paths of its addresses, and how it may be named
 NAMES: Final[Mapping[str, tuple[str, str]]] = {
-    "markets": ("(?:event/[^/]+|market)/([^/]+)", "an id, a slug or https://polymarket.com/event/EVENT/MARKET"),
-    "events": ("event/([^/]+)(?:/[^/]+)?", "a slug or https://polymarket.com/event/EVENT"),
+    "markets": (
+        f"(?:market|event/[^/]+)/([^/]+)|{_EVENT}|{_MATCH}",
+        "an id, a slug or https://polymarket.com/event/EVENT/MARKET, or the address of an event with one market",
+    ),
+    "events": (
+        f"{_EVENT}(?:/[^/]+)?|{_MATCH}",
+        "a slug or https://polymarket.com/event/EVENT, /sports/... or /esports/...",
+    ),
     "series": ("series/([^/]+)", "a slug or https://polymarket.com/series/SERIES"),
-    "tags": ("tags?/([^/]+)", "a label, a slug or https://polymarket.com/tag/TAG"),
+    "tags": (
+        "(?:tags?|predictions)/([^/]+)|(?!(?:event|market|series|tags?|predictions)/*$)([^/]+)",
+        "a label, a slug or https://polymarket.com/predictions/TAG",
+    ),
 }
 
 
+def _slug_of(label: str) -> str:
+    """Return what the exchange makes of most labels: "S&P 500" is sp-500, "Pokémon" is pokemon."""
+    plain = re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFKD", label.lower()))
+    return "-".join(re.findall(r"\w+", re.sub(r"[^\w\s-]", "", unicodedata.normalize("NFC", plain))))
+
+
 def exchange_name(option: str, value: object, kind: str) -> str:
-    """Return the id or slug that *value* is, or that stands in it if it is an address; *kind* is a key of `NAMES`."""
+    """Return the id or slug that *value* is, or that stands in it if it is an address; *kind* is a key of `NAMES`.
+
+    Where that alone could be read as another name, the page of the site stands before it: market/2028 is a slug and no
+    id, event/EVENT the only market of an event, tag/15M a slug and no label. Such a name is a name again.
+    """
     form, examples = NAMES[kind]
-    text = str(value).strip()
-    if "/" in text:
-        site = "(?i:(?:https?://)?(?:www[.])?polymarket[.]com)"
-        language = "(?:/[a-z]{2}(?:-[A-Za-z]+)?)?"
-        found = re.fullmatch(f"{site}{language}/{form}/?", re.split("[?#]", text)[0])
-        text = found[1] if found else ""
-    elif kind == "tags":
-        text = "-".join(re.sub(r"[^\w\s-]", "", text.lower()).split())  # "S&P 500" is sp-500
-    if not re.fullmatch(r"\w[\w.~-]{0,299}", text):
+    name = unicodedata.normalize("NFC", str(value).strip())
+    address: re.Match[str] | None = None
+    if kind == "tags" and not _ADDRESS.match(name):
+        name = _slug_of(name)
+    else:
+        if "/" in name:
+            address = re.fullmatch(f"(?i:{_SITE}(?:{form})/*)", re.split("[?#]", name)[0])
+            name = next(filter(None, address.groups())) if address else ""
+        name = unicodedata.normalize("NFC", unquote(name))
+    if not re.fullmatch(r"\w[\w.~-]{0,299}", name):
         raise ConfigError(f"{option}={str(value)[:100]!r}: must be {examples}")
-    return text
+    if address and kind == "markets" and not address[1]:
+        return f"event/{name}"
+    if address and kind == "markets" and re.fullmatch("[0-9]+", name):
+        return f"market/{name}"
+    return f"tag/{name}" if kind == "tags" and _slug_of(name) != name else name
 
 
 def exchange_names(option: str, values: str | Iterable[object], kind: str) -> tuple[str, ...]:
@@ -575,24 +604,20 @@ class JsonInString(tuple[T, ...]):
     __slots__ = ()
 
 
-class GammaEvent(msgspec.Struct, gc=False):
-    """The event that a market belongs to."""
-
-    slug: Text | None = None
-
-
 class GammaTag(msgspec.Struct, gc=False):
     """A topic of a market."""
 
     label: Text
+    id: Any = None
 
 
-class Named(msgspec.Struct):
-    """A series or a tag whose markets can be listed."""
+class Named(msgspec.Struct, gc=False):
+    """An event, a series or a tag, as far as an answer says which one."""
 
-    id: MarketId
-    slug: Text
+    id: Any = None  # a text of digits, as a rule
+    slug: Text | None = None
     label: Text | None = None  # of a tag
+    recurrence: Any = None  # of a series: 5m, daily; "" if there is only one of it
 
 
 class GammaMarket(msgspec.Struct, rename="camel", gc=False):
@@ -623,7 +648,7 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
     last_trade_price: Price | None = None
     uma_resolution_status: Any = None  # of the oracle
     uma_resolution_statuses: Any = None  # the same from the first to the newest, JSON in a string
-    events: list[GammaEvent] | None = None
+    events: list[Named] | None = None
     tags: list[GammaTag] | None = None
     unreadable: Unreadable = ()
 
@@ -726,18 +751,21 @@ class MarketPage(NamedTuple):
     next_cursor: str | None  # None on the last page
     incomplete: str | None = None  # why the listing lacks markets before the next page
     events: list[str] | None = None  # slugs, where its elements are events, with these markets
+    others: Sequence[str] = ()  # elements that say that they are of something else than what was asked for
 
     @property
     def size(self) -> int:
         """The number of its elements, decoded or not."""
-        return len(self.markets) + len(self.undecoded) if self.events is None else len(self.events)
+        of_markets = len(self.markets) + len(self.undecoded) + len(self.others)
+        return of_markets if self.events is None else len(self.events)
 
     @property
     def names(self) -> set[str]:
         """The slugs of its events, else the ids of its markets, decoded or not."""
         if self.events is not None:
             return set(self.events)
-        return {market.market_id for market in self.markets} | {bad.id for bad in self.undecoded if bad.id is not None}
+        undecoded = {bad.id for bad in self.undecoded if bad.id is not None}
+        return {market.market_id for market in self.markets} | undecoded | set(self.others)
 
     @property
     def ids(self) -> list[int]:
@@ -746,10 +774,15 @@ class MarketPage(NamedTuple):
 
 
 class _Event(msgspec.Struct):
-    """An event with its markets, open and closed, which have neither events nor tags of their own there."""
+    """An event with its markets, open and closed, which have neither events nor tags of their own there.
 
-    slug: Text
-    markets: list[msgspec.Raw]
+    Any object is one; what of it is odd costs only itself.
+    """
+
+    id: Any = None
+    slug: Any = None
+    series: Any = None
+    markets: msgspec.Raw = msgspec.Raw(b"null")  # an event may have none yet
     tags: msgspec.Raw = msgspec.Raw(b"[]")
 
 
@@ -757,7 +790,7 @@ class _Page(msgspec.Struct):
     """The answer of Gamma's keyset listing, of markets or of events; `next_cursor` is there on a full page only."""
 
     markets: list[msgspec.Raw] | None = None
-    events: list[_Event] | None = None
+    events: list[msgspec.Raw] | None = None
     next_cursor: str | None = None
     error: None = None  # an error object is refused here, for `HttpHost._decoded` to see
 
@@ -854,6 +887,7 @@ def json_decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
 _MARKET: Final = json_decoder(GammaMarket)
 _PAGE: Final = json_decoder(_Page)
 _MARKET_TAG: Final = json_decoder(GammaTag)
+_EVENT_WITH_MARKETS: Final = json_decoder(_Event)
 _BOOK: Final = json_decoder(OrderBook)
 _ELEMENTS: Final = json_decoder(list[msgspec.Raw])
 _ERROR_OBJECT: Final = json_decoder(dict[str, Any])
@@ -982,27 +1016,69 @@ def _decode_markets(elements: list[msgspec.Raw] | None) -> tuple[list[GammaMarke
     return markets, bad
 
 
-def decode_page(body: Body) -> MarketPage:
-    """Decode a page of Gamma's listing."""
+Filters = Sequence[tuple[str, str]]  # of a listing: names and values
+
+
+def _is_other(asked: Filters, said: Mapping[str, Iterable[object]]) -> bool:
+    """Return whether an element is another one than what was *asked* for, by what it has *said* of itself.
+
+    Silence is no contradiction.
+    """
+    values = ((value, {str(one) for one in said.get(name, ()) if one is not None}) for name, value in asked)
+    return any(of and value not in of for value, of in values)
+
+
+def decode_page(body: Body, asked: Filters = ()) -> MarketPage:
+    """Decode a page of Gamma's listing with the filters *asked*."""
     page = decode_answer(_PAGE, body)
-    return MarketPage(*_decode_markets(page.markets), page.next_cursor)
+    markets, bad = _decode_markets(page.markets)
+    others = []
+    if asked:
+        others = [one for one in markets if _is_other(asked, {"tag_id": [tag.id for tag in one.tags or ()]})]
+        markets = [one for one in markets if one not in others]
+    return MarketPage(markets, bad, page.next_cursor, others=[one.market_id for one in others])
 
 
-def decode_events(body: Body) -> MarketPage:
-    """Decode a page of Gamma's listing of events into their markets, each with the slug and the tags of its event."""
+def _markets_of(event: _Event, named: Named) -> tuple[list[GammaMarket], list[Undecoded]]:
+    """Decode the markets of *event*, and give each its event and its tags."""
+    sent = bytes(event.markets)
+    markets, bad = _decode_markets([] if sent == b"null" else decode_answer(_ELEMENTS, sent))
+    tags: list[GammaTag] = []
+    with suppress(ValueError):
+        tags, _ = decode_elements(decode_answer(_ELEMENTS, bytes(event.tags)), _MARKET_TAG)
+    for market in markets:
+        market.events, market.tags = [named], tags or None
+    return markets, bad
+
+
+def decode_events(body: Body, asked: Filters = ()) -> MarketPage:
+    """Decode a page of Gamma's listing of events into their markets; an event that is odd costs only itself."""
     page = decode_answer(_PAGE, body)
     if page.events is None:
         raise msgspec.ValidationError("Object missing required field `events`")
-    found = MarketPage([], [], page.next_cursor, events=[event.slug for event in page.events])
-    for event in page.events:
-        markets, bad = _decode_markets(event.markets)
-        tags: list[GammaTag] = []
-        with suppress(ValueError):
-            tags, _ = decode_elements(decode_answer(_ELEMENTS, bytes(event.tags)), _MARKET_TAG)
-        for market in markets:
-            market.events, market.tags = [GammaEvent(event.slug)], tags or None
+    events, bad = decode_elements(page.events, _EVENT_WITH_MARKETS, mostly_good=True)
+    # the id of an event is no market's
+    undecoded = [one._replace(id=None, reason=f"an event of the listing: {one.reason}") for one in bad]
+    slugs, others = [one.reason for one in undecoded], list[str]()
+    found = MarketPage([], undecoded, page.next_cursor, events=slugs, others=others)
+    errors: list[Exception] = []
+    for event in events:
+        named = Named(event.id, event.slug if isinstance(event.slug, str) else None)
+        slugs.append(named.slug or str(event.id))
+        series = event.series if isinstance(event.series, list) else []
+        of_series = [one.get("id") for one in series if isinstance(one, dict)]
+        if _is_other(asked, {"id": [event.id], "slug": [named.slug], "series_id": of_series}):
+            others.append(slugs[-1])
+            continue
+        try:
+            markets, bad = _markets_of(event, named)
+        except (ValueError, RecursionError) as error:
+            errors.append(error)
+            markets, bad = [], [Undecoded(None, printable(f"the markets of the event {slugs[-1]}: {error}"))]
         found.markets.extend(markets)
-        found.undecoded.extend(bad)
+        undecoded += bad
+    if errors and len(errors) == len(events):
+        raise errors[0]
     return found
 
 
@@ -1374,6 +1450,7 @@ class Batch:
     listed: list[tuple[str]] = field(default_factory=list)  # ids that a run over the whole exchange has listed as open
     unlisted: list[tuple[str]] = field(default_factory=list)  # ids that the exchange names as closed
     books: dict[str, Book] = field(default_factory=dict)  # by market, of these snapshots
+    names: list[tuple[str, str, str]] = field(default_factory=list)  # kind, name and id of what had markets to collect
     follow: bool = False  # whether these markets are collected from now on until they resolve
 
 
@@ -1927,8 +2004,7 @@ EVENTS_SIZE: Final = 20  # of a page of events, each with all its markets
 MAX_EVENTS_BYTES: Final = 64 * 2**20  # an event of 2,000 markets has 10 MB
 MAX_PAGES: Final = 20_000  # of a listing; the whole exchange has 1,600
 MAX_EMPTY_PAGES: Final = 3  # in a row
-_SERIES: Final = json_decoder(list[Named])
-_TAG: Final = json_decoder(Named)
+_NAMED: Final = json_decoder(Named)
 _CLOB_MARKET: Final = json_decoder(ClobMarket)
 # why there is no book for a token; None stands for the tokens of which nothing else is known
 Problems = dict[str | None, str | ApiError]
@@ -2018,11 +2094,10 @@ class PolymarketApi:
         if after is not None:
             params.append(("after_cursor", after))
         request = self._page_request(params, limit=limit, closed=closed)
+        decode = decode_page
         if listing.path == EVENTS_PATH:
-            return await self._gamma.fetch(
-                request._replace(path=EVENTS_PATH, max_bytes=MAX_EVENTS_BYTES), decode_events
-            )
-        return await self._gamma.fetch(request, decode_page)
+            request, decode = request._replace(path=EVENTS_PATH, max_bytes=MAX_EVENTS_BYTES), decode_events
+        return await self._gamma.fetch(request, partial(decode, asked=listing.filters))
 
     @staticmethod
     def _page_request(params: Sequence[tuple[str, str]], *, limit: int = PAGE_SIZE, closed: bool) -> Request:
@@ -2051,37 +2126,66 @@ class PolymarketApi:
                 if isinstance(page, ApiError):
                     failed.append((some, page))
                     continue
-                markets = {market.market_id if by == "id" else market.slug: market for market in page.markets}
-                found.markets.extend(markets[str(name)] for name in some if str(name) in markets)
+                markets: defaultdict[str, list[GammaMarket]] = defaultdict(list)  # a slug may be that of several
+                for market in page.markets:
+                    silent = by == "slug" and not market.slug and len(some) == 1  # it does not say what it is
+                    markets[str(some[0]) if silent else market.market_id if by == "id" else market.slug or ""].append(
+                        market
+                    )
+                found.markets.extend(market for name in some for market in markets.get(str(name), ()))
                 found.undecoded.extend(page.undecoded)
                 others = [name for name in some if str(name) not in markets and str(name) not in page.names]
-                if page.next_cursor is None:
-                    absent += others
-                else:  # they can be asked for without those of this page
+                if page.next_cursor is not None:  # they can be asked for without those of this page
                     rest = [*rest, *others]
+                elif len(others) == len(some) and page.markets:
+                    failed.append(
+                        (some, self.bad_listing(f"{by} {some[0]} was asked for, and {next(iter(markets))} came"))
+                    )
+                else:
+                    absent += others
             if len(rest) == len(asked):
                 failed.append((rest, self.bad_listing("the answer has none of the markets, and names a next page")))
                 break
         return found, absent, failed
 
-    async def fetch_event(self, slug: str) -> MarketPage | None:
-        """Fetch all markets of an event, open and closed, in one request if one is open; None if there is no event."""
-        listing = Listing("id", ascending=True, filters=[("slug", slug)], path=EVENTS_PATH)
+    async def fetch_event(self, name: str, *, by: str = "slug") -> MarketPage | None:
+        """Fetch all markets of an event, open and closed, in one request if one is open; None if there is no event.
+
+        *by* says what *name* is: "slug" or "id". Where the exchange has several events of that slug, all are there.
+        """
+        listing = Listing("id", ascending=True, filters=[(by, name)], path=EVENTS_PATH)
         for closed in (False, True):
-            page = await self._fetch_page(listing, limit=EVENTS_SIZE, closed=closed)
-            if page.events == [slug]:
-                return page
-            if page.events:
-                raise self.bad_listing(f"the event {slug!r} was asked for, and {page.events[0]!r} came")
+            found = page = await self._fetch_page(listing, limit=EVENTS_SIZE, closed=closed)
+            used: set[str] = set()
+            while (cursor := page.next_cursor) is not None and (len(page.others) < page.size or not page.size):
+                if not (cursor and page.size) or cursor in used:
+                    return found._replace(incomplete=f"the event {name!r} does not end: {cursor!r} is its next cursor")
+                used.add(cursor)
+                page = await self._fetch_page(listing, limit=EVENTS_SIZE, after=cursor, closed=closed)
+                found.markets.extend(page.markets)
+                found.undecoded.extend(page.undecoded)
+            if len(found.others) < found.size:
+                return found
+            if found.others:
+                raise self.bad_listing(f"the event {name!r} was asked for, and {found.others[0]!r} came")
         return None
 
-    async def fetch_group(self, kind: str, slug: str) -> Named | None:
-        """Fetch a "series" or a "tag", or None if there is none of that name."""
+    async def fetch_groups(self, kind: str, slug: str) -> list[Named]:
+        """Fetch the "series" or the "tag" of that slug: none, one, or several that the exchange calls so."""
         if kind == "tag":
-            return await self._fetch_known(self._gamma, f"/tags/slug/{quote(slug, safe='')}", _TAG)
-        request = Request("/series", [("slug", slug)], max_bytes=MAX_EVENTS_BYTES)
-        found = await self._gamma.fetch(request, _SERIES.decode)
-        return next((series for series in found if series.slug == slug), None)
+            tag = await self._fetch_known(self._gamma, f"/tags/slug/{quote(slug, safe='')}", _NAMED)
+            found, bad = [tag] if tag else [], list[Undecoded]()
+        else:
+            request = Request("/series", [("slug", slug)], max_bytes=MAX_EVENTS_BYTES)
+            elements = await self._gamma.fetch(request, partial(decode_answer, _ELEMENTS))
+            found, bad = decode_elements(elements, _NAMED)
+        same = [one for one in found if (one.slug or slug).casefold() == slug.casefold()]
+        if (found or bad) and not same:
+            came = found[0].slug if found else bad[0].reason
+            raise self.bad_listing(f"the {kind} {slug!r} was asked for, and {came!r} came")
+        if odd := [one.id for one in same if not re.fullmatch("[0-9]{1,18}", str(one.id))]:
+            raise self.bad_listing(f"the {kind} {slug!r} has no id but {odd[0]!r}")
+        return same
 
     @staticmethod
     async def _fetch_known(host: HttpHost, path: str, decoder: msgspec.json.Decoder[T]) -> T | None:
@@ -2134,7 +2238,7 @@ _MIRROR: Final = (
     "(SELECT json_group_array(json_array(round(1 - json_extract(value, '$[0]'), 9), json_extract(value, '$[1]')))"
     " FROM json_each({0}))"
 )
-SCHEMA_VERSION: Final = 11
+SCHEMA_VERSION: Final = 12
 _ARCHIVED_DAYS: Final = """archived_days ( -- rows of the day with ids up to the greatest in its rows are in the lake
         day TEXT NOT NULL, -- YYYY-MM-DD, UTC
         shard TEXT NOT NULL DEFAULT '', -- the name under which they are there
@@ -2306,6 +2410,12 @@ SCHEMA: Final = f"""
         last_seen TIMESTAMP, -- UTC: when the market was last listed as open
         snapshot_id INTEGER -- its snapshot of the newest run
     ) WITHOUT ROWID;
+    CREATE TABLE names ( -- whom a name means that the exchange may not know any more
+        kind TEXT NOT NULL, -- market, event, series or tag
+        name TEXT NOT NULL, -- a slug; of a market an earlier one
+        id TEXT NOT NULL, -- the exchange's id
+        PRIMARY KEY (kind, name)
+    ) WITHOUT ROWID;
     CREATE TABLE lake ( -- one row, made by the first archiving
         database_id TEXT NOT NULL, -- a UUID
         shard TEXT NOT NULL -- the name of its files in the lake
@@ -2402,6 +2512,8 @@ SCHEMA: Final = f"""
     CREATE INDEX markets_by_slug ON markets(slug);
     CREATE INDEX markets_by_event ON markets(event_slug);
     CREATE INDEX markets_by_category ON markets(category);
+    CREATE TRIGGER market_renamed AFTER UPDATE OF slug ON markets WHEN old.slug <> new.slug
+    BEGIN INSERT OR REPLACE INTO names VALUES ('market', old.slug, old.market_id); END;
     CREATE VIEW latest_snapshots AS
     SELECT m.question, m.category, m.outcome_yes, m.outcome_no, s.*,
            m.slug, m.event_slug, m.end_time, m.resolved, m.resolution_outcome, seen.last_seen
@@ -2623,6 +2735,12 @@ SECOND_LOOKS: Final = """
 LAST_WITH_BOOK: Final = """
     SELECT CAST(market_id AS INTEGER) FROM snapshots
     WHERE id > (SELECT max(id) FROM snapshots) - ? AND book_time IS NOT NULL GROUP BY market_id ORDER BY max(id)
+"""
+SAVE_NAME: Final = "INSERT OR REPLACE INTO names (kind, name, id) VALUES (?, ?, ?)"
+# the ids that a name has stood for
+KNOWN_AS: Final = """
+    SELECT id FROM names WHERE kind = ?1 AND name = ?2
+    UNION SELECT market_id FROM markets WHERE slug = ?2 AND ?1 = 'market'
 """
 LAST_STATUS: Final = "SELECT status FROM runs WHERE run_id < ? ORDER BY run_id DESC LIMIT 1"
 # how many markets the last complete run of the same selection has listed, if it is not older than a week
@@ -2967,6 +3085,7 @@ class Database:
             await self.execute(SAVE_FAILURE, batch.failures)
             await self.execute(SAVE_RESOLUTION, batch.resolutions)
             await self.execute(SAVE_UNSETTLED, batch.unsettled)
+            await self.execute(SAVE_NAME, batch.names)
             await self.execute(SAVE_LISTED, batch.listed)
             await self.execute("DELETE FROM listed_ids WHERE market_id = ?", batch.unlisted)
             saved = saved.plus(Saved(errors=len(batch.failures)))
@@ -3217,8 +3336,8 @@ class Outcomes:
 class Discovery:
     """Finds the markets of a run and hands them on in `batches`.
 
-    A run with a threshold lists the most traded markets down to it. A run with names lists what they name. The whole
-    exchange is listed by `ExchangeDiscovery`. How the end of a listing is recognised is told at
+    A run with a threshold lists the most traded markets down to it. What is named is listed by `NamedDiscovery`, the
+    whole exchange by `ExchangeDiscovery`. How the end of a listing is recognised is told at
     `PolymarketApi.iter_market_pages`; a walk stops before that where it has come to the threshold
     (`_is_below_threshold`) or to known ids.
 
@@ -3290,8 +3409,6 @@ class Discovery:
 
     def _choose_listing(self) -> tuple[str, Callable[[], Awaitable[None]]]:
         """Return how this run lists, as a word for `runs.listing` and as a method."""
-        if self._selection.names:
-            return "named", self._list_named
         return "top", self._list_top
 
     async def _list_top(self) -> None:
@@ -3312,85 +3429,6 @@ class Discovery:
             raise self._run.api.bad_listing("the listing is not in the order of volume24hr")
         self._strict_order = self._strict_order and volumes == sorted(volumes, reverse=True)
         return not self._selection.takes(volumes[-1] if self._strict_order else max(volumes))
-
-    async def _list_named(self) -> None:
-        """List what is named: first what is taken whatever it trades, for it is listed only once."""
-        chosen = self._selection
-        if chosen.ends_within_min is not None:
-            self._ends_by = sql_time(self._clock.now() + timedelta(minutes=chosen.ends_within_min))
-        await self._in_parallel(self._take_markets, chosen.markets)
-        for kind, slugs in (("event", chosen.events), ("series", chosen.series), ("tag", chosen.tags)):
-            await self._in_parallel(self._take_groups, [(kind, slug) for slug in slugs], size=1)
-        for note in self.notes:
-            log.info("%s", note)
-
-    async def _take_markets(self, names: Sequence[str]) -> None:
-        """Take the markets with these ids and slugs."""
-        for by in ("id", "slug"):
-            absent = [name for name in names if name.isdecimal() == (by == "id")]
-            undecoded: list[Undecoded] = []
-            for closed in (False, True):
-                page, absent, failed = await self._run.api.fetch_markets(absent, by=by, closed=closed)
-                undecoded += page.undecoded
-                await self._take(page, named=True)
-                closed_ones = [market for market in page.markets if not market.is_open]
-                self.notes += [printable(f"the market {one.slug} is not open: {one.state}") for one in closed_ones]
-                for _, error in failed:
-                    await self._fail(error)
-            if by == "id" or not undecoded:  # else one of them may be what is missing
-                await self._report_unknown("market", absent)
-
-    async def _take_groups(self, groups: Sequence[tuple[str, str]]) -> None:
-        """Take the markets of events, series or tags, each given as its kind and its slug."""
-        api = self._run.api
-        for kind, slug in groups:
-            group = await (api.fetch_event(slug) if kind == "event" else api.fetch_group(kind, slug))
-            if group is None:
-                await self._report_unknown(kind, [slug])
-                continue
-            if isinstance(group, MarketPage):
-                await self._take(group, named=True)
-                has_open = bool(group.undecoded) or any(market.is_open for market in group.markets)
-            else:
-                has_open = await self._walk_group(kind, group)
-            if not has_open:
-                self.notes.append(printable(f"the {kind} {slug} has no open market to take"))
-
-    async def _walk_group(self, kind: str, group: Named) -> bool:
-        """Take the markets that are listed under a series or a tag; return whether there are any, or may be.
-
-        A series lists a day ahead: in the order of the ends, what comes too late ends the walk.
-        """
-        has_open, ends = False, list[str]()
-        ends_by, filters = self._ends_by, [(f"{kind}_id", group.id)]
-        if kind == "series":
-            listing = Listing("endDate" if ends_by else "id", ascending=True, filters=filters, path=EVENTS_PATH)
-        else:
-            if ends_by:
-                filters.append(("end_date_max", ends_by.replace(" ", "T") + "Z"))
-            by_volume = self._selection.min_volume_usd > 0
-            listing = Listing("volume24hr" if by_volume else "id", ascending=not by_volume, filters=filters)
-
-        def is_last(page: MarketPage) -> bool:
-            nonlocal has_open
-            labels = {tag.label for market in page.markets for tag in market.tags or ()}
-            if kind == "tag" and group.label and labels and group.label not in labels:  # an unknown filter is ignored
-                raise self._run.api.bad_listing(f"the tag {group.label!r} was asked for, and markets without it came")
-            has_open = has_open or any(self._is_selected(market.market_id, market) for market in page.markets)
-            if listing.order == "volume24hr":
-                return self._is_below_threshold(page)
-            ends.extend(end for market in page.markets if (end := sql_time_of(market.end_date)))
-            return listing.order == "endDate" and max(ends, default="") > (ends_by or "") and ends == sorted(ends)
-
-        came_to_end = await self._walk(listing, is_last)
-        return has_open or not came_to_end
-
-    async def _report_unknown(self, kind: str, names: Sequence[str]) -> None:
-        """Record that the exchange does not know these names; each counts as listed, and no run is complete with it."""
-        self.listed += len(names)
-        unknown = [f"{kind} {name!r}" for name in names]
-        self.unknown += unknown
-        await self._run.put(*(self._run.failure("list", f"the exchange has no {name}", None) for name in unknown))
 
     async def _walk(self, listing: Listing, is_last: Callable[[MarketPage], bool]) -> bool:
         """Take the pages of *listing* to its end, or to the one that *is_last*; return whether nothing is missing."""
@@ -3526,6 +3564,210 @@ class Discovery:
         if self.listed + self._outcomes.closed < MIN_KNOWN_SHARE * before:
             what = f"{self.listed} markets are listed, after {before} in the last complete run"
             await self._fail(run.api.bad_listing(what))
+
+
+LISTING_HOLDS: Final = timedelta(hours=1)  # at most, until a series is listed anew
+
+
+@dataclass(slots=True)
+class ListedGroup:
+    """What was listed of a series or a tag."""
+
+    listed_at: datetime
+    ends: dict[int, str | None] = field(default_factory=dict)  # of its open markets, by id; None: not known
+    has_open: bool = False  # whether any is to be collected
+    came_to_end: bool = False
+
+
+@dataclass
+class NamedDiscovery(Discovery):
+    """Finds the markets that are named: one by one, by their event, or by a series or a tag.
+
+    - Ids are keys, names are not. Whom a name meant is in the table `names`: where the exchange does not know the name
+      any more, this id is asked for, and a note says so. A name that is lost altogether is a failure.
+    - With `ends_within` a series is listed to its end all the same, because its events are not in the order in which
+      their markets end. What was `listed` is kept for the next runs, which ask by id for what is due, until the last
+      market that was listed is due, or the listing is as old as `ends_within`, or an hour. So a market is never missed
+      that is there twice `ends_within` before its end, or two hours.
+    - A series that recurs, had open markets and lists none any more is a listing that failed.
+    """
+
+    listed_series: dict[str, ListedGroup] = field(default_factory=dict)  # by slug
+
+    def _choose_listing(self) -> tuple[str, Callable[[], Awaitable[None]]]:
+        return "named", self._list_named
+
+    async def _list_named(self) -> None:
+        """List what is named: first what is taken whatever it trades, for it is listed only once."""
+        chosen = self._selection
+        if chosen.ends_within_min is not None:
+            self._ends_by = sql_time(self._clock.now() + timedelta(minutes=chosen.ends_within_min))
+        only_ones = [name.removeprefix("event/") for name in chosen.markets if name.startswith("event/")]
+        await self._in_parallel(self._take_markets, [name for name in chosen.markets if not name.startswith("event/")])
+        for kind, names in (("market", only_ones), ("event", chosen.events)):
+            await self._in_parallel(self._take_events, [(kind, name) for name in names], size=1)
+        for kind, names in (("series", chosen.series), ("tag", chosen.tags)):
+            slugs = [(kind, name.removeprefix("tag/")) for name in names]
+            await self._in_parallel(self._take_groups, slugs, size=1)
+        for note in self.notes:
+            log.info("%s", note)
+
+    def _note(self, text: str) -> None:
+        self.notes.append(printable(text))
+
+    async def _known_as(self, kind: str, name: str) -> list[str]:
+        """Return the ids that *name* has stood for."""
+        return [id_ for (id_,) in await self._run.database.rows(KNOWN_AS, kind, name)]
+
+    async def _remember(self, kind: str, name: str, ids: Iterable[object]) -> None:
+        """Store whom *name* means, if that is one and not known yet."""
+        known, found = await self._known_as(kind, name), list({str(id_) for id_ in ids if id_ is not None})
+        if len(found) == 1 and found != known:
+            await self._run.rows.put(Batch(self._run.run_id, names=[(kind, name, found[0])]))
+
+    async def _take_markets(self, names: Sequence[str]) -> None:
+        """Take the markets with these ids and slugs; digits are an id, or else a slug."""
+        ids = [name for name in names if re.fullmatch("[0-9]+", name)]
+        _, absent = await self._take_by("id", ids)
+        slugs = [name.removeprefix("market/") for name in names if name not in ids]
+        _, absent = await self._take_by("slug", slugs + absent)
+        for slug in absent:
+            renamed, _ = await self._take_by("id", await self._known_as("market", slug))
+            for market in renamed:
+                self._note(f"the market {slug} is now called {market.slug}")
+            if not renamed:
+                await self._report_unknown("market", slug)
+
+    async def _take_by(self, by: str, names: Sequence[str]) -> tuple[list[GammaMarket], list[str]]:
+        """Take the markets with these ids or slugs; return them, and the names that the exchange does not have."""
+        markets: list[GammaMarket] = []
+        undecoded: list[Undecoded] = []
+        for closed in (False, True):
+            page, names, failed = await self._run.api.fetch_markets(names, by=by, closed=closed)
+            await self._take(page, named=True)
+            markets += page.markets
+            undecoded += page.undecoded
+            for _, error in failed:
+                await self._fail(error)
+        for market in markets:
+            if not market.is_open:
+                self._note(f"the market {market.slug} is not open: {market.state}")
+        for slug, count in Counter(market.slug for market in markets).items():
+            if count > 1 and slug:
+                self._note(f"the slug {slug} is that of {count} markets, all of which are taken")
+        return markets, [] if undecoded and by == "slug" else list(names)  # one of them may be what is missing
+
+    async def _take_events(self, events: Sequence[tuple[str, str]]) -> None:
+        """Take all markets of events; of an event that a "market" is named by, the only one."""
+        api = self._run.api
+        for kind, slug in events:
+            page = await api.fetch_event(slug)
+            if page is None and (known := await self._known_as("event", slug)):
+                page = await api.fetch_event(known[0], by="id")
+                if page and page.events:
+                    self._note(f"the event {slug} is now called {page.events[0]}")
+            if page is None and kind == "market":  # the last part of its address may be the market's own
+                await self._take_markets([slug])
+            elif page is None:
+                await self._report_unknown(kind, slug)
+            elif kind == "market" and len(page.markets) + len(page.undecoded) > 1:
+                what = f"it is an event of {len(page.markets)} markets: name one of them, or the event"
+                await self._report_unknown(kind, slug, what)
+            else:
+                await self._take_event(slug, page)
+
+    async def _take_event(self, slug: str, page: MarketPage) -> None:
+        await self._remember("event", slug, (event.id for one in page.markets for event in one.events or ()))
+        if page.events and len(page.events) > 1:
+            self._note(f"the slug {slug} is that of {len(page.events)} events, all of which are taken")
+        await self._take(page, named=True)
+        if page.incomplete:
+            await self._fail(self._run.api.bad_listing(page.incomplete))
+        if not (page.undecoded or any(market.is_open for market in page.markets)):
+            self._note(f"the event {slug} has no open market to take")
+
+    async def _take_groups(self, groups: Sequence[tuple[str, str]]) -> None:
+        """Take the markets of series and tags, each given as its kind and its slug."""
+        for kind, slug in groups:
+            listed = self.listed_series.get(slug) if kind == "series" else None
+            if listed and self._still_holds(listed):
+                due = [id_ for id_, end in listed.ends.items() if end is None or end <= (self._ends_by or "")]
+                self._asked.update(due)
+                await self._take_open(due)
+                has_open = bool(due)
+            else:
+                has_open = await self._list_groups(kind, slug)
+            if not has_open:
+                self._note(f"the {kind} {slug} has no open market to take")
+
+    def _still_holds(self, listed: ListedGroup) -> bool:
+        """Return whether a series need not be listed anew."""
+        within, now = self._selection.ends_within_min, self._clock.now()
+        if within is None or self._ends_by is None or not listed.ends:
+            return False
+        last = max(end or "" for end in listed.ends.values())
+        return self._ends_by < last and timedelta(0) <= now - listed.listed_at < min(
+            timedelta(minutes=within), LISTING_HOLDS
+        )
+
+    async def _list_groups(self, kind: str, slug: str) -> bool:
+        """Take the markets that are listed under a series or a tag; return whether there are any, or may be."""
+        known = await self._known_as(kind, slug)
+        groups = await self._run.api.fetch_groups(kind, slug)
+        walks = [await self._walk_group(kind, group) for group in groups or [Named(id_, slug) for id_ in known]]
+        came_to_end, has_open = all(walk.came_to_end for walk in walks), any(walk.has_open for walk in walks)
+        ends = {id_: end for walk in walks for id_, end in walk.ends.items()}
+        if not groups and not ends and came_to_end:
+            await self._report_unknown(kind, slug)
+            return True
+        if not groups:
+            self._note(f"the {kind} {slug} is called otherwise now, and listed by its id {known[0]}")
+        if len(groups) > 1:
+            ids = ", ".join(str(group.id) for group in groups)
+            self._note(f"the {kind} {slug} is several, all of which are taken: {ids}")
+        if ends:
+            await self._remember(kind, slug, (group.id for group in groups))
+        elif kind == "series" and known and came_to_end and any(group.recurrence != "" for group in groups):
+            await self._fail(self._run.api.bad_listing(f"the series {slug} has had open markets, and lists none now"))
+        if kind == "series" and came_to_end:
+            self.listed_series[slug] = ListedGroup(walks[0].listed_at, ends)
+        return has_open or not came_to_end
+
+    async def _walk_group(self, kind: str, group: Named) -> ListedGroup:
+        """Take the markets that are listed under a series or a tag."""
+        filters = [(f"{kind}_id", str(group.id))]
+        by_volume = kind == "tag" and self._selection.min_volume_usd > 0
+        if kind == "tag" and self._ends_by:
+            filters.append(("end_date_max", self._ends_by.replace(" ", "T") + "Z"))
+        path = MARKETS_PATH if kind == "tag" else EVENTS_PATH
+        listing = Listing("volume24hr" if by_volume else "id", ascending=not by_volume, filters=filters, path=path)
+        listed = ListedGroup(self._clock.now())
+        others: list[str] = []
+
+        def is_last(page: MarketPage) -> bool:
+            others.extend(page.others)
+            what = f"the {kind} {group.slug!r} was asked for, and what came is of another"
+            if page.others and len(page.others) == page.size:  # an unknown filter is ignored
+                raise self._run.api.bad_listing(f"{what}: {page.others[0]}")
+            opened = [market for market in page.markets if market.is_open]
+            listed.ends.update((int(market.market_id), sql_time_of(market.end_date)) for market in opened)
+            listed.has_open = listed.has_open or any(self._is_selected(one.market_id, one) for one in opened)
+            return by_volume and self._is_below_threshold(page)
+
+        listed.came_to_end = await self._walk(listing, is_last)
+        reasons = (
+            f"left out: {other} was listed under the {kind} {group.slug}, and says that it is of another"
+            for other in others
+        )
+        await self._run.put(*(self._run.failure("list", reason) for reason in reasons))
+        return listed
+
+    async def _report_unknown(self, kind: str, name: str, why: str = "") -> None:
+        """Record that the exchange does not know a name; it counts as listed, and no run is complete with it."""
+        what = f"{kind} {name!r}" + (f" ({why})" if why else "")
+        self.listed += 1
+        self.unknown.append(what)
+        await self._run.put(self._run.failure("list", f"the exchange has no {what}", None))
 
 
 MAX_DENSITY: Final = 1.0  # markets that start in a second; the exchange opens 0.4, and more is a burst
@@ -4104,6 +4346,7 @@ class AsyncCollector:
         self._rng = rng or random.Random()  # noqa: S311  spreads retries, keeps no secret
         self.file: tuple[int, int] | None = None
         self._follow = follow
+        self._listed_series: dict[str, ListedGroup] = {}  # by slug, for the next runs
         self._progress = progress or (lambda _: None)
         self.gamma_limiter = RateLimiter(self.settings.gamma.rate_limit, RATE_WINDOW_S, clock=self._clock)
         self.clob_limiter = RateLimiter(self.settings.clob.rate_limit, RATE_WINDOW_S, clock=self._clock)
@@ -4164,7 +4407,14 @@ class AsyncCollector:
             )
             run = Run(run_id, started_at, database, api, network)
             outcomes = Outcomes(run, self._clock)
-            way = ExchangeDiscovery if settings.selection.whole_exchange else Discovery
+            named = partial(NamedDiscovery, listed_series=self._listed_series)
+            way = (
+                named
+                if settings.selection.names
+                else ExchangeDiscovery
+                if settings.selection.whole_exchange
+                else Discovery
+            )
             discovery = way(run, settings.selection, settings.workers, self._follow, self._clock, outcomes)
             x_host = HttpHost(settings.twitter, self.twitter_limiter, network)
             yield run, discovery, Posts(run_id, database, x_host, settings, self._clock)

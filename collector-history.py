@@ -544,7 +544,7 @@ class Run(NamedTuple):
 MARKETS: Final = "SELECT market_id FROM markets WHERE token_id_yes <> '' AND ({}) ORDER BY CAST(market_id AS INTEGER)"
 # the markets of the file that a name stands for
 CHOICES: Final[Mapping[str, str]] = {
-    "markets": "market_id = ?1 OR slug = ?1",
+    "markets": "?1 IN (market_id, slug) OR market_id IN (SELECT id FROM names WHERE kind = 'market' AND name = ?1)",
     "events": "event_slug = ?1",
     "series": "event_slug IN (SELECT value FROM json_each(?1))",
     "tags": "json_valid(tags) AND EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?1)",
@@ -645,12 +645,16 @@ async def choose(run: Run, api: ac.PolymarketApi, gamma: ac.HttpHost, store: Sto
         return [market_id for (market_id,) in store.read(MARKETS.format("followed = 1 OR ?"), run.args.all)]
     chosen: dict[str, None] = {}
     for kind, name in names:
-        value: str | None = name
+        page, _, slug = name.rpartition("/")
+        values: list[str | None] = [slug]
         if kind in {"series", "tags"}:
-            group = await api.fetch_group("tag" if kind == "tags" else kind, name)
-            known_as = json.dumps(await slugs_of_series(gamma, group)) if group and kind == "series" else ""
-            value = known_as or (group.label if group else None)
-        found = store.read(MARKETS.format(CHOICES[kind]), value)
+            groups = await api.fetch_groups("tag" if kind == "tags" else kind, slug)
+            values = [group.label for group in groups]
+            if kind == "series":
+                values = [json.dumps(await slugs_of_series(gamma, group)) for group in groups]
+        choice = CHOICES["events" if page == "event" else kind]  # its only market
+        found = [row for value in values for row in store.read(MARKETS.format(choice), value)]
+        found = found if page != "event" or len(found) == 1 else []
         chosen |= {market_id: None for (market_id,) in found}
         if not found:
             run.figures.markets += 1

@@ -1006,6 +1006,10 @@ class FakePolymarket(FakeX):
         }
         return {key: value for key, value in answer.items() if value is not None}
 
+    def rename_tag(self, label: str, new: str) -> None:
+        """Give the tag *label* another label and slug; its id stays."""
+        self._tag_ids[new] = self._tag_ids.pop(label)
+
     def tag_id(self, label: str) -> str:
         """Return the id of the tag *label*."""
         return str(self._tag_ids.setdefault(label, 101 + len(self._tag_ids)))

@@ -26,7 +26,15 @@ if TYPE_CHECKING:
 README = (PROJECT / "README.md").read_text()
 DATA = (PROJECT / "docs/data.md").read_text()
 OPERATIONS = (PROJECT / "docs/operations.md").read_text()
-OURS_ALONE = ("listed_ids", "seen", "lake", "archived_days", "past_done", "walk")  # tables that hardly anybody reads
+OURS_ALONE = (
+    "listed_ids",
+    "seen",
+    "lake",
+    "archived_days",
+    "past_done",
+    "walk",
+    "names",
+)  # tables that hardly anybody reads
 PAGES = [*sorted(PROJECT.glob("*.md")), *sorted(PROJECT.glob("docs/*.md"))]
 SERVICE = (PROJECT / "collector-service.py").read_text()
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())

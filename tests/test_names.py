@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import rows
+from hypothesis import given
+from hypothesis import strategies as st
 from truth import COLLECTOR, assert_true, command, failures, last_run, start
 
 import async_collector as ac
@@ -32,15 +35,70 @@ SITE = "https://polymarket.com"
         ("markets", f"{SITE}/event/weather/will-it-rain?tid=1#chart", "will-it-rain"),
         ("markets", f"{SITE}/de/event/weather/will-it-rain/", "will-it-rain"),
         ("markets", "www.polymarket.com/market/will-it-rain", "will-it-rain"),
+        ("markets", f"{SITE}/event/weather", "event/weather"),
+        ("markets", f"{SITE}/sports/nba/games/week/3/nba-bos-lal-2026-11-30", "event/nba-bos-lal-2026-11-30"),
+        ("markets", f"{SITE}/event/elections/2028", "market/2028"),
+        ("markets", f"{SITE}/event/2028", "event/2028"),
+        ("markets", "2028", "2028"),
         ("events", f"{SITE}/zh-Hans/event/weather", "weather"),
         ("events", f"{SITE}/event/weather/will-it-rain", "weather"),
+        ("events", f"{SITE}/sports/cricket/crint-wst-lka-2026-03-03", "crint-wst-lka-2026-03-03"),
+        ("events", f"{SITE}/pt-br/sports/nfl/games/week/13/nfl-a-b/?x=1", "nfl-a-b"),
+        ("events", f"{SITE}/esports/cs2/blast/cs2-a-b#top", "cs2-a-b"),
+        ("events", "Pokémon-go", "Pokémon-go"),
+        ("events", f"{SITE}/event/pok%C3%A9mon-go", "pokémon-go"),
+        ("events", f"{SITE}/event/poke%CC%81mon-go", "pokémon-go"),
         ("series", f"{SITE}/series/btc-up-or-down-5m", "btc-up-or-down-5m"),
         ("tags", f"{SITE}/tag/politics", "politics"),
+        ("tags", f"{SITE}/predictions/crypto", "crypto"),
+        ("tags", f"{SITE}/predictions/15M", "tag/15M"),
+        ("tags", f"{SITE}/es-419/economy/", "economy"),
+        ("tags", f"{SITE}/predictions/pok%C3%A9mon", "tag/pokémon"),
         ("tags", "Middle East", "middle-east"),
+        ("tags", "Pokémon", "pokemon"),
+        ("tags", "AI/ML", "aiml"),
+        ("tags", "U.S./China", "uschina"),
+        ("tags", "U.S. Politics", "us-politics"),
+        ("tags", "SÃO Paulo — Rio", "sao-paulo-rio"),
+        ("tags", "ポケモン", "ポケモン"),
     ],
 )
 def test_a_name_is_an_id_a_slug_or_an_address(kind: str, value: object, name: str) -> None:
     assert getattr(ac.AsyncCollector(**{kind: [value, value]}).settings.selection, kind) == (name,)  # type: ignore[arg-type]
+
+
+SLUGS = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
+PAGES = {  # of the site, by kind
+    "markets": ["event/an-event/{}", "market/{}", "event/{}", "sports/nba/{}", "esports/cs2/iem/{}"],
+    "events": ["event/{}", "event/{}/a-market", "sports/nba/{}", "sports/nfl/games/week/3/{}", "esports/cs2/{}"],
+    "series": ["series/{}"],
+    "tags": ["predictions/{}", "tag/{}", "{}"],
+}
+WORDS = {"event", "market", "series", "tag", "tags", "predictions", "games", "week"}
+
+
+@given(data=st.data(), slug=SLUGS.filter(lambda slug: slug not in WORDS), kind=st.sampled_from(list(PAGES)))
+def test_every_form_of_an_address_leads_to_its_slug(data: st.DataObject, slug: str, kind: str) -> None:
+    site = data.draw(st.sampled_from(["https://polymarket.com", "HTTP://www.Polymarket.COM", "polymarket.com"]))
+    language = data.draw(st.sampled_from(["", "/de", "/zh-Hans", "/pt-br"]))
+    written = data.draw(st.sampled_from([slug, "".join(f"%{byte:02X}" for byte in slug.encode())]))
+    rest = data.draw(st.sampled_from(["", "/", "//", "?tid=1/2", "/#a/b", "?q=https://polymarket.com/event/x"]))
+    page = data.draw(st.sampled_from(PAGES[kind]))
+    name = ac.exchange_name("--name", f" {site}{language}/{page.format(written)}{rest} ", kind)
+    assert name.rpartition("/")[2] == slug
+    assert ac.exchange_name("--name", name, kind) == name, "a name is a name again"
+    if kind == "markets":
+        assert ("/" in name) == (slug.isdigit() or not page.startswith(("event/an-event", "market"))), "never an id"
+
+
+@given(label=st.text(max_size=50))
+def test_a_label_is_a_name_or_refused_and_no_part_of_an_address(label: str) -> None:
+    try:
+        name = ac.exchange_name("--tag", label, "tags")
+    except ac.ConfigError:
+        return
+    assert re.fullmatch(r"(tag/)?\w[\w.~-]*", name)
+    assert ac.exchange_name("--tag", name, "tags") == name
 
 
 @pytest.mark.parametrize(
@@ -48,7 +106,21 @@ def test_a_name_is_an_id_a_slug_or_an_address(kind: str, value: object, name: st
     [
         {"markets": ["https://example.com/event/weather/will-it-rain"]},
         {"markets": [f"{SITE}.example.com/market/a"]},
-        {"markets": [f"{SITE}/event/weather"]},
+        {"markets": [f"{SITE}/predictions/crypto"]},
+        {"markets": [f"{SITE}/event"]},
+        {"markets": [f"{SITE}//event/weather"]},
+        {"markets": ["https://m.polymarket.com/event/weather"]},
+        {"markets": [f"{SITE}/event/a%2Fb"]},
+        {"markets": [f"{SITE}/event/a%FF"]},
+        {"events": [f"{SITE}/sports/nba/games"]},
+        {"events": [f"{SITE}/sports/nba/games/week/3/"]},
+        {"events": [f"{SITE}/sports/nba"]},
+        {"events": [f"{SITE}/"]},
+        {"tags": [f"{SITE}/event/weather"]},
+        {"tags": [f"{SITE}/predictions"]},
+        {"tags": ["https://example.com/tag/a"]},
+        {"tags": ["example.com/crypto"]},
+        {"tags": ["&"]},
         {"events": [f"{SITE}/market/will-it-rain"]},
         {"events": [f"{SITE}@example.com/event/weather"]},
         {"markets": ["a'b"]},
@@ -178,8 +250,11 @@ async def test_an_exchange_that_ignores_a_filter_is_not_believed(
     with pytest.raises(ac.MalformedResponseError, match="the event 'the-cup' was asked for, and 'x' came"):
         await make_collector(markets=["nope"], events=["the-cup"]).collect_all()
     assert not database.exists(), "nothing was stored"
-    exchange.fail_next("/markets/keyset", mutate=lambda page: page | {"markets": [other | {"tags": [{"label": "x"}]}]})
-    with pytest.raises(ac.MalformedResponseError, match="the tag 'Politics' was asked for, and markets without it"):
+    tags = [{"label": "x", "id": 7}]
+    exchange.fail_next("/markets/keyset", mutate=lambda page: page | {"markets": [other | {"tags": tags}]})
+    with pytest.raises(
+        ac.MalformedResponseError, match="the tag 'politics' was asked for, and what came is of another"
+    ):
         await make_collector(tags=["politics"]).collect_all()
 
 

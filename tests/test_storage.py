@@ -182,6 +182,7 @@ def test_a_changed_schema_has_a_number_of_its_own() -> None:
         9: "2e95b89e",
         10: "fa8907d1",
         11: "82e1ceef",
+        12: "dfbac8d8",
     }
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(SCHEMA)
