@@ -247,7 +247,6 @@ def fill(
     book_ids = itertools.count(1)
     run_ids = itertools.count(1)
     with closing(create(path)) as connection:
-        connection.execute("PRAGMA cache_size = -200000")  # the index is filled all over, in 200 MB at most
         connection.execute("PRAGMA journal_mode = OFF")  # a file that is not finished is nothing
         midnight = datetime.combine(first_day, datetime.min.time(), UTC)
         insert(connection, "markets", (market.row(ac.sql_time(midnight)) for market in listed))
