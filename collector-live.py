@@ -565,7 +565,7 @@ class Channel:
                     self._lose_unreadable(message)
                 elif not self._take_message(message):
                     self._lose_unreadable(msgspec.to_builtins(message))
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             self._lose_unreadable(None)
 
     def _take_message(self, message: Message) -> bool:
@@ -685,7 +685,7 @@ class Channel:
         by_token = {market.tokens[0]: market for market in self.markets.values()}
         asked = self._live.asked()
         try:
-            books, _ = await api.fetch_books(list(by_token)) if self._socket else ({}, None)
+            books, _ = await api.fetch_books(list(by_token)) if self._socket and by_token else ({}, None)
         except ac.ApiError as error:
             log.warning("no books to compare: %s", error)
             return
@@ -826,6 +826,8 @@ class Live:
             self._tasks.create_task(self._end(channel, market))
 
     async def _end(self, channel: Channel, market: Market) -> None:
+        if market.market_id not in channel.markets:  # the file and the stream have said so at once
+            return
         if market.gap_since:
             self.regain(market, self.newest_ms)
         log.info("market %s has ended", market.market_id)
@@ -839,6 +841,7 @@ class Live:
         await self._anchored.wait()
 
     async def _anchor_forever(self) -> None:
+        await self._open()
         await self._follow()  # what is known, before the exchange says what else there is
         if self.store.last_stream_id:
             self.store.put(END_DEAD, self.store.last_stream_id)
@@ -853,6 +856,19 @@ class Live:
                 if self._wants_anchor and self._every_s - left_s > pause_s:
                     break
                 await self.clock.sleep(min(1.0, left_s))
+
+    async def _open(self) -> None:
+        """Read what earlier processes have left, as soon as the file can be used."""
+        while True:
+            try:
+                self._gaps, self._died_at = await self.store.open()
+            except ac.StorageError as error:
+                if error.lasting:
+                    raise
+                log.error("%s; tried again in %g s", error, ANCHOR_PAUSE_S)  # noqa: TRY400  the text says it
+                await self.clock.sleep(ANCHOR_PAUSE_S)
+            else:
+                return
 
     async def _anchor(self) -> None:
         """Collect all that is chosen, follow what is open, and compare its books with the stream."""
@@ -892,7 +908,7 @@ class Live:
         known = self._settled.union(*(channel.markets for channel in self.channels))
         new = [self._market(*row) for market_id, row in rows.items() if market_id not in known]
         for channel in self.channels:
-            room = MAX_MARKETS - len(channel.markets)
+            room = MAX_MARKETS - len(channel.markets) if channel.markets else 0  # an empty one ends
             await channel.add(new[:room])
             new = new[room:]
         for start in range(0, len(new), MAX_MARKETS):
@@ -929,9 +945,8 @@ class Live:
 
         Raises:
             UnknownNamesError: the exchange has none of the names.
-            StorageError: the file cannot be used from the start.
+            StorageError: the file cannot be used before somebody changes it or its folder.
         """
-        self._gaps, self._died_at = await self.store.open()
         agent = {"User-Agent": f"polymarket-async-collector/{ac.__version__}"}
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=agent) as self._session:
             with suppress(asyncio.CancelledError):
@@ -971,7 +986,7 @@ exit codes:
   0   stopped by SIGTERM or Ctrl-C, with all that had come stored
   2   bad command line
   74  the file cannot be opened, or what came last could not be stored
-  75  another collector-live or a long run holds the file
+  75  another collector-live holds the file
   78  bad configuration, or none of the names that were given exists
 """
 

@@ -184,6 +184,7 @@ async def test_a_frame_that_cannot_be_read_is_a_gap_of_its_market_or_of_all(
         assert f.gaps("market_id, reason, until IS NULL")[4:] == [(four[2].id, "a frame could not be read", 1)]
         await f.verified()
         exchange.live.say("<html>Bad gateway")
+        exchange.live.say("[" * 100_000)
         for market in four:
             bid(exchange, market, 9)
         await f.verified()
@@ -297,6 +298,23 @@ async def test_a_file_that_others_hold_costs_nothing_and_one_that_is_held_too_lo
         await f.verified()
         assert f.gaps() == [(four[0].id, "the file could not be written for too long")]
     truth.assert_stored(path)
+
+
+async def test_a_file_that_is_held_at_the_start_is_waited_for(
+    exchange: FakePolymarket, four: list[FakeMarket], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with following(exchange, path, events=["cup"]) as f:
+        await f.opened(4)
+    monkeypatch.setattr(ac, "LOCK_WAIT_S", 0.1)
+    with ac.locked(path, 5):
+        waiting = following(exchange, path, events=["cup"])
+        f = await waiting.__aenter__()
+        await f.pass_(live.ANCHOR_PAUSE_S * 2)
+        assert f.markets == {}
+    await f.opened(4)
+    await waiting.__aexit__(None, None, None)
+    assert [row["reason"] for row in rows(path, "SELECT reason FROM streams")] == ["stopped", "stopped"]
+    assert len(four) == 4
 
 
 async def test_a_file_that_is_deleted_is_said_and_not_made_anew(
