@@ -343,7 +343,7 @@ def test_each_row_is_once_in_file_or_lake_over_random_histories(commands: Comman
 @pytest.mark.slow
 def test_each_row_is_once_in_file_or_lake_over_many_histories(commands: Commands) -> None:
     Histories.commands = commands
-    many = settings(max_examples=15, stateful_step_count=20, suppress_health_check=list(HealthCheck))
+    many = settings(max_examples=8, stateful_step_count=20, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(Histories, settings=many)
 
 
