@@ -643,8 +643,15 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
     accepting_orders: bool = True
     enable_order_book: bool = True
     volume_24h: Amount | None = msgspec.field(name="volume24hr", default=None)
+    volume_num: Amount | None = None  # since it opened
+    volume: Amount | None = None
     liquidity_num: Amount | None = None
     liquidity: Amount | None = None
+    neg_risk: bool | None = None  # whether the outcomes of its event exclude each other
+    order_price_min_tick_size: Price | None = None
+    order_min_size: Size | None = None
+    fees_enabled: bool | None = None
+    fee_schedule: dict[str, Any] | None = None  # exponent, rate, takerOnly, rebateRate
     last_trade_price: Price | None = None
     uma_resolution_status: Any = None  # of the oracle
     uma_resolution_statuses: Any = None  # the same from the first to the newest, JSON in a string
@@ -685,6 +692,12 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
         """The token ids of the first outcome (YES) and the second (NO), empty where there are not two of them."""
         tokens = self.clob_token_ids or ()
         return (tokens[0], tokens[1]) if len(tokens) == 2 else ("", "")  # noqa: PLR2004
+
+    @property
+    def fee_rate(self) -> float | None:
+        """The rate in the formula of the taker's fee; 0 where there is no fee."""
+        rate = 0.0 if self.fees_enabled is False else (self.fee_schedule or {}).get("rate")
+        return rate if isinstance(rate, int | float) and 0 <= rate <= 1 else None
 
     @property
     def max_volume_24h(self) -> float | None:
@@ -808,7 +821,9 @@ MAX_UNREADABLE: Final = 1_000  # elements of a list
 
 _NUL: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
 # other forms of what the exchange sends, and the usual one; its documentation writes prices without the zero
-_NUMBER_KEY: Final = rb'"(?:price|size|lastTradePrice|volume24hr|liquidity|liquidityNum)"'
+_NUMBER_KEY: Final = (
+    rb'"(?:price|size|lastTradePrice|volume(?:24hr|Num)?|liquidity(?:Num)?|order(?:PriceMinTick|Min)Size)"'
+)
 _OTHER_FORMS: Final = (
     (re.compile(rb"(" + _NUMBER_KEY + rb'\s*:\s*")\+?(?=\.[0-9])'), rb"\g<1>0"),
     (re.compile(rb"(" + _NUMBER_KEY + rb'\s*:\s*")(?:\+0*|0+)(?=[0-9])'), rb"\1"),
@@ -1174,6 +1189,10 @@ class Market(NamedTuple):
     outcome_yes: str | None
     outcome_no: str | None
     tags: str | None
+    neg_risk: bool | None
+    tick_size: float | None
+    min_order_size: float | None
+    fee_rate: float | None
     first_seen: str
 
     @classmethod
@@ -1196,6 +1215,10 @@ class Market(NamedTuple):
             outcome_yes=yes or None,
             outcome_no=no or None,
             tags=msgspec.json.encode(labels).decode() if labels else None,
+            neg_risk=market.neg_risk,
+            tick_size=market.order_price_min_tick_size,
+            min_order_size=market.order_min_size,
+            fee_rate=market.fee_rate,
             first_seen=seen_at,
         )
 
@@ -1238,6 +1261,7 @@ class Snapshot(NamedTuple):
     ask_size_yes: float | None
     bid_size_no: float | None
     ask_size_no: float | None
+    volume: float | None
 
     @classmethod
     def from_wire(
@@ -1277,6 +1301,7 @@ class Snapshot(NamedTuple):
             ask_size_yes=ask_size_yes,
             bid_size_no=bid_size_no,
             ask_size_no=ask_size_no,
+            volume=market.volume if market.volume_num is None else market.volume_num,
         )
 
 
@@ -2238,7 +2263,9 @@ _MIRROR: Final = (
     "(SELECT json_group_array(json_array(round(1 - json_extract(value, '$[0]'), 9), json_extract(value, '$[1]')))"
     " FROM json_each({0}))"
 )
-SCHEMA_VERSION: Final = 12
+# of a YES share, by the outcome
+_PAYOUT: Final = "CASE {} WHEN outcome_yes THEN 1 WHEN outcome_no THEN 0 WHEN 'split' THEN 0.5 END"
+SCHEMA_VERSION: Final = 13
 _ARCHIVED_DAYS: Final = """archived_days ( -- rows of the day with ids up to the greatest in its rows are in the lake
         day TEXT NOT NULL, -- YYYY-MM-DD, UTC
         shard TEXT NOT NULL DEFAULT '', -- the name under which they are there
@@ -2289,6 +2316,11 @@ SCHEMA: Final = f"""
         outcome_yes TEXT, -- the first outcome's own word: Yes, Up, a team
         outcome_no TEXT, -- the second outcome's own word
         tags TEXT, -- JSON array of labels
+        neg_risk INTEGER, -- 1: of its event's markets at most one ends as Yes; 0: any may; NULL: Gamma did not say
+        tick_size REAL, -- USD: the step of prices, from Gamma; NULL: it did not say
+        min_order_size REAL, -- shares: the smallest order, from Gamma; NULL: it did not say
+        fee_rate REAL, -- of takers, from Gamma's feeSchedule; 0: no fee; NULL: it did not say
+        payout_yes REAL, -- USD that a YES share has paid: 1, 0 or 0.5; NULL: not resolved
         closed_at TIMESTAMP, -- UTC: when it closed, from Gamma; filled together with the outcome
         outcome_stored_at TIMESTAMP, -- UTC: when that outcome was stored; NULL: there is none, or before version 0.3
         outcome_asked INTEGER DEFAULT 0, -- how often the outcome was asked for in vain
@@ -2316,6 +2348,7 @@ SCHEMA: Final = f"""
         bid_size_no REAL, -- shares at best_bid_no
         ask_size_no REAL, -- shares at best_ask_no
         book_id INTEGER REFERENCES books(book_id), -- the whole book of this snapshot; NULL: no book, or none was kept
+        volume REAL, -- USD traded since the market opened, from Gamma; NULL: none yet, or before version 0.3
         UNIQUE (market_id, timestamp)
     );
     CREATE TABLE tweets (
@@ -2516,7 +2549,8 @@ SCHEMA: Final = f"""
     BEGIN INSERT OR REPLACE INTO names VALUES ('market', old.slug, old.market_id); END;
     CREATE VIEW latest_snapshots AS
     SELECT m.question, m.category, m.outcome_yes, m.outcome_no, s.*,
-           m.slug, m.event_slug, m.end_time, m.resolved, m.resolution_outcome, seen.last_seen
+           m.slug, m.event_slug, m.end_time, m.resolved, m.resolution_outcome, m.payout_yes,
+           m.neg_risk, m.tick_size, m.min_order_size, m.fee_rate, seen.last_seen
     FROM seen JOIN snapshots AS s ON s.id = seen.snapshot_id JOIN markets AS m ON m.market_id = seen.market_id;
     CREATE VIEW order_books AS
     SELECT s.id AS snapshot_id, s.market_id, s.timestamp, s.run_id, b.book_id, b.mirrored,
@@ -2623,7 +2657,7 @@ MOVES: Final = {
         DROP TABLE archived_days_before;
     """,  # noqa: S608
     # any; other collectors wrote a bool in any spelling, and what is not true is not resolved
-    "SELECT 1": """
+    "SELECT 1": f"""
         DROP INDEX IF EXISTS failures_by_run;
         INSERT OR IGNORE INTO seen (market_id) SELECT market_id FROM markets WHERE market_id IS NOT NULL;
         UPDATE seen SET snapshot_id = (SELECT max(id) FROM snapshots WHERE market_id = seen.market_id)
@@ -2634,7 +2668,9 @@ MOVES: Final = {
             SELECT market_id FROM snapshots
             WHERE run_id IS NULL OR run_id IN (SELECT run_id FROM runs WHERE min_volume > 0)
         );
-    """,
+        UPDATE markets SET payout_yes = {_PAYOUT.format("resolution_outcome")}
+            WHERE resolved = 1 AND payout_yes IS NULL;
+    """,  # noqa: S608
 }
 
 
@@ -2670,7 +2706,7 @@ _MARKET_CHANGES: Final = {
     "category": "CASE WHEN excluded.tags IS NULL THEN coalesce(excluded.category, category) ELSE excluded.category END",
     "followed": "max(excluded.followed, followed)",
     **dict.fromkeys(("resolved", "outcome_asked"), "0"),
-    **dict.fromkeys(("resolution_outcome", "closed_at", "outcome_stored_at", "outcome_ask_at"), "NULL"),
+    **dict.fromkeys(("resolution_outcome", "payout_yes", "closed_at", "outcome_stored_at", "outcome_ask_at"), "NULL"),
 }
 # a row that would not change is not written
 SAVE_MARKET: Final = f"""
@@ -2702,17 +2738,17 @@ COUNT_SAVED: Final = """
     WHERE run_id = ?
 """
 # the time of an outcome that is stored already stays
-SAVE_RESOLUTION: Final = """
+SAVE_RESOLUTION: Final = f"""
     UPDATE markets SET
-        resolved = 1, resolution_outcome = ?1, closed_at = ?2, outcome_ask_at = ?3,
+        resolved = 1, resolution_outcome = ?1, payout_yes = {_PAYOUT.format("?1")}, closed_at = ?2, outcome_ask_at = ?3,
         outcome_stored_at = iif(resolved = 1 AND resolution_outcome IS ?1, outcome_stored_at, ?4)
     WHERE market_id = ?5
-"""
+"""  # noqa: S608  a constant of ours
 MAX_OUTCOME_WAIT_MINUTES: Final = 7 * 24 * 60  # until the outcome of a closed market is asked for again
 # asked for again after 15 minutes, then each time after four times as long
 SAVE_UNSETTLED: Final = """
     UPDATE markets SET
-        resolved = 0, resolution_outcome = NULL, outcome_stored_at = NULL,
+        resolved = 0, resolution_outcome = NULL, payout_yes = NULL, outcome_stored_at = NULL,
         outcome_ask_at = datetime(?, min(15 * (1 << (2 * min(outcome_asked, 10))), ?) || ' minutes'),
         outcome_asked = outcome_asked + 1
     WHERE market_id = ?
@@ -4166,7 +4202,10 @@ RATE_WINDOW_S: Final = 1.1  # a second and some room: we count starts, the excha
 MAX_HEADER_BYTES: Final = 65_536  # a line of an answer's head: company networks add long ones
 MIN_COMPLETE_SHARE: Final = 0.95  # of the listed markets, stored with their books
 # parts of an element whose loss is a failure: a reader of the rows would take what is absent for what is not there
-REPORTED_KEYS: Final = frozenset({"volume24hr", "outcomes", "outcomePrices", "startDate", "endDate", "bids", "asks"})
+REPORTED_KEYS: Final = frozenset({
+    "volume24hr", "volumeNum", "outcomes", "outcomePrices", "startDate", "endDate", "negRisk", "orderPriceMinTickSize",
+    "orderMinSize", "feesEnabled", "feeSchedule", "bids", "asks",
+})  # fmt: skip
 
 
 class Progress(NamedTuple):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import rows
+from conftest import PROJECT, rows
 from fake_polymarket import encoded_cursor
 from truth import assert_true, failures
 
@@ -356,3 +358,78 @@ async def test_an_answer_that_is_of_something_else_is_refused_on_every_route(
     with pytest.raises(ac.MalformedResponseError, match=r"was asked for, and .* came"):
         await make_collector(**{kind: ["politics"]}).collect_all()
     assert not database.exists()
+
+
+# --- what belongs together
+
+TERMS = {"negRisk": True, "feesEnabled": True, "feeSchedule": {"exponent": 1, "rate": 0.05}}
+PAGE = (PROJECT / "docs/data.md").read_text()
+
+
+def believed(database: Path) -> dict[str, int]:
+    """Return the events whose sum the example of the docs believes, with their markets."""
+    query = PAGE.partition("### Events")[2].partition("```sql\n")[2].partition("```")[0]
+    return {row["event_slug"]: row["markets"] for row in rows(database, query)}
+
+
+async def test_a_sum_over_an_event_is_believed_only_where_all_of_it_is_there_and_excludes_each_other(
+    exchange: FakePolymarket, make_collector: MakeCollector, database: Path, clock: JumpingClock
+) -> None:
+    both: dict[str, Any] = {"bids": (("0.2", "10"),), "asks": (("0.3", "10"),), "volume_24h": 1.0}
+    exchange.add_event("winner", 3, changes=TERMS, **both)
+    exchange.add_event("each-alone", 3, **both)
+    exchange.add_event("one-side", 2, changes=TERMS, **both)
+    one_sided, _ = exchange.markets_of(exchange.events["one-side"])
+    exchange.change(one_sided, asks=())
+    await make_collector(events=["winner", "each-alone", "one-side"]).collect_all()
+    assert believed(database) == {"winner": 3}
+    terms = "SELECT DISTINCT neg_risk, tick_size, min_order_size, fee_rate FROM latest_snapshots WHERE event_slug = ?"
+    (row,) = rows(database, terms, "winner")
+    assert row == {"neg_risk": 1, "tick_size": 0.001, "min_order_size": 5, "fee_rate": 0.05}
+    clock.elapsed_s += 900
+    exchange.add_event("half", 4, changes=TERMS, **both)
+    some, *_ = exchange.markets_of(exchange.events["half"])
+    await make_collector(markets=[some.slug]).collect_all()
+    assert believed(database) == {}, "of an event only a part is named"
+    clock.elapsed_s += 900
+    await make_collector(min_volume=0).collect_all()
+    assert believed(database) == {"winner": 3, "half": 4}
+    ended, *_ = exchange.markets_of(exchange.events["winner"])
+    exchange.close(ended, "0", "1")
+    clock.elapsed_s += 900
+    await make_collector(min_volume=0).collect_all()
+    assert believed(database) == {"winner": 2, "half": 4}
+    clock.elapsed_s += 900
+    lost, *_ = exchange.markets_of(exchange.events["half"])
+    exchange.remove(lost)
+    await make_collector(min_volume=0).collect_all()
+    assert believed(database) == {"winner": 2}, "a market of it is missing"
+
+
+@pytest.mark.parametrize(("prices", "payout"), [(("1", "0"), 1), (("0", "1"), 0), (("0.5", "0.5"), 0.5)])
+async def test_a_resolved_market_says_what_its_shares_have_paid(
+    exchange: FakePolymarket,
+    make_collector: MakeCollector,
+    database: Path,
+    clock: JumpingClock,
+    prices: tuple[str, str],
+    payout: float,
+) -> None:
+    market = exchange.add_market()
+    collector = make_collector(markets=[market.id])
+    await collector.collect_all()
+    query = "SELECT payout_yes FROM latest_snapshots"
+    assert rows(database, query) == [{"payout_yes": None}]
+    exchange.close(market, *prices)
+    clock.elapsed_s += 900
+    await collector.collect_all()
+    assert rows(database, query) == [{"payout_yes": payout}]
+    with closing(sqlite3.connect(database)) as connection:  # as a file of version 0.2 is
+        connection.executescript("UPDATE markets SET payout_yes = NULL; PRAGMA user_version = 4")
+    clock.elapsed_s += 900
+    await collector.collect_all()
+    assert rows(database, query) == [{"payout_yes": payout}]
+    exchange.reopen(market)
+    clock.elapsed_s += 900
+    await collector.collect_all()
+    assert rows(database, query) == [{"payout_yes": None}]

@@ -87,8 +87,46 @@ def test_a_market_row_has_the_exchanges_words() -> None:
         outcome_yes="Yes",
         outcome_no="No",
         tags='["Climate","Weather"]',
+        neg_risk=None,
+        tick_size=None,
+        min_order_size=None,
+        fee_rate=None,
         first_seen="2026-11-22 14:15:00",
     )
+
+
+@pytest.mark.parametrize(
+    ("sent", "row"),
+    [
+        ({"negRisk": True, "orderPriceMinTickSize": 0.001, "orderMinSize": 5}, (True, 0.001, 5, None)),
+        ({"negRisk": False, "orderPriceMinTickSize": "0.01", "orderMinSize": "15"}, (False, 0.01, 15, None)),
+        (
+            {"feesEnabled": True, "feeSchedule": {"exponent": 1, "rate": 0.05, "takerOnly": True}},
+            (None, None, None, 0.05),
+        ),
+        ({"feesEnabled": False, "feeSchedule": None}, (None, None, None, 0)),
+        ({"feesEnabled": True}, (None, None, None, None)),
+        ({"feesEnabled": True, "feeSchedule": {"rate": "x"}}, (None, None, None, None)),
+        ({"negRisk": "perhaps", "orderPriceMinTickSize": 5, "feeSchedule": []}, (None, None, None, None)),
+    ],
+)
+def test_the_terms_of_a_market_are_those_that_were_sent(sent: dict[str, Any], row: tuple[object, ...]) -> None:
+    market = Market.from_wire(gamma_market(**sent), seen_at="now")
+    assert (market.neg_risk, market.tick_size, market.min_order_size, market.fee_rate) == row
+
+
+@pytest.mark.parametrize(
+    ("sent", "volume"),
+    [
+        ({"volumeNum": 9.5, "volume": "9.4"}, 9.5),
+        ({"volume": "9.4"}, 9.4),
+        ({"volumeNum": -1, "volume": "8"}, 8),
+        ({}, None),
+    ],
+)
+def test_the_whole_volume_is_the_number_or_else_the_text(sent: dict[str, Any], volume: float | None) -> None:
+    row = Snapshot.from_wire(gamma_market(**sent), None, None, run_id=1, received_at="now")
+    assert row.volume == volume
 
 
 def test_what_is_absent_is_none() -> None:

@@ -136,6 +136,7 @@ def true_snapshot(market: FakeMarket, run_id: int = 1, timestamp: str = T0) -> d
         "ask_size_yes": ask_size_yes,
         "bid_size_no": bid_size_no,
         "ask_size_no": ask_size_no,
+        "volume": market.volume_24h and market.volume_24h * 9,
     }
 
 
@@ -151,6 +152,7 @@ def without_books(market: FakeMarket, run_id: int = 1) -> dict[str, Any]:
         "liquidity": market.liquidity,
         "run_id": run_id,
         "last_trade_price": float(market.last_trade) if market.last_trade else None,
+        "volume": market.volume_24h and market.volume_24h * 9,
     }
     return dict.fromkeys(ac.Snapshot._fields) | known
 
@@ -181,6 +183,10 @@ def true_market(market: FakeMarket) -> dict[str, Any]:
         "outcome_yes": market.outcomes[0],
         "outcome_no": market.outcomes[1],
         "tags": "[" + ",".join(f'"{tag}"' for tag in market.tags) + "]",
+        "neg_risk": False,
+        "tick_size": 0.001,
+        "min_order_size": 5,
+        "fee_rate": 0,
         "first_seen": T0,
     }
 
