@@ -701,12 +701,12 @@ class Channel:
         socket, until_s = self._socket, self._clock.monotonic() + PATIENCE_S
         named = {self.markets[market_id]: seen for market_id, seen in books.items() if market_id in self.markets}
         waiting = {market: seen for market, seen in named.items() if self._can_compare(market, seen, asked)}
-        compared = len(waiting)
+        agreeing: dict[Market, Seen] = {}
         while socket and self._socket is socket:
             for market in [market for market, seen in waiting.items() if market.book.had(*seen)]:
-                self._agree(market, waiting.pop(market), asked)
+                agreeing[market] = waiting.pop(market)
             if not waiting or self._clock.monotonic() >= until_s:
-                await self._judge(waiting, compared)
+                await self._judge(agreeing, waiting, asked)
                 return
             await self._clock.sleep(PATIENCE_S / 12)
 
@@ -725,9 +725,9 @@ class Channel:
         if market.lost_s < asked.monotonic_s:
             self._live.regain(market, seen[0])
 
-    async def _judge(self, differing: Mapping[Market, Seen], compared: int) -> None:
-        """Decide what it means that these of so many books *compared* differ from the stream."""
-        count, now_s = len(differing), self._clock.monotonic()
+    async def _judge(self, agreeing: Mapping[Market, Seen], differing: Mapping[Market, Seen], asked: Asked) -> None:
+        """Decide what it means that these books agree with the stream and those differ from it."""
+        count, compared, now_s = len(differing), len(agreeing) + len(differing), self._clock.monotonic()
         is_silent = now_s - self._news_s > ROUND_EVERY_S
         if compared:
             self._all_differ = self._all_differ + (not is_silent) if count == compared else 0
@@ -740,6 +740,8 @@ class Channel:
             if count <= FEW and not is_distrusted:
                 self._live.go_on(market, *seen)
         is_lost = count > FEW or (count and (is_silent or is_distrusted))
+        for market, seen in () if is_lost else agreeing.items():  # else what was overwritten cannot be seen any more
+            self._agree(market, seen, asked)
         if is_lost and not (is_distrusted and now_s - self._began_s < DISTRUSTED_S):
             await self.close(f"{count} of {compared} books differ from the stream")
 

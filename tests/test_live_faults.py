@@ -125,6 +125,22 @@ async def test_three_differing_books_are_a_new_connection(
     truth.assert_stored(path)
 
 
+async def test_what_was_overwritten_on_a_connection_that_lost_more_lies_in_a_gap(
+    exchange: FakePolymarket, four: list[FakeMarket], path: Path
+) -> None:
+    truth = Truth(exchange, four)
+    async with following(exchange, path, events=["cup"]) as f:
+        await f.opened(4)
+        await busy(f, four)
+        exchange.live.odd.omitted = 4
+        for market in four:
+            bid(exchange, market, 7)
+        bid(exchange, four[3], 8)  # its book agrees with the stream again
+        await f.until(lambda: exchange.live.connections == 2)
+        await f.opened(4)
+    truth.assert_stored(path)
+
+
 async def test_frames_that_come_later_than_the_books_are_no_gap(
     exchange: FakePolymarket, four: list[FakeMarket], path: Path
 ) -> None:
