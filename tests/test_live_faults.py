@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,6 +136,7 @@ async def test_what_was_overwritten_on_a_connection_that_lost_more_lies_in_a_gap
         exchange.live.odd.omitted = 4
         for market in four:
             bid(exchange, market, 7)
+        exchange.now = lambda: time.time() + 5
         bid(exchange, four[3], 8)  # its book agrees with the stream again
         await f.until(lambda: exchange.live.connections == 2)
         await f.opened(4)
