@@ -663,6 +663,31 @@ def test_the_past_of_a_market_is_drawn_where_there_is_no_price_of_ours(tmp_path:
     assert "green: the exchange's own" in card["title"]
 
 
+def test_the_spread_of_each_minute_of_the_last_live_hour_is_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "file.db"
+    sample_database.fill(path, markets=3, days=1, runs_per_day=4)
+    change(
+        path,
+        """
+        UPDATE markets SET slug = 'the-one' WHERE market_id = '900001';
+        UPDATE books SET bids = '[[0.4,5],[0.39,7]]', asks = '[[0.5,3],[0.6,9]]' WHERE market_id = '900001';
+        CREATE TEMP TABLE anchor AS SELECT market_id, max(book_time) AS at FROM snapshots
+            WHERE market_id = '900001' AND book_id IS NOT NULL;
+        INSERT INTO book_changes (market_id, timestamp, lag_ms, side, price, size, stream_id)
+            SELECT market_id, strftime('%Y-%m-%d %H:%M:%f', at, seconds || ' seconds'), 5, side, price, size, 1
+            FROM anchor, (SELECT 60 AS seconds, 'bid' AS side, 0.45 AS price, 2 AS size UNION ALL
+                SELECT 90, 'ask', 0.5, 0 UNION ALL SELECT 150, 'bid', 0.45, 0 UNION ALL SELECT 180, 'bid', 0.01, 8);
+        """,
+    )
+    card = charts("market")["live_spread"]
+    with serve(path) as served:
+        found = served.rows("/polymarket", sql=card["query"], market="the-one")
+        nothing = served.rows("/polymarket", sql=card["query"], market=MARKET)
+    last = [(row["bid"], row["ask"], row["spread"]) for row in found][-4:]
+    assert last == [(0.4, 0.5, 0.1), (0.45, 0.5, 0.05), (0.45, 0.6, 0.15), (0.4, 0.6, 0.2)]
+    assert {row["x"] for row in nothing} == {None}, "which says what is missing"
+
+
 def test_of_two_markets_with_one_slug_the_open_one_is_shown(tmp_path: Path) -> None:
     path = tmp_path / "file.db"
     sample_database.fill(path, markets=6, runs_per_day=4)
@@ -828,6 +853,7 @@ DRAWN = {
     "market": {
         "wide_price": ("g.mark-line path, g.mark-area path", 2),
         "spread": ("g.mark-line path", 1),
+        "live_spread": ("g.mark-text text", 1),  # which says that there is none
         "volume": ("g.mark-line path", 1),
         "depth": ("g.mark-area path", 2),
         "hype": ("g.mark-line path", 1),
