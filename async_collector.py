@@ -255,9 +255,14 @@ class AnswerTooLongError(MalformedResponseError):
 
 # A function that checks a setting raises a `ConfigError` that names the setting.
 
+# Both are recognised by identity, so they are objects of their own, which no literal is. Unlike explicit arguments of
+# the same value, the path gives way to POLYMARKET_DB, and the volume (USD in 24 hours) does not hold for what is named.
+DEFAULT_DB_PATH: Final = b"polymarket_data.db".decode()
+DEFAULT_MIN_VOLUME: Final[float] = int("100_000")
+
 # every variable that is read, but for those of proxies, and its default
 ENVIRONMENT: Final[Mapping[str, str]] = {
-    "POLYMARKET_DB": "polymarket_data.db",
+    "POLYMARKET_DB": DEFAULT_DB_PATH,
     "GAMMA_API": "https://gamma-api.polymarket.com",
     "GAMMA_RATE_LIMIT": "10",  # requests per second
     "CLOB_API": "https://clob.polymarket.com",
@@ -272,17 +277,6 @@ RUN_TIMEOUT_S: Final = 600.0
 MIN_PAGE_POSTS: Final = 10  # X sends no smaller page
 MAX_POSTS: Final = 10_000
 MAX_DEPTH: Final = 1_000_000  # levels
-
-
-class _DefaultPath(str):
-    """Marks the default path: POLYMARKET_DB overrides it, but not an explicit argument with the same text."""
-
-    __slots__ = ()
-
-
-DEFAULT_DB_PATH: Final = _DefaultPath(ENVIRONMENT["POLYMARKET_DB"])
-# USD in 24 hours; recognised by identity, for unlike an explicit 100,000 it does not hold for what is named
-DEFAULT_MIN_VOLUME: Final[float] = int("100_000")  # an object of its own, which no literal is
 
 
 def read_variables(environment: Mapping[str, str], defaults: Mapping[str, str] = ENVIRONMENT) -> dict[str, str]:
@@ -312,7 +306,7 @@ def file_name(name: str, value: str | os.PathLike[str]) -> str:
 
 def database_path(db_path: str | os.PathLike[str], environment: Mapping[str, str]) -> Path:
     """Return where the database is: the explicit path, else that of POLYMARKET_DB, else the default."""
-    if isinstance(db_path, _DefaultPath):
+    if db_path is DEFAULT_DB_PATH:
         return Path(file_name("POLYMARKET_DB", read_variables(environment)["POLYMARKET_DB"]))
     return Path(file_name("db_path", db_path))
 
