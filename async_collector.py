@@ -1060,6 +1060,11 @@ def _markets_of(event: _Event, named: Named) -> tuple[list[GammaMarket], list[Un
     return markets, bad
 
 
+def objects(value: object) -> list[dict[str, Any]]:
+    """Return the objects in *value*, if it is a list."""
+    return [element for element in value if isinstance(element, dict)] if isinstance(value, list) else []
+
+
 def decode_events(body: Body, asked: Filters = ()) -> MarketPage:
     """Decode a page of Gamma's listing of events into their markets; an event that is odd costs only itself."""
     page = decode_answer(_PAGE, body)
@@ -2260,28 +2265,6 @@ _MIRROR: Final = (
 # of a YES share, by the outcome
 _PAYOUT: Final = "CASE {} WHEN outcome_yes THEN 1 WHEN outcome_no THEN 0 WHEN 'split' THEN 0.5 END"
 SCHEMA_VERSION: Final = 13
-_ARCHIVED_DAYS: Final = """archived_days ( -- rows of the day with ids up to the greatest in its rows are in the lake
-        day TEXT NOT NULL, -- YYYY-MM-DD, UTC
-        shard TEXT NOT NULL DEFAULT '', -- the name under which they are there
-        archived_at TIMESTAMP NOT NULL, -- UTC: when the newest part was
-        parts INTEGER NOT NULL DEFAULT 1, -- how often rows of the day were archived under that name
-        manifests TEXT NOT NULL DEFAULT '[]', -- JSON array: SHA-256 of each part's manifest, [] before version 0.3
-        is_behind INTEGER NOT NULL DEFAULT 0, -- 1: the lake has later rows of the day, which this file never had
-        pruned_at TIMESTAMP, -- UTC: when their deletion from this file began, NULL before version 0.3
-        snapshots INTEGER NOT NULL DEFAULT 0, -- the greatest archived id, as in the columns that follow
-        books INTEGER NOT NULL DEFAULT 0, -- the greatest archived book_id
-        runs INTEGER NOT NULL DEFAULT 0, -- the greatest archived run_id
-        failures INTEGER NOT NULL DEFAULT 0, -- the greatest archived rowid
-        tweets INTEGER NOT NULL DEFAULT 0, -- the greatest archived rowid
-        hype_signals INTEGER NOT NULL DEFAULT 0, -- the greatest archived id
-        past_prices INTEGER NOT NULL DEFAULT 0, -- the greatest archived price_id
-        trades INTEGER NOT NULL DEFAULT 0, -- the greatest archived trade_id
-        streams INTEGER NOT NULL DEFAULT 0, -- the greatest archived stream_id
-        book_changes INTEGER NOT NULL DEFAULT 0, -- the greatest archived change_id
-        live_trades INTEGER NOT NULL DEFAULT 0, -- the greatest archived trade_id
-        live_gaps INTEGER NOT NULL DEFAULT 0, -- the greatest archived gap_id
-        PRIMARY KEY (day, shard)
-    )"""
 # What a new file consists of. An older file, also one that another collector has made, gets what it lacks of this by
 # comparison (`Database._upgrade`); what else is taken from an older one stands in `MOVES`. To add or change anything:
 #   - write it here; a column on a line of its own, with a comment that says what it means to whoever reads the file
@@ -2447,7 +2430,28 @@ SCHEMA: Final = f"""
         database_id TEXT NOT NULL, -- a UUID
         shard TEXT NOT NULL -- the name of its files in the lake
     );
-    CREATE TABLE {_ARCHIVED_DAYS};
+    CREATE TABLE archived_days ( -- rows of the day with ids up to the greatest in its rows are in the lake
+        day TEXT NOT NULL, -- YYYY-MM-DD, UTC
+        shard TEXT NOT NULL DEFAULT '', -- the name under which they are there
+        archived_at TIMESTAMP NOT NULL, -- UTC: when the newest part was
+        parts INTEGER NOT NULL DEFAULT 1, -- how often rows of the day were archived under that name
+        manifests TEXT NOT NULL DEFAULT '[]', -- JSON array: SHA-256 of each part's manifest, [] before version 0.3
+        is_behind INTEGER NOT NULL DEFAULT 0, -- 1: the lake has later rows of the day, which this file never had
+        pruned_at TIMESTAMP, -- UTC: when their deletion from this file began, NULL before version 0.3
+        snapshots INTEGER NOT NULL DEFAULT 0, -- the greatest archived id, as in the columns that follow
+        books INTEGER NOT NULL DEFAULT 0, -- the greatest archived book_id
+        runs INTEGER NOT NULL DEFAULT 0, -- the greatest archived run_id
+        failures INTEGER NOT NULL DEFAULT 0, -- the greatest archived rowid
+        tweets INTEGER NOT NULL DEFAULT 0, -- the greatest archived rowid
+        hype_signals INTEGER NOT NULL DEFAULT 0, -- the greatest archived id
+        past_prices INTEGER NOT NULL DEFAULT 0, -- the greatest archived price_id
+        trades INTEGER NOT NULL DEFAULT 0, -- the greatest archived trade_id
+        streams INTEGER NOT NULL DEFAULT 0, -- the greatest archived stream_id
+        book_changes INTEGER NOT NULL DEFAULT 0, -- the greatest archived change_id
+        live_trades INTEGER NOT NULL DEFAULT 0, -- the greatest archived trade_id
+        live_gaps INTEGER NOT NULL DEFAULT 0, -- the greatest archived gap_id
+        PRIMARY KEY (day, shard)
+    );
     CREATE TABLE past_prices ( -- the exchange's own history of YES, which `collector-history` asks for
         price_id INTEGER PRIMARY KEY AUTOINCREMENT, -- row number
         market_id TEXT NOT NULL REFERENCES markets(market_id), -- the market
@@ -2640,16 +2644,17 @@ MOVES: Final = {
         UPDATE failures SET markets = markets_before;
         ALTER TABLE failures DROP COLUMN markets_before;
     """,
-    # schemas 4 and 5, where a database had one name in the lake
-    "SELECT 1 FROM pragma_table_info('archived_days') WHERE name = 'shard' AND pk = 0": f"""
+    # schemas 4 and 5, where a database had one name in the lake; the table is made anew, with another key
+    "SELECT 1 FROM pragma_table_info('archived_days') WHERE name = 'shard' AND pk = 0": """
         ALTER TABLE archived_days RENAME TO archived_days_before;
-        CREATE TABLE {_ARCHIVED_DAYS};
+    """,
+    "SELECT 1 FROM pragma_table_info('archived_days_before')": """
         INSERT INTO archived_days
             (day, shard, archived_at, parts, snapshots, books, runs, failures, tweets, hype_signals)
             SELECT day, shard_before, archived_at, parts, snapshots, books, runs, failures, tweets, hype_signals
             FROM archived_days_before, (SELECT coalesce(max(shard), '') AS shard_before FROM lake);
         DROP TABLE archived_days_before;
-    """,  # noqa: S608
+    """,
     # any; other collectors wrote a bool in any spelling, and what is not true is not resolved
     "SELECT 1": f"""
         DROP INDEX IF EXISTS failures_by_run;
@@ -3042,13 +3047,8 @@ class Database:
             new_file.executescript(SCHEMA)
             objects = new_file.execute(OBJECTS).fetchall()
         async with self.transaction("upgrade"):
-            there = {(kind, name): sql for kind, name, sql in await self.rows(OBJECTS)}
-            for kind, name, sql in objects:
-                if kind == "table" and (kind, name) in there:
-                    await self._add_columns(name)
-                elif there.get((kind, name), "").split() != sql.split():
-                    await self._connection.execute(f"DROP {kind} IF EXISTS {name}")
-                    await self._connection.execute(sql)
+            await self._make(objects)
+                    await self._make(objects)  # what has another name now
             for found, statements in MOVES.items():
                 if await self.value(found):
                     for statement in statements.split(";"):
@@ -3056,6 +3056,16 @@ class Database:
             await self._connection.create_function("sql_time_of", 1, sql_time_of, deterministic=True)
             for table, columns in _schema_columns().items():
                 for column, (definition, says) in columns.items():
+    async def _make(self, objects: Sequence[tuple[str, str, str]]) -> None:
+        """Make those of *objects*, the rows of `OBJECTS` of a new file, that are not there, or not so."""
+        there = {(kind, name): sql for kind, name, sql in await self.rows(OBJECTS)}
+        for kind, name, sql in objects:
+            if kind == "table" and (kind, name) in there:
+                await self._add_columns(name)
+            elif there.get((kind, name), "").split() != sql.split():
+                await self._connection.execute(f"DROP {kind} IF EXISTS {name}")
+                await self._connection.execute(sql)
+
                     if definition.startswith("TIMESTAMP") and "milliseconds" not in says:  # which are ours
                         await self._normalise(table, column)
             await self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -4722,11 +4732,6 @@ class DaemonThreads(ThreadPoolExecutor):
 
 PostId = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,19}\Z")]  # and of a user, on X
 Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
-
-
-def objects(value: object) -> list[dict[str, Any]]:
-    """Return the objects in *value*, if it is a list."""
-    return [element for element in value if isinstance(element, dict)] if isinstance(value, list) else []
 
 
 class XMetrics(msgspec.Struct, gc=False):
