@@ -1471,11 +1471,10 @@ class Batch:
     failures: list[Failure] = field(default_factory=list)
     resolutions: list[Resolution] = field(default_factory=list)
     unsettled: list[Unsettled] = field(default_factory=list)
-    listed: list[tuple[str]] = field(default_factory=list)  # ids that a run over the whole exchange has listed as open
     unlisted: list[tuple[str]] = field(default_factory=list)  # ids that the exchange names as closed
     books: dict[str, Book] = field(default_factory=dict)  # by market, of these snapshots
     names: list[tuple[str, str, str]] = field(default_factory=list)  # kind, name and id of what had markets to collect
-    follow: bool = False  # whether these markets are collected from now on until they resolve
+    follow: bool = False  # whether to collect these markets until they resolve; if not, the whole exchange was listed
 
 
 @dataclass(slots=True)
@@ -3126,7 +3125,8 @@ class Database:
             await self.execute(SAVE_RESOLUTION, batch.resolutions)
             await self.execute(SAVE_UNSETTLED, batch.unsettled)
             await self.execute(SAVE_NAME, batch.names)
-            await self.execute(SAVE_LISTED, batch.listed)
+            if not batch.follow:
+                await self.execute(SAVE_LISTED, [(market.market_id,) for market in batch.markets])
             await self.execute("DELETE FROM listed_ids WHERE market_id = ?", batch.unlisted)
             saved = saved.plus(Saved(errors=len(batch.failures)))
             await self.execute(COUNT_SAVED, [(*saved, batch.run_id)])
@@ -4516,8 +4516,6 @@ class AsyncCollector:
             problems = dict.fromkeys(tokens, error)
         now = sql_time(self._clock.now())
         batch = Batch(run.run_id, follow=not self.settings.selection.whole_exchange)
-        if not batch.follow:
-            batch.listed = [(market.market_id,) for market in markets]
         for market in markets:
             yes, no = (books.get(token) for token in market.tokens)
             batch.markets.append(Market.from_wire(market, seen_at=now))
