@@ -1079,8 +1079,7 @@ def decode_events(body: Body, asked: Filters = ()) -> MarketPage:
     for event in events:
         named = Named(event.id, event.slug if isinstance(event.slug, str) else None)
         slugs.append(named.slug or str(event.id))
-        series = event.series if isinstance(event.series, list) else []
-        of_series = [one.get("id") for one in series if isinstance(one, dict)]
+        of_series = [one.get("id") for one in objects(event.series)]
         if _is_other(asked, {"id": [event.id], "slug": [named.slug], "series_id": of_series}):
             others.append(slugs[-1])
             continue
@@ -3005,10 +3004,8 @@ class Database:
                     moved = "it was moved or replaced, or its disk is not mounted"
                     raise StorageError(f"{path}: is not the file of the runs before: {moved}")
                 real_path = await _lock(path, stack, wait_s)
-                if (
-                    is_new := not real_path.exists()
-                ):  # an empty file is an empty database; SQLite's everybody could read
-                    real_path.touch(FILE_MODE)
+                if is_new := not real_path.exists():
+                    real_path.touch(FILE_MODE)  # an empty file is an empty database; SQLite's everybody could read
                 connection = aiosqlite.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT_S)
                 database = cls(connection, path)
                 if is_new:
@@ -3047,14 +3044,18 @@ class Database:
             objects = new_file.execute(OBJECTS).fetchall()
         async with self.transaction("upgrade"):
             await self._make(objects)
-                    await self._make(objects)  # what has another name now
             for found, statements in MOVES.items():
                 if await self.value(found):
                     for statement in statements.split(";"):
                         await self._connection.execute(statement)
+                    await self._make(objects)  # what has another name now
             await self._connection.create_function("sql_time_of", 1, sql_time_of, deterministic=True)
             for table, columns in _schema_columns().items():
                 for column, (definition, says) in columns.items():
+                    if definition.startswith("TIMESTAMP") and "milliseconds" not in says:  # which are ours
+                        await self._normalise(table, column)
+            await self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
     async def _make(self, objects: Sequence[tuple[str, str, str]]) -> None:
         """Make those of *objects*, the rows of `OBJECTS` of a new file, that are not there, or not so."""
         there = {(kind, name): sql for kind, name, sql in await self.rows(OBJECTS)}
@@ -3064,10 +3065,6 @@ class Database:
             elif there.get((kind, name), "").split() != sql.split():
                 await self._connection.execute(f"DROP {kind} IF EXISTS {name}")
                 await self._connection.execute(sql)
-
-                    if definition.startswith("TIMESTAMP") and "milliseconds" not in says:  # which are ours
-                        await self._normalise(table, column)
-            await self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     async def _add_columns(self, table: str) -> None:
         """Add to *table* the columns that it lacks; rows that are there have their defaults, or NULL for a time."""
@@ -4219,9 +4216,8 @@ class Progress(NamedTuple):
     stored: int
     errors: int
     all_listed: bool  # from now on `listed` does not grow
-    share_read: float | None = (
-        None  # of the time since the oldest start date, while the exchange is listed for the first time
-    )
+    # of the time since the oldest start date, while the exchange is listed for the first time
+    share_read: float | None = None
 
 
 @asynccontextmanager
@@ -4450,14 +4446,9 @@ class AsyncCollector:
             )
             run = Run(run_id, started_at, database, api, network)
             outcomes = Outcomes(run, self._clock)
-            named = partial(NamedDiscovery, listed_series=self._listed_series)
-            way = (
-                named
-                if settings.selection.names
-                else ExchangeDiscovery
-                if settings.selection.whole_exchange
-                else Discovery
-            )
+            way: Callable[..., Discovery] = ExchangeDiscovery if settings.selection.whole_exchange else Discovery
+            if settings.selection.names:
+                way = partial(NamedDiscovery, listed_series=self._listed_series)
             discovery = way(run, settings.selection, settings.workers, self._follow, self._clock, outcomes)
             x_host = HttpHost(settings.twitter, self.twitter_limiter, network)
             yield run, discovery, Posts(run_id, database, x_host, settings, self._clock)
