@@ -161,8 +161,7 @@ class SampleMarket:
     def book_row(self, book_id: int, timestamp: str) -> dict[str, object]:
         """Return the row of `books` for the book as it is now."""
         own = self.mirrored == 0
-        bids_no = mirror(self.asks)
-        del bids_no.ticks[:1], bids_no.sizes[:1]  # a NO book of another moment
+        bids_no, asks_no = self.no_sides()
         return {
             "book_id": book_id,
             "market_id": str(900_000 + self.number),
@@ -171,8 +170,15 @@ class SampleMarket:
             "asks": self.asks.text(),
             "mirrored": self.mirrored,
             "bids_no": bids_no.text() if own else None,
-            "asks_no": mirror(self.bids).text() if own else None,
+            "asks_no": asks_no.text() if own else None,
         }
+
+    def no_sides(self) -> tuple[Side, Side]:
+        """Return bids and asks of NO: the mirror, or those of another moment, before the best bid came."""
+        bids, asks = mirror(self.asks), mirror(self.bids)
+        if self.mirrored == 0:
+            del bids.ticks[:1], bids.sizes[:1]
+        return bids, asks
 
     def snapshot_row(self, run_id: int, timestamp: str, *, missed: bool) -> dict[str, object]:
         """Return the row of `snapshots`; with *missed* its book could not be read."""
@@ -192,6 +198,7 @@ class SampleMarket:
         (bid, bid_size), (ask, ask_size) = (nothing, nothing) if missed else (self.bids.best(), self.asks.best())
         price = round(((bid or 0.0) + (1.0 if ask is None else ask)) / 2, 9)
         has_no = not missed and self.mirrored is not None
+        (bid_no, bid_size_no), (ask_no, ask_size_no) = [side.best() if has_no else nothing for side in self.no_sides()]
         return {
             "market_id": str(900_000 + self.number),
             "timestamp": None,
@@ -201,16 +208,16 @@ class SampleMarket:
             "liquidity": None if self.number % 13 == 3 else round(self.volume / 7, 4),
             "best_bid_yes": bid,
             "best_ask_yes": ask,
-            "best_bid_no": None if ask is None or not has_no else round(1 - ask, 9),
-            "best_ask_no": None if bid is None or not has_no else round(1 - bid, 9),
+            "best_bid_no": bid_no,
+            "best_ask_no": ask_no,
             "spread": None if bid is None or ask is None else round(ask - bid, 9),
             "run_id": None,
             "last_trade_price": None if self.number % 17 == 3 else bid,
             "book_time": None,
             "bid_size_yes": bid_size,
             "ask_size_yes": ask_size,
-            "bid_size_no": ask_size if has_no else None,
-            "ask_size_no": bid_size if has_no else None,
+            "bid_size_no": bid_size_no,
+            "ask_size_no": ask_size_no,
             "book_id": None if missed else self.book_id,
         }
 
@@ -296,7 +303,7 @@ def _insert_run(
         snapshots.append(market.snapshot_row(run_id, timestamp, missed=missed))
     if run_id % 40 == 0:
         failures.append({"run_id": run_id, "market_id": None, "stage": "list", "reason": "503 from the exchange"})
-    insert(connection, "runs", [_run_row(run_id, started, len(snapshots), len(failures), len(books))])
+    insert(connection, "runs", [_run_row(run_id, started, snapshots, failures, books)])
     insert(connection, "books", books)
     insert(connection, "snapshots", snapshots)
     insert(connection, "failures", failures)
@@ -304,40 +311,48 @@ def _insert_run(
     insert(connection, "hype_signals", (_hype_row(run_id, n, started, rng) for n in range(min(posts, len(listed)))))
 
 
-def _run_row(run_id: int, started: datetime, snapshots: int, failures: int, books: int) -> dict[str, object]:
-    whole = failures == 0
+def _run_row(
+    run_id: int,
+    started: datetime,
+    snapshots: Sequence[dict[str, object]],
+    failures: Sequence[dict[str, object]],
+    books: Sequence[dict[str, object]],
+) -> dict[str, object]:
+    whole = not failures
+    with_book = sum(row["book_id"] is not None for row in snapshots)
     return {
         "run_id": run_id,
         "started_at": ac.sql_time(started),
         "finished_at": ac.sql_time(started + timedelta(seconds=40)),
         "status": "complete" if whole else "partial",
-        "markets_listed": snapshots,
-        "snapshots_saved": snapshots,
-        "books_missing": failures,
-        "errors": failures,
+        "markets_listed": len(snapshots),
+        "snapshots_saved": len(snapshots),
+        "books_missing": len(snapshots) - with_book,
+        "errors": len(failures),
         "listing": "top",
         "follow": 1,
         "duration": 40.25,
         "min_volume": None if run_id % 9 == 0 else 100_000.0,
         "version": ac.__version__,
         "depth": None,
-        "books_saved": books,
-        "books_unchanged": max(snapshots - books - failures, 0),
+        "books_saved": len(books),
+        "books_unchanged": with_book - len(books),
     }
 
 
 def _post_row(run_id: int, number: int, started: datetime, rng: random.Random) -> dict[str, object]:
     odd = number % 5 == 4
+    likes = rng.randrange(100)
     return {
         "tweet_id": str(1_700_000_000_000_000_000 + run_id * 1_000 + number),
         "timestamp": ac.sql_time(started - timedelta(minutes=7)),
         "text": "" if odd else f"BTC to the moon \U0001f680\nnumber {number}, “sure”",
         "author_username": None if odd else "someone",
         "author_id": str(number),
-        "likes": rng.randrange(100),
+        "likes": likes,
         "retweets": 0,
         "replies": None if odd else 3,
-        "engagement_score": rng.randrange(1_000),
+        "engagement_score": None if odd else likes + 3,
         "sentiment_score": None if odd else round(rng.uniform(-1, 1), 3),
         "market_id": None if odd else str(900_000 + number),
         "keywords": None if odd else "btc, moon",

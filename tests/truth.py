@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import runpy
 import sys
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 COLLECTOR = "async-collector.py"
 SERVICE = "collector-service.py"
+CHECK: dict[str, Any] = runpy.run_path(str(PROJECT / "collector-check.py"), run_name="script")
 T0 = "2026-11-22 14:15:00"  # when the clock of the tests starts
 COLUMNS = (
     *("market_id", "price_yes", "price_no", "volume_24h", "liquidity", "last_trade_price"),
@@ -215,6 +217,14 @@ def failures(database: Path, run_id: int | None = None) -> list[dict[str, Any]]:
 
 def last_run(database: Path) -> dict[str, Any]:
     return rows(database, "SELECT * FROM runs ORDER BY run_id DESC LIMIT 1")[0]
+
+
+def broken_promises(database: Path) -> dict[str, Any]:
+    """Return what `collector-check` finds: number and examples of rows, by the promise that they break."""
+    result = CHECK["check"](database)
+    found = {name: rows for name, rows in result["promises"].items() if rows["broken"]}
+    assert result["sound"] is not bool(found)
+    return found
 
 
 class Done(NamedTuple):
