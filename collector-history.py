@@ -57,8 +57,7 @@ MAX_WAITING: Final = 10_000  # trades of one second; a block has some hundred
 WORKERS: Final = 10  # markets at a time
 RUN_TIMEOUT_S: Final = 30.0 * DAY_S  # there is no next run to be in time for
 PATIENCE_S: Final = 20 * 60.0  # with a collector that holds the file: a run ends before the next one begins
-POLL_S: Final = 0.1
-BUSY_TIMEOUT_S: Final = 2.0  # of SQLite, for a file that others write to; then it is tried again
+POLL_S: Final = 0.1  # also SQLite's own patience, which holds up requests and signals
 PAUSE_S: Final = 0.06  # a collector that waits for the file looks every 0.05 s
 PAUSE_EVERY_S: Final = 0.25
 
@@ -308,7 +307,7 @@ class Store:
         """Open the file at *path*, which must be there and have the current schema."""
         with ac.open_read_only(path), ac.storage_errors(path, "open"):
             address = f"{path.resolve().as_uri()}?mode=rw"
-            connection = sqlite3.connect(address, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S)
+            connection = sqlite3.connect(address, uri=True, isolation_level=None, timeout=POLL_S)
         with closing(connection):
             store = cls(path, connection)
             store.read("PRAGMA synchronous = NORMAL")  # rows and their note are lost together, if at all

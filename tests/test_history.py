@@ -530,6 +530,20 @@ async def test_a_file_that_is_held_is_waited_for(past: Situation) -> None:
     past.assert_true(market)
 
 
+async def test_a_file_that_another_program_writes_to_holds_up_no_answer(past: Situation) -> None:
+    """Each attempt to store waits for SQLite; meanwhile answers come within their second."""
+    markets = [past.lived(1) for _ in range(6)]
+    other = sqlite3.connect(past.database, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    run = asyncio.ensure_future(past.run("--timeout", "1", "--max-retries", "0", markets=markets))
+    await past.exchange.until_asked("/prices-history", 6)
+    await asyncio.sleep(3)
+    other.execute("ROLLBACK")
+    other.close()
+    assert (await run)[::2] == (0, "")
+    past.assert_true(*markets, trades=False)
+
+
 async def test_a_file_that_stays_held_is_75(past: Situation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SCRIPT["main"].__globals__, "PATIENCE_S", 0.3)
     with SCRIPT["Store"].open(past.database) as store:
