@@ -48,7 +48,7 @@ COARSE_S: Final = 10_800  # the finest width of prices that the exchange keeps f
 FINE_S: Final = 300  # kept for 60 days
 FINE_KEPT_S: Final = 60 * DAY_S
 MAX_SPAN_S: Final = 15 * DAY_S  # of a window that is asked for
-RECENT_S: Final = 14 * DAY_S  # what is missing since then is one window, by whatever clock
+TRADES_KEPT_S: Final = 3 * 365 * DAY_S
 SETTLED_S: Final = 600  # so long after its end a bucket is final; answers are up to 5 minutes old
 OVERLAP_S: Final = 3_600  # so much older than the newest trade may one be that comes late
 AHEAD_S: Final = 60  # a time further ahead of the answer's own Date is in the future
@@ -125,12 +125,14 @@ POINTS: Final = ac.json_decoder(Page[Point])
 FILLS: Final = ac.json_decoder(Page[Fill])
 
 
-class Prices(NamedTuple):
-    """The prices of one window."""
+Buckets = list[tuple[int, float]]  # timestamp and price of each
 
-    buckets: list[tuple[int, float]]  # timestamp and price of those of the wanted width that are final
-    first: int | None  # timestamp of all that was sent, whatever its width; None: nothing was
-    last: int | None
+
+class Prices(NamedTuple):
+    """The prices of one window, or of a whole life."""
+
+    buckets: Buckets  # those of the wanted width that are final
+    span: tuple[int, int] | None  # first and last timestamp that was sent, of whatever width; None: nothing was
     settled: int  # buckets that end by then are final
 
 
@@ -148,11 +150,11 @@ class DataApi:
         """Return the error of answers that cannot be believed."""
         return ac.MalformedResponseError(what, self._host.url)
 
-    async def fetch_prices(self, token_id: str, width: int, since: int | None, until: int | None = None) -> Prices:
-        """Fetch the prices of a token in [since, until), 15 days at most, or up to now; without *since* all of them."""
-        params = [("token_id", token_id), ("bucket_seconds", str(width)), ("limit", "10000")]
-        window = [("start", since), ("end", until)] if since is not None else [("interval", "max")]
-        params += [(name, str(value)) for name, value in window if value is not None]
+    async def fetch_prices(self, token_id: str, width: int, window: tuple[int, int] | None = None) -> Prices:
+        """Fetch the prices of a token in a *window* of [since, until), 15 days at most, or of its whole life."""
+        since, until = window or (0, 10**10)
+        asked = [("start", str(since)), ("end", str(until))] if window else [("interval", "max")]
+        params = [("token_id", token_id), ("bucket_seconds", str(width)), ("limit", "10000"), *asked]
         points: list[Point] = []
         now = 10**10
         async with aclosing(self.iter_pages("/v2/prices-history", params, POINTS)) as answers:
@@ -165,11 +167,10 @@ class DataApi:
         grid = [point for point in points if point.width == width]
         if len({point.timestamp for point in grid}) < len(grid):
             raise self.bad("two prices are of the same time")
-        if grid and (grid[0].timestamp < (since or 0) - width or grid[-1].timestamp >= (until or now + AHEAD_S)):
+        if grid and (grid[0].timestamp < since - width or grid[-1].timestamp >= until):
             raise self.bad(f"prices from {grid[0].timestamp} on came for the time from {since} to {until}")
         final = [(point.timestamp, point.price) for point in grid if point.timestamp + width <= now - SETTLED_S]
-        first, last = (points[0].timestamp, points[-1].timestamp) if points else (None, None)
-        return Prices(final, first, last, now - SETTLED_S)
+        return Prices(final, (points[0].timestamp, points[-1].timestamp) if points else None, now - SETTLED_S)
 
     async def iter_pages(
         self, path: str, params: Params, decoder: msgspec.json.Decoder[Page[Element]], after: str | None = None
@@ -224,7 +225,7 @@ class Market(NamedTuple):
     token_id_no: str | None
     condition_id: str | None
     resolved: int
-    closed: int | None  # Unix time
+    closed: int | None  # Unix time, not later than this
 
     def is_over(self, margin_s: int, until: int | None) -> bool:
         """Return whether all is stored for good, because it is stored *until* well after its end."""
@@ -234,7 +235,7 @@ class Market(NamedTuple):
 NOTHING: Final = (None, None, None)  # until, top and cursor of a part that was never fetched
 READ_MARKET: Final = f"""
     SELECT market_id, token_id_yes, nullif(token_id_no, ''), nullif(condition_id, ''), resolved = 1,
-        {unix("closed_at")} FROM markets WHERE market_id = ?
+        {unix("coalesce(closed_at, outcome_stored_at)")} FROM markets WHERE market_id = ?
 """  # noqa: S608  ours, as all that follows
 READ_NOTES: Final = f"SELECT what, {unix('until')}, {unix('top')}, cursor FROM past_done WHERE market_id = ?"  # noqa: S608
 # what is certain stays so, whoever else fetches the same
@@ -247,11 +248,6 @@ SAVE_PRICE: Final = """
     INSERT INTO past_prices (market_id, width, timestamp, price, fetched_at)
     VALUES (?, ?, datetime(?, 'unixepoch'), ?, ?) ON CONFLICT DO NOTHING
 """
-EXTENT: Final = f"""
-    SELECT {unix("min(timestamp)")}, {unix("max(timestamp)")} FROM past_prices
-    WHERE market_id = ? AND width = {COARSE_S} AND timestamp >= datetime(?, 'unixepoch')
-        AND timestamp <= datetime(?, 'unixepoch')
-"""  # noqa: S608
 COUNT_FILLS: Final = f"""
     SELECT {FILL_COLUMNS}, max(occurrence) FROM trades
     WHERE market_id = ? AND timestamp >= ? AND timestamp <= ? GROUP BY {FILL_COLUMNS}
@@ -259,9 +255,7 @@ COUNT_FILLS: Final = f"""
 SAVE_FILL: Final = ac.insert_into("trades", ("market_id", *FILL_COLUMNS.split(", "), "occurrence", "fetched_at"))
 
 
-def save_prices(
-    connection: sqlite3.Connection, market_id: str, width: int, buckets: Sequence[tuple[int, float]], until: int | None
-) -> int:
+def save_prices(connection: sqlite3.Connection, market_id: str, width: int, buckets: Buckets, until: int | None) -> int:
     """Store what of *buckets* is not stored yet, and that there is nothing else *until* then; return how many."""
     fetched_at = time_text(time.time())
     rows = [(market_id, width, timestamp, price, fetched_at) for timestamp, price in buckets]
@@ -425,56 +419,47 @@ class Past:
         self._figures.done += is_done
 
     async def _prices(self, market: Market, notes: Mapping[str, Sequence[Any]]) -> None:
-        """Fetch the prices since the last time, coarse ones first: they tell when the market had prices at all."""
+        """Fetch coarse prices, the whole life each time, which tells since when and until when there are fine ones."""
         coarse_until, fine_until = (notes.get(str(width), NOTHING)[0] for width in (COARSE_S, FINE_S))
         if market.is_over(COARSE_S, coarse_until) and market.is_over(FINE_S, fine_until):
             return
-        is_recent = coarse_until and 0 <= time.time() - coarse_until < RECENT_S
-        since = coarse_until - COARSE_S if is_recent else None
-        try:
-            found = await self._api.fetch_prices(market.token_id_yes, COARSE_S, since)
-        except ac.RequestRejectedError as error:  # of the window: the local clock is wrong, and it is too long
-            if since is None or error.status != HTTPStatus.BAD_REQUEST:
-                raise
-            since = None
-            found = await self._api.fetch_prices(market.token_id_yes, COARSE_S, None)
-        if found.last is None and since is None:  # which is no proof that there are none
+        life = await self._api.fetch_prices(market.token_id_yes, COARSE_S)
+        if life.span is None:  # which is no proof that there are none
             raise self._api.bad("the exchange sends no prices of it")
-        await self._save_prices(market, COARSE_S, found, found.settled if found.last else None)
-        ((first, last),) = self._store.read(EXTENT, market.market_id, 0, 10**10)
-        known = [moment for moment in (first, last, found.first, found.last) if moment is not None]
-        settled = found.settled // FINE_S * FINE_S
+        first, last = life.span
+        await self._save_prices(market, COARSE_S, life.buckets, life.settled)
+        settled = life.settled // FINE_S * FINE_S
         start = max(
-            -(-(found.settled + SETTLED_S - FINE_KEPT_S) // FINE_S) * FINE_S,  # rounded up
-            (min(known, default=settled) - 2 * COARSE_S) // FINE_S * FINE_S,  # a bucket may be left out
+            -(-(life.settled + SETTLED_S - FINE_KEPT_S) // FINE_S) * FINE_S,  # rounded up
+            (first - 2 * COARSE_S) // FINE_S * FINE_S,  # a bucket may be left out
             (fine_until or 0) - FINE_S,
         )
-        end = min(settled, (max(known, default=0) + COARSE_S) // FINE_S * FINE_S)
-        is_whole = end <= (fine_until or 0) or await self._fine_prices(market, market.token_id_yes, start, end)
-        if is_whole and found.last and end < settled:  # after the last price there is none
-            await self._store.save(save_prices, market.market_id, FINE_S, [], settled)
+        end = min(settled, (last + COARSE_S) // FINE_S * FINE_S)
+        is_whole = end <= (fine_until or 0) or await self._fine_prices(market, start, end, life)
+        if is_whole and market.resolved:  # after the last price there is none
+            await self._save_prices(market, FINE_S, [], settled)
 
-    async def _fine_prices(self, market: Market, token_id: str, start: int, end: int) -> bool:
+    async def _fine_prices(self, market: Market, start: int, end: int, life: Prices) -> bool:
         """Fetch fine prices, the oldest window first, and return whether nothing is missing.
 
-        An empty window is no proof that there is nothing where a coarse price is near, and is asked for again.
+        An empty window is no proof. It is believed three hours later, unless a coarse price lies well inside of it.
         """
         is_whole, missing = True, ""
         for since in range(start, end, MAX_SPAN_S):
             until = min(since + MAX_SPAN_S, end)
-            found = await self._api.fetch_prices(token_id, FINE_S, since, until)
-            if not found.buckets:
-                ((near, _),) = self._store.read(EXTENT, market.market_id, since - COARSE_S, until)
-                ((inside, _),) = self._store.read(EXTENT, market.market_id, since, until - COARSE_S)
-                is_whole = is_whole and near is None
-                missing = missing or (inside and f"no prices of {FINE_S} s came from {time_text(since)} on") or ""
-            await self._save_prices(market, FINE_S, found, min(until, found.settled) if is_whole else None)
+            found = await self._api.fetch_prices(market.token_id_yes, FINE_S, (since, until))
+            stored_until = min(until, found.settled if found.buckets else found.settled - COARSE_S)
+            if not found.buckets and any(since + COARSE_S <= time <= until - COARSE_S for time, _ in life.buckets):
+                missing = missing or f"no prices of {FINE_S} s came from {time_text(since)} on"
+            is_whole = is_whole and not missing
+            await self._save_prices(market, FINE_S, found.buckets, stored_until if is_whole else None)
+            is_whole = is_whole and stored_until == until
         if missing:
             raise self._api.bad(f"{missing}, where there are coarser ones")
         return is_whole
 
-    async def _save_prices(self, market: Market, width: int, found: Prices, until: int | None) -> None:
-        saved = await self._store.save(save_prices, market.market_id, width, found.buckets, until)
+    async def _save_prices(self, market: Market, width: int, buckets: Buckets, until: int | None) -> None:
+        saved = await self._store.save(save_prices, market.market_id, width, buckets, until)
         self._figures.prices += saved
 
     async def _trades(self, market: Market, notes: Mapping[str, Sequence[Any]]) -> None:

@@ -61,6 +61,14 @@ class Situation:
             self.exchange.data.make_trades(chosen, trades)
         return chosen
 
+    def resolve(self, market: FakeMarket, column: str = "closed_at") -> None:
+        """Store that *market* has ended, and when: in *column* of `markets`."""
+        ended = ac.sql_time_of(self.exchange.data.past_of(market).ended)
+        with sqlite3.connect(self.database) as connection:
+            change = f"UPDATE markets SET resolved = 1, {column} = ? WHERE market_id = ?"  # noqa: S608
+            connection.execute(change, (ended, market.id))
+        connection.close()
+
     async def run(self, *args: str, markets: Sequence[FakeMarket] = (), **env: str) -> Done:
         """Run the command for *markets*, as fast as it can."""
         names = [word for market in markets for word in ("--market", market.id)]
@@ -156,15 +164,6 @@ async def test_a_payout_is_taken_for_none_where_it_stands_after_now(past: Situat
     past.assert_true(market, trades=False)
 
 
-async def test_a_window_that_is_refused_for_its_length_is_asked_for_as_a_whole_life(past: Situation) -> None:
-    """The clock of this machine stood still for 20 days."""
-    market = past.lived(30)
-    await past.run(markets=[market])
-    past.time += 20 * DAY_S
-    assert (await past.run(markets=[market])).code == 0
-    assert past.true_prices(market) <= past.stored(PRICES)
-
-
 async def test_a_run_goes_on_where_the_last_one_has_ended(past: Situation) -> None:
     market = past.lived(30)
     await past.run(markets=[market])
@@ -183,17 +182,29 @@ async def test_a_run_goes_on_where_the_last_one_has_ended(past: Situation) -> No
     }
 
 
-async def test_a_resolved_market_is_not_asked_again(past: Situation) -> None:
+@pytest.mark.parametrize("column", ["closed_at", "outcome_stored_at"])
+async def test_a_resolved_market_is_not_asked_again(past: Situation, column: str) -> None:
     market = past.lived(20, ago=2, trades=30)
-    ended = ac.sql_time_of(past.exchange.data.past_of(market).ended)
-    with sqlite3.connect(past.database) as connection:
-        connection.execute("UPDATE markets SET resolved = 1, closed_at = ? WHERE market_id = ?", (ended, market.id))
-    connection.close()
+    past.resolve(market, column)
     await past.run("--trades", markets=[market])
     past.assert_true(market)
     past.asked()
     done = await past.run("--trades", "--json", markets=[market])
     assert (done.code, past.asked(), json.loads(done.out)["done"]) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("hours", [0.3, 4])
+async def test_a_market_that_closed_just_before_a_run_is_asked_once_more(past: Situation, hours: float) -> None:
+    market = past.lived(2, ago=hours / 24)
+    past.resolve(market)
+    await past.run(markets=[market])
+    past.time += DAY_S
+    await past.run(markets=[market])
+    past.assert_true(market, trades=False)
+    past.time += DAY_S
+    past.asked()
+    assert (await past.run(markets=[market])).code == 0
+    assert past.asked() == 0
 
 
 async def test_trades_that_come_between_two_runs_are_stored(past: Situation) -> None:
@@ -385,6 +396,21 @@ async def test_an_empty_window_costs_itself_alone_and_is_asked_for_again(past: S
     past.assert_true(market, trades=False)
 
 
+async def test_an_empty_window_of_the_last_hours_is_asked_for_again(past: Situation) -> None:
+    """No coarse price can tell yet whether there are fine ones."""
+    past.time -= 2 * 3_600
+    market = past.lived(2)
+    await past.run(markets=[market])
+    past.time += 2 * 3_600
+    past.exchange.fail_next("/prices-history", delay_s=0)
+    past.exchange.fail_next("/prices-history", mutate=lambda answer: {**answer, "data": []})
+    assert (await past.run(markets=[market])).code == 0
+    assert past.true_prices(market) != past.stored(PRICES)
+    past.time += 301
+    assert (await past.run(markets=[market])).code == 0
+    past.assert_true(market, trades=False)
+
+
 async def test_a_time_without_prices_is_no_failure(past: Situation) -> None:
     market = past.lived(50)
     past.exchange.data.past_of(market).quiet = (past.time - 45 * DAY_S, past.time - 3 * DAY_S)
@@ -491,9 +517,8 @@ async def test_the_queries_of_the_docs_say_what_was_served(past: Situation) -> N
     market = past.lived(8, ago=1, trades=400)
     assert (await past.run("--trades", markets=[market])).code == 0
     ended = past.exchange.data.past_of(market).ended or 0.0
+    past.resolve(market)
     with sqlite3.connect(past.database) as connection:
-        closed_at = ac.sql_time_of(str(int(ended)))
-        connection.execute("UPDATE markets SET resolved = 1, closed_at = ? WHERE market_id = ?", (closed_at, market.id))
         connection.execute("DELETE FROM snapshots WHERE market_id <> ?", (market.id,))
     connection.close()
     text = section("Queries on the past", DATA).replace("will-rate-market-500006", market.slug)
