@@ -612,13 +612,18 @@ async def slugs_of_series(gamma: ac.HttpHost, series: ac.Named) -> list[str]:
     """Return the slugs of all events of a series, open and closed."""
     slugs: list[str] = []
     for closed in ("false", "true"):
-        cursor: str | None = None
-        while cursor is None or cursor:
-            params = [("series_id", series.id), ("closed", closed), ("order", "id"), ("limit", str(ac.PAGE_SIZE))]
-            request = ac.Request(ac.EVENTS_PATH, [*params, ("after_cursor", cursor)] if cursor else params)
-            page = await gamma.fetch(request._replace(max_bytes=ac.MAX_EVENTS_BYTES), ac.decode_events)
+        params = [("series_id", series.id), ("closed", closed), ("order", "id"), ("limit", str(ac.PAGE_SIZE))]
+        used: list[str] = []
+        while True:
+            after = [("after_cursor", cursor) for cursor in used[-1:]]
+            request = ac.Request(ac.EVENTS_PATH, [*params, *after], max_bytes=ac.MAX_EVENTS_BYTES)
+            page = await gamma.fetch(request, ac.decode_events)
             slugs += page.events or ()
-            cursor = page.next_cursor or ""
+            if not page.next_cursor:
+                break
+            if page.next_cursor in used:
+                raise ac.MalformedResponseError(f"the series {series.slug!r} does not end", gamma.url + ac.EVENTS_PATH)
+            used.append(page.next_cursor)
     return slugs
 
 

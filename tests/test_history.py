@@ -487,6 +487,14 @@ async def test_names_choose_among_the_markets_of_the_file(past: Situation, colle
         assert (await past.run(*args)).code == 78
 
 
+async def test_a_series_without_an_end_is_a_failure(past: Situation, collector: ac.AsyncCollector) -> None:
+    past.exchange.add_windows("btc-up-or-down-5m", time.time() + 900, 3)
+    await collector.collect_all()
+    past.exchange.fail_next("/events/keyset", times=math.inf, body=b'{"events":[],"next_cursor":"again"}')
+    done = await past.run("--series", "btc-up-or-down-5m", GAMMA_RATE_LIMIT="1000")
+    assert (done.code, "the series 'btc-up-or-down-5m' does not end" in done.err) == (65, True)
+
+
 async def test_what_cannot_work_is_refused(past: Situation, tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "old.db")
     connection.executescript("CREATE TABLE markets (market_id); CREATE TABLE snapshots (id)")
