@@ -471,7 +471,7 @@ class Past:
             try:
                 await self._walk(market, until, top, cursor)
                 until = top
-            except ac.RequestRejectedError as error:  # of the cursor: the walk begins anew
+            except ac.RequestRejectedError as error:  # the cursor is good for nothing: the walk begins anew
                 if error.status != HTTPStatus.BAD_REQUEST:
                     raise
         await self._walk(market, until, None, None)
@@ -491,6 +491,10 @@ class Past:
         async with aclosing(self._api.iter_pages("/v2/trades", params, FILLS, cursor)) as answers:
             async for some, asked_with, is_last, now in answers:
                 fills = waiting + some
+                if cursor and not fills:  # it led to some when it was noted
+                    raise ac.RequestRejectedError("no trades came", status=HTTPStatus.BAD_REQUEST)
+                if is_last and until and until > now - TRADES_KEPT_S and not (fills and fills[-1].timestamp <= until):
+                    raise self._api.bad("the trades end before the newest one that is stored")
                 if not fills:
                     self._figures.without_trades += 1
                     return

@@ -240,23 +240,59 @@ async def test_equal_trades_are_counted_over_the_end_of_a_page(past: Situation) 
     assert past.stored(TRADES) == past.true_trades(market)
 
 
-async def test_a_cursor_that_is_refused_begins_the_walk_anew(past: Situation) -> None:
-    market = past.lived(3, trades=4_500)
-    process = await start(
-        past.exchange,
-        HISTORY,
-        *("--db", str(past.database), "--market", market.id, "--trades", "--no-prices"),
-        DATA_RATE_LIMIT="5",
-    )
+async def begun(past: Situation, market: FakeMarket) -> None:
+    """Begin a walk over the trades of *market*, and kill it after its second page."""
+    arguments = ("--db", str(past.database), "--market", market.id, "--trades", "--no-prices")
+    process = await start(past.exchange, HISTORY, *arguments, DATA_RATE_LIMIT="5")
     await past.exchange.until_asked("/trades", 3)
     process.kill()
     await process.communicate()
-    past.exchange.data.cursor_key = "2"
     past.time += 301
+
+
+async def test_a_cursor_that_is_refused_begins_the_walk_anew(past: Situation) -> None:
+    market = past.lived(3, trades=4_500)
+    await begun(past, market)
+    past.exchange.data.cursor_key = "2"
     done = await past.run("--trades", "--no-prices", markets=[market])
     assert (done.code, done.err) == (0, "")
     assert past.stored(TRADES) == past.true_trades(market)
     assert rows(past.database, "SELECT top, cursor FROM past_done") == [{"top": None, "cursor": None}]
+
+
+async def test_a_cursor_that_leads_to_nothing_begins_the_walk_anew(past: Situation) -> None:
+    market = past.lived(3, trades=4_500)
+    await begun(past, market)
+    assert rows(past.database, "SELECT 1 AS one FROM past_done WHERE cursor IS NOT NULL") == [{"one": 1}]
+    past.exchange.fail_next("/trades", mutate=lambda answer: with_page(has_more=False)({**answer, "data": []}))
+    assert (await past.run("--trades", "--no-prices", markets=[market])).code == 0
+    assert past.stored(TRADES) == past.true_trades(market)
+
+
+@pytest.mark.parametrize("shown", [0, 100])
+async def test_trades_that_end_before_what_is_stored_are_a_failure(past: Situation, shown: int) -> None:
+    past.time -= 2 * DAY_S
+    market = past.lived(3, trades=500)
+    await past.run("--trades", "--no-prices", markets=[market])
+    past.time += 2 * DAY_S
+    for number in range(2_000):
+        past.exchange.data.add_trade(market, int(past.time) - DAY_S + number * 20)
+    short = with_page(has_more=False)
+    past.exchange.fail_next("/trades", mutate=lambda answer: short({**answer, "data": answer["data"][:shown]}))
+    done = await past.run("--trades", "--no-prices", markets=[market])
+    assert (done.code, "end before the newest one that is stored" in done.err) == (65, True)
+    past.time += 301
+    assert (await past.run("--trades", "--no-prices", markets=[market])).code == 0
+    assert past.stored(TRADES) == past.true_trades(market)
+
+
+async def test_a_market_whose_trades_are_all_older_than_three_years_has_none(past: Situation) -> None:
+    """The exchange does not send them any more."""
+    market = past.lived(1_200, trades=40)
+    await past.run("--trades", "--no-prices", markets=[market])
+    past.time += 3.1 * 365 * DAY_S
+    done = await past.run("--trades", "--no-prices", "--json", markets=[market])
+    assert (done.code, json.loads(done.out)["without_trades"]) == (0, 1)
 
 
 def with_data(change: Callable[[list[dict[str, Any]]], object]) -> Callable[[Any], Any]:
