@@ -690,8 +690,8 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
     @property
     def fee_rate(self) -> float | None:
         """The rate in the formula of the taker's fee; 0 where there is no fee."""
-        rate = 0.0 if self.fees_enabled is False else (self.fee_schedule or {}).get("rate")
-        return rate if isinstance(rate, int | float) and 0 <= rate <= 1 else None
+        rate: Any = 0.0 if self.fees_enabled is False else (self.fee_schedule or {}).get("rate")
+        return rate if type(rate) in {int, float} and 0 <= rate <= 1 else None
 
     @property
     def max_volume_24h(self) -> float | None:
@@ -2149,20 +2149,16 @@ class PolymarketApi:
                     failed.append((some, page))
                     continue
                 markets: defaultdict[str, list[GammaMarket]] = defaultdict(list)  # a slug may be that of several
-                for market in page.markets:
-                    silent = by == "slug" and not market.slug and len(some) == 1  # it does not say what it is
-                    markets[str(some[0]) if silent else market.market_id if by == "id" else market.slug or ""].append(
-                        market
-                    )
+                for market in page.markets:  # one that does not say its slug is one of those that were asked for
+                    markets[market.market_id if by == "id" else market.slug or str(some[0])].append(market)
                 found.markets.extend(market for name in some for market in markets.get(str(name), ()))
                 found.undecoded.extend(page.undecoded)
                 others = [name for name in some if str(name) not in markets and str(name) not in page.names]
                 if page.next_cursor is not None:  # they can be asked for without those of this page
                     rest = [*rest, *others]
                 elif len(others) == len(some) and page.markets:
-                    failed.append(
-                        (some, self.bad_listing(f"{by} {some[0]} was asked for, and {next(iter(markets))} came"))
-                    )
+                    why = f"{by} {some[0]} was asked for, and {next(iter(markets))} came"
+                    failed.append((some, self.bad_listing(why)))
                 else:
                     absent += others
             if len(rest) == len(asked):
@@ -3614,6 +3610,7 @@ class ListedGroup:
     ends: dict[int, str | None] = field(default_factory=dict)  # of its open markets, by id; None: not known
     has_open: bool = False  # whether any is to be collected
     came_to_end: bool = False
+    undecoded: int = 0  # what could not be decoded
 
 
 @dataclass
@@ -3623,9 +3620,9 @@ class NamedDiscovery(Discovery):
     - Ids are keys, names are not. Whom a name meant is in the table `names`: where the exchange does not know the name
       any more, this id is asked for, and a note says so. A name that is lost altogether is a failure.
     - With `ends_within` a series is listed to its end all the same, because its events are not in the order in which
-      their markets end. What was `listed` is kept for the next runs, which ask by id for what is due, until the last
-      market that was listed is due, or the listing is as old as `ends_within`, or an hour. So a market is never missed
-      that is there twice `ends_within` before its end, or two hours.
+      their markets end. The next runs ask by id for what of `listed_series` is due, until the last market there is due,
+      or the listing is as old as `ends_within`, or an hour. A market misses no run that is listed at least twice that
+      time before its end.
     - A series that recurs, had open markets and lists none any more is a listing that failed.
     """
 
@@ -3671,7 +3668,8 @@ class NamedDiscovery(Discovery):
         for slug in absent:
             renamed, _ = await self._take_by("id", await self._known_as("market", slug))
             for market in renamed:
-                self._note(f"the market {slug} is now called {market.slug}")
+                if market.slug != slug:
+                    self._note(f"the market {slug} is now called {market.slug}")
             if not renamed:
                 await self._report_unknown("market", slug)
 
@@ -3739,22 +3737,21 @@ class NamedDiscovery(Discovery):
 
     def _still_holds(self, listed: ListedGroup) -> bool:
         """Return whether a series need not be listed anew."""
-        within, now = self._selection.ends_within_min, self._clock.now()
+        within = self._selection.ends_within_min
         if within is None or self._ends_by is None or not listed.ends:
             return False
-        last = max(end or "" for end in listed.ends.values())
-        return self._ends_by < last and timedelta(0) <= now - listed.listed_at < min(
-            timedelta(minutes=within), LISTING_HOLDS
-        )
+        holds = min(timedelta(minutes=within), LISTING_HOLDS)
+        last_due = max(end or "" for end in listed.ends.values())
+        return self._ends_by < last_due and timedelta(0) <= self._clock.now() - listed.listed_at < holds
 
     async def _list_groups(self, kind: str, slug: str) -> bool:
         """Take the markets that are listed under a series or a tag; return whether there are any, or may be."""
         known = await self._known_as(kind, slug)
         groups = await self._run.api.fetch_groups(kind, slug)
         walks = [await self._walk_group(kind, group) for group in groups or [Named(id_, slug) for id_ in known]]
-        came_to_end, has_open = all(walk.came_to_end for walk in walks), any(walk.has_open for walk in walks)
+        is_whole = all(walk.came_to_end and not walk.undecoded for walk in walks)
         ends = {id_: end for walk in walks for id_, end in walk.ends.items()}
-        if not groups and not ends and came_to_end:
+        if not groups and not ends and is_whole:
             await self._report_unknown(kind, slug)
             return True
         if not groups:
@@ -3764,11 +3761,11 @@ class NamedDiscovery(Discovery):
             self._note(f"the {kind} {slug} is several, all of which are taken: {ids}")
         if ends:
             await self._remember(kind, slug, (group.id for group in groups))
-        elif kind == "series" and known and came_to_end and any(group.recurrence != "" for group in groups):
+        elif kind == "series" and known and is_whole and any(group.recurrence != "" for group in groups):
             await self._fail(self._run.api.bad_listing(f"the series {slug} has had open markets, and lists none now"))
-        if kind == "series" and came_to_end:
+        if kind == "series" and is_whole:
             self.listed_series[slug] = ListedGroup(walks[0].listed_at, ends)
-        return has_open or not came_to_end
+        return any(walk.has_open for walk in walks) or not is_whole
 
     async def _walk_group(self, kind: str, group: Named) -> ListedGroup:
         """Take the markets that are listed under a series or a tag."""
@@ -3788,6 +3785,7 @@ class NamedDiscovery(Discovery):
                 raise self._run.api.bad_listing(f"{what}: {page.others[0]}")
             opened = [market for market in page.markets if market.is_open]
             listed.ends.update((int(market.market_id), sql_time_of(market.end_date)) for market in opened)
+            listed.undecoded += len(page.undecoded)
             listed.has_open = listed.has_open or any(self._is_selected(one.market_id, one) for one in opened)
             return by_volume and self._is_below_threshold(page)
 
@@ -4282,11 +4280,13 @@ def unreadable_parts(
     """
     lacking: defaultdict[tuple[str, str], list[str]] = defaultdict(list)  # markets by stage and by what they lack
     for market, row in zip(markets, rows, strict=True):
+        of_books = [key for token in market.tokens if token in books for key in books[token].unreadable]
+        if row.start_time and row.end_time and not (market.unreadable or of_books):  # nearly all
+            continue
         times = (("startDate", market.start_date, row.start_time), ("endDate", market.end_date, row.end_time))
         # the year 1 stands for no time at all
         odd_times = (key for key, sent, stored in times if sent and not stored and not sent.startswith("0001"))
         of_market = {*market.unreadable, *odd_times}
-        of_books = [key for token in market.tokens if token in books for key in books[token].unreadable]
         run.unreadable.update(of_market.union(of_books))
         if keys := sorted(of_market & REPORTED_KEYS):
             lacking["list", ", ".join(keys)].append(market.market_id)

@@ -102,6 +102,25 @@ async def test_a_series_that_had_windows_and_lists_none_is_no_complete_run(
     assert rows(database, "SELECT status FROM runs ORDER BY run_id DESC LIMIT 1") == [{"status": "failed"}]
 
 
+async def test_a_listing_with_an_odd_window_is_made_anew_in_the_next_run(
+    exchange: FakePolymarket, make_collector: MakeCollector, clock: JumpingClock
+) -> None:
+    """Else the next runs would not know that something is missing."""
+    exchange.now = lambda: clock.now().timestamp()
+    exchange.add_windows(SERIES, START.timestamp() + 300, 12)
+    collector = make_collector(series=[SERIES], ends_within=15)
+    for errors in (1, 1, 0):
+        if errors:
+            exchange.fail_next("/events/keyset", mutate=lambda page: {"events": [5, *page["events"]]})
+        exchange.arrivals.clear()
+        result = await collector.collect_all()
+        assert (result["stats"]["errors"], len(exchange.asked("/events/keyset"))) == (errors, 2)
+        clock.elapsed_s += 3
+    exchange.arrivals.clear()
+    assert (await collector.collect_all())["status"] == "complete"
+    assert exchange.asked("/events/keyset") == []
+
+
 async def test_the_next_page_of_an_event_is_read(
     exchange: FakePolymarket, make_collector: MakeCollector, database: Path
 ) -> None:
