@@ -342,7 +342,7 @@ def _run_row(
 
 def _post_row(run_id: int, number: int, started: datetime, rng: random.Random) -> dict[str, object]:
     odd = number % 5 == 4
-    likes = rng.randrange(100)
+    likes, retweets = rng.randrange(100), rng.randrange(1_000)
     return {
         "tweet_id": str(1_700_000_000_000_000_000 + run_id * 1_000 + number),
         "timestamp": ac.sql_time(started - timedelta(minutes=7)),
@@ -350,9 +350,9 @@ def _post_row(run_id: int, number: int, started: datetime, rng: random.Random) -
         "author_username": None if odd else "someone",
         "author_id": str(number),
         "likes": likes,
-        "retweets": 0,
+        "retweets": retweets,
         "replies": None if odd else 3,
-        "engagement_score": None if odd else likes + 3,
+        "engagement_score": None if odd else likes + 2 * retweets + 3,
         "sentiment_score": None if odd else round(rng.uniform(-1, 1), 3),
         "market_id": None if odd else str(900_000 + number),
         "keywords": None if odd else "btc, moon",
