@@ -21,7 +21,7 @@ import sqlite3
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -172,6 +172,29 @@ class DataApi:
         final = [(point.timestamp, point.price) for point in grid if point.timestamp + width <= now - SETTLED_S]
         return Prices(final, (points[0].timestamp, points[-1].timestamp) if points else None, now - SETTLED_S)
 
+    async def iter_seconds(
+        self, condition_id: str, token_ids: Iterable[str], after: str | None
+    ) -> AsyncGenerator[tuple[list[Fill], str | None, bool, int]]:
+        """Yield the trades of a market, the newest first, or after a cursor, each second whole: equal ones are counted.
+
+        They come with the cursor of the page on which the next second begins, whether they are the last, and the
+        server's Unix time. Only the last may be none: then there are none at all.
+        """
+        params = [("condition", condition_id), ("taker_only", "true"), ("limit", "1000")]
+        known = {(condition_id, token_id) for token_id in token_ids}
+        waiting: list[Fill] = []  # of a second that the next page may go on with
+        async with aclosing(self.iter_pages("/v2/trades", params, FILLS, after)) as answers:
+            async for some, asked_with, is_last, now in answers:
+                if others := {(fill.condition_id, fill.token_id) for fill in some} - known:
+                    raise self.bad(f"a trade is of another market or token: {others.pop()}")
+                fills = waiting + some
+                whole = fills if is_last else [fill for fill in fills if fill.timestamp > fills[-1].timestamp]
+                waiting = fills[len(whole) :]
+                if len(waiting) > MAX_WAITING:
+                    raise self.bad(f"more than {MAX_WAITING} trades are of the second {waiting[0].timestamp}")
+                if whole or is_last:
+                    yield whole, asked_with, is_last, now
+
     async def iter_pages(
         self, path: str, params: Params, decoder: msgspec.json.Decoder[Page[Element]], after: str | None = None
     ) -> AsyncGenerator[tuple[list[Element], str | None, bool, int]]:
@@ -242,7 +265,7 @@ READ_NOTES: Final = f"SELECT what, {unix('until')}, {unix('top')}, cursor FROM p
 SAVE_NOTE: Final = """
     INSERT INTO past_done VALUES (?, ?, datetime(?, 'unixepoch'), datetime(?, 'unixepoch'), ?)
     ON CONFLICT (market_id, what) DO UPDATE SET top = excluded.top, cursor = excluded.cursor,
-        until = nullif(max(coalesce(until, ''), coalesce(excluded.until, '')), '')
+        until = max(coalesce(until, excluded.until), coalesce(excluded.until, until))
 """
 SAVE_PRICE: Final = """
     INSERT INTO past_prices (market_id, width, timestamp, price, fetched_at)
@@ -449,7 +472,7 @@ class Past:
             until = min(since + MAX_SPAN_S, end)
             found = await self._api.fetch_prices(market.token_id_yes, FINE_S, (since, until))
             stored_until = min(until, found.settled if found.buckets else found.settled - COARSE_S)
-            if not found.buckets and any(since + COARSE_S <= time <= until - COARSE_S for time, _ in life.buckets):
+            if not found.buckets and any(since + COARSE_S <= at <= until - COARSE_S for at, _ in life.buckets):
                 missing = missing or f"no prices of {FINE_S} s came from {time_text(since)} on"
             is_whole = is_whole and not missing
             await self._save_prices(market, FINE_S, found.buckets, stored_until if is_whole else None)
@@ -477,20 +500,14 @@ class Past:
         await self._walk(market, until, None, None)
 
     async def _walk(self, market: Market, until: int | None, top: int | None, cursor: str | None) -> None:
-        """Store trades from the newest, or from *cursor* on, back to an hour before *until*.
-
-        The last second of a page waits for the next one, because equal trades are counted in whole seconds. The cursor
-        that is noted leads to the page on which that second begins.
-        """
+        """Store trades from the newest, or from *cursor* on, back to an hour before *until*."""
         if not (market.condition_id and market.token_id_no):
             raise self._api.bad("the file has no condition of it, or no token of NO")
-        outcomes = {(market.condition_id, market.token_id_yes): "YES", (market.condition_id, market.token_id_no): "NO"}
-        params = [("condition", market.condition_id), ("taker_only", "true"), ("limit", "1000")]
-        waiting: list[Fill] = []
-        noted, final_until = cursor, 0
-        async with aclosing(self._api.iter_pages("/v2/trades", params, FILLS, cursor)) as answers:
-            async for some, asked_with, is_last, now in answers:
-                fills = waiting + some
+        outcomes = {market.token_id_yes: "YES", market.token_id_no: "NO"}
+        begun_at: int | None = None
+        async with aclosing(self._api.iter_seconds(market.condition_id, outcomes, cursor)) as parts:
+            async for fills, next_begins, is_last, now in parts:
+                begun_at = begun_at or now
                 if cursor and not fills:  # it led to some when it was noted
                     raise ac.RequestRejectedError("no trades came", status=HTTPStatus.BAD_REQUEST)
                 if is_last and until and until > now - TRADES_KEPT_S and not (fills and fills[-1].timestamp <= until):
@@ -498,20 +515,12 @@ class Past:
                 if not fills:
                     self._figures.without_trades += 1
                     return
-                if others := {(fill.condition_id, fill.token_id) for fill in some} - outcomes.keys():
-                    raise self._api.bad(f"a trade is of another market or token: {others.pop()}")
-                if asked_with is None and market.resolved and market.closed:
-                    final_until = now - SETTLED_S
-                last = fills[-1].timestamp
-                whole = fills if is_last else [fill for fill in fills if fill.timestamp > last]
-                waiting = fills[len(whole) :]
-                if len(waiting) > MAX_WAITING:
-                    raise self._api.bad(f"more than {MAX_WAITING} trades are of the second {last}")
-                noted = asked_with if whole else noted
-                is_done = is_last or last < (until or 0) - OVERLAP_S
                 top = top or fills[0].timestamp
-                note = (max(top, final_until), None, None) if is_done else (None, top, noted)
-                keys = [fill.key(outcomes[fill.condition_id, fill.token_id]) for fill in whole]
+                is_done = is_last or fills[-1].timestamp < (until or 0) - OVERLAP_S
+                has_ended = market.resolved and market.closed and cursor is None
+                done_until = max(top, begun_at - SETTLED_S) if has_ended else top
+                note = (done_until, None, None) if is_done else (None, top, next_begins)
+                keys = [fill.key(outcomes[fill.token_id]) for fill in fills]
                 saved = await self._store.save(save_fills, market.market_id, keys, *note)
                 self._figures.trades += saved
                 if is_done:
