@@ -112,7 +112,7 @@ def settings_from_environment() -> dict[str, Any]:
         "workers": ac.whole_number("COLLECTOR_WORKERS", given["COLLECTOR_WORKERS"]),
         "interval_minutes": ac.minutes("COLLECTOR_INTERVAL_MINUTES", given["COLLECTOR_INTERVAL_MINUTES"]),
     }
-    if os.environ.get("COLLECTOR_MIN_VOLUME", "").strip("\"' "):  # the default does not hold for what is named
+    if os.environ.get("COLLECTOR_MIN_VOLUME", "").strip("\"'"):  # the default does not hold for what is named
         settings["min_volume"] = ac.finite_number("COLLECTOR_MIN_VOLUME", given["COLLECTOR_MIN_VOLUME"])
     if levels := given["COLLECTOR_DEPTH"]:
         settings["depth"] = ac.whole_number("COLLECTOR_DEPTH", levels, at_least=0, at_most=ac.MAX_DEPTH)

@@ -359,7 +359,8 @@ async def test_a_result_that_cannot_be_written_is_74(
         stderr=asyncio.subprocess.PIPE,
     )
     _, err = await asyncio.wait_for(process.communicate(), 30)
-    said = "async-collector: the result could not be written: [Errno 28] No space left on device\n" if code else ""
+    full = "async-collector: the result could not be written: [Errno 28] No space left on device\n"
+    said = full if code == 74 else ""
     assert (process.returncode, err.decode()) == (code, said)
     assert {row["status"] for row in rows(database, "SELECT status FROM runs")} == {"complete"}
 

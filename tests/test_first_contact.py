@@ -198,7 +198,7 @@ async def test_the_service_says_unknown_names_and_ends_with_78(exchange: FakePol
         ("--retries 5", "--max-retries"),
         ("--benchmarks", "--benchmark"),
         ("--max", "--max-retries"),
-        ("--m", "--min-volume or --market or --max-retries"),
+        ("--m", "--min-volume or --market or --max-retries or --metrics"),
     ],
 )
 def test_a_near_miss_is_one_line_with_what_was_meant(args: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
