@@ -1524,7 +1524,9 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("lake", metavar="LAKE", help="a folder, or s3://bucket/prefix (gs://, az://)")
-    parser.add_argument("--db", metavar="PATH", help="database file (POLYMARKET_DB, else polymarket_data.db)")
+    parser.add_argument(
+        "--db", metavar="PATH", default=ac.DEFAULT_DB_PATH, help="database file (POLYMARKET_DB, polymarket_data.db)"
+    )
     parser.add_argument(
         "--keep",
         metavar="DAYS",
@@ -1560,9 +1562,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Do what the options say."""
-    path = ac.database_path(options.db or ac.DEFAULT_DB_PATH, os.environ)
+    path = ac.database_path(options.db, os.environ)
     if options.check:
-        check(Lake(options.lake, must_exist=True), path if options.db else None)
+        check(Lake(options.lake, must_exist=True), None if options.db is ac.DEFAULT_DB_PATH else path)
     elif options.restore:
         restore(path, Lake(options.lake, must_exist=True), options.restore, options.shard)
     elif options.dry_run:
@@ -1579,7 +1581,7 @@ def run(options: argparse.Namespace) -> None:
 
 def progress(options: argparse.Namespace) -> str:
     """Return which days are in the lake, for somebody who has interrupted the command."""
-    path = ac.database_path(options.db or ac.DEFAULT_DB_PATH, os.environ)
+    path = ac.database_path(options.db, os.environ)
     with suppress(ac.StorageError), reading(path) as connection:
         days = [row.day for row in noted_days(connection)]
         return f"{len(days)} days up to {days[-1]} are in the lake" if days else "no day is in the lake"
@@ -1590,7 +1592,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Archive, and return the exit code."""
     parser = build_parser()
     options = parser.parse_args(argv)
-    if options.restore and not options.db:
+    if options.restore and options.db is ac.DEFAULT_DB_PATH:
         parser.error("--restore needs --db NEW.db")
     if options.forget_lake and (options.check or options.dry_run or options.restore):
         parser.error("--forget-lake is for archiving")

@@ -962,7 +962,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--db", metavar="PATH", help="database file (POLYMARKET_DB, polymarket_data.db)")
+    parser.add_argument(
+        "--db", metavar="PATH", default=ac.DEFAULT_DB_PATH, help="database file (POLYMARKET_DB, polymarket_data.db)"
+    )
     parser.add_argument(
         "--host", metavar="ADDRESS", default="127.0.0.1", help="listen here; others than loopback can see"
     )
@@ -980,7 +982,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not 0 <= arguments.port < 2**16:
         parser.error(f"--port: {arguments.port} is no port")
     try:
-        path = ac.database_path(arguments.db or ac.DEFAULT_DB_PATH, os.environ).absolute()
+        path = ac.database_path(arguments.db, os.environ).absolute()
         datasette = application(path)
     except ac.ConfigError as error:
         parser.error(str(error))

@@ -166,6 +166,18 @@ runpy.run_path({COMMAND!r}, run_name="__main__")
     assert "[archive]" in done.stderr
 
 
+@pytest.mark.parametrize("args", [(), ("--check",), ("--dry-run",), ("--restore", DAY)])
+def test_an_empty_name_is_not_that_of_the_default_file(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...]
+) -> None:
+    """`--db "$FILE"` without that variable must prune nothing."""
+    monkeypatch.setenv("POLYMARKET_DB", str(sample))
+    before = sample.read_bytes()
+    (tmp_path / "lake").mkdir()
+    assert archive(tmp_path / "lake", "--db", "", *args) == 78
+    assert (sample.read_bytes(), list((tmp_path / "lake").iterdir())) == (before, [])
+
+
 @pytest.mark.parametrize(
     "args", [("--restore", "1st"), ("--restore", DAY), ("--shard", "a/b"), ("--keep", "-1"), ("--check", "--dry-run")]
 )

@@ -189,6 +189,13 @@ def test_a_taken_port_is_said(empty_file: Path, capsys: pytest.CaptureFixture[st
     assert "--port N takes another" in err
 
 
+def test_an_empty_name_is_not_that_of_the_default_file(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        script()["main"](["--db", ""])
+    assert ended.value.code == 2
+    assert "must be the name of a file" in capsys.readouterr().err
+
+
 def test_a_port_that_is_none_is_a_bad_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         script()["main"](["--port", "70000"])
