@@ -604,6 +604,12 @@ class GammaTag(msgspec.Struct, gc=False):
     label: Text
     id: Any = None
 
+class FeeSchedule(msgspec.Struct, gc=False):
+    """What takers pay; of exponent, rate, takerOnly and rebateRate what is used."""
+
+    rate: Price | None = None
+
+
 
 class Named(msgspec.Struct, gc=False):
     """An event, a series or a tag, as far as an answer says which one."""
@@ -645,7 +651,7 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
     order_price_min_tick_size: Price | None = None
     order_min_size: Size | None = None
     fees_enabled: bool | None = None
-    fee_schedule: dict[str, Any] | None = None  # exponent, rate, takerOnly, rebateRate
+    fee_schedule: FeeSchedule | None = None
     last_trade_price: Price | None = None
     uma_resolution_status: Any = None  # of the oracle
     uma_resolution_statuses: Any = None  # the same from the first to the newest, JSON in a string
@@ -690,8 +696,9 @@ class GammaMarket(msgspec.Struct, rename="camel", gc=False):
     @property
     def fee_rate(self) -> float | None:
         """The rate in the formula of the taker's fee; 0 where there is no fee."""
-        rate: Any = 0.0 if self.fees_enabled is False else (self.fee_schedule or {}).get("rate")
-        return rate if type(rate) in {int, float} and 0 <= rate <= 1 else None
+        if self.fees_enabled is False:
+            return 0.0
+        return self.fee_schedule.rate if self.fee_schedule else None
 
     @property
     def max_volume_24h(self) -> float | None:
@@ -816,7 +823,7 @@ MAX_UNREADABLE: Final = 1_000  # elements of a list
 _NUL: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
 # other forms of what the exchange sends, and the usual one; its documentation writes prices without the zero
 _NUMBER_KEY: Final = (
-    rb'"(?:price|size|lastTradePrice|volume(?:24hr|Num)?|liquidity(?:Num)?|order(?:PriceMinTick|Min)Size)"'
+    rb'"(?:price|size|rate|lastTradePrice|volume(?:24hr|Num)?|liquidity(?:Num)?|order(?:PriceMinTick|Min)Size)"'
 )
 _OTHER_FORMS: Final = (
     (re.compile(rb"(" + _NUMBER_KEY + rb'\s*:\s*")\+?(?=\.[0-9])'), rb"\g<1>0"),
@@ -4203,7 +4210,7 @@ MIN_COMPLETE_SHARE: Final = 0.95  # of the listed markets, stored with their boo
 # parts of an element whose loss is a failure: a reader of the rows would take what is absent for what is not there
 REPORTED_KEYS: Final = frozenset({
     "volume24hr", "volumeNum", "outcomes", "outcomePrices", "startDate", "endDate", "negRisk", "orderPriceMinTickSize",
-    "orderMinSize", "feesEnabled", "feeSchedule", "bids", "asks",
+    "orderMinSize", "feesEnabled", "feeSchedule", "rate", "bids", "asks",
 })  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from async_collector import (
+    REPORTED_KEYS,
     Book,
     GammaMarket,
     GammaTag,
@@ -106,13 +107,22 @@ def test_a_market_row_has_the_exchanges_words() -> None:
         ),
         ({"feesEnabled": False, "feeSchedule": None}, (None, None, None, 0)),
         ({"feesEnabled": True}, (None, None, None, None)),
-        ({"feesEnabled": True, "feeSchedule": {"rate": "x"}}, (None, None, None, None)),
+        ({"feeSchedule": {"rate": "0.05"}}, (None, None, None, 0.05)),
+        ({"feeSchedule": {"rate": "+.05"}}, (None, None, None, 0.05)),
+        ({"feeSchedule": {}}, (None, None, None, None)),
         ({"negRisk": "perhaps", "orderPriceMinTickSize": 5, "feeSchedule": []}, (None, None, None, None)),
     ],
 )
 def test_the_terms_of_a_market_are_those_that_were_sent(sent: dict[str, Any], row: tuple[object, ...]) -> None:
     market = Market.from_wire(gamma_market(**sent), seen_at="now")
     assert (market.neg_risk, market.tick_size, market.min_order_size, market.fee_rate) == row
+
+
+@pytest.mark.parametrize("rate", ["x", True, 5, -0.1, [0.05]])
+def test_a_fee_rate_that_cannot_be_one_is_said_to_be_lost(rate: object) -> None:
+    market = gamma_market(feesEnabled=True, feeSchedule={"exponent": 1, "rate": rate})
+    assert (market.fee_rate, market.unreadable) == (None, ("rate",))
+    assert set(market.unreadable) <= REPORTED_KEYS
 
 
 @pytest.mark.parametrize(
