@@ -71,17 +71,7 @@ from functools import cache, lru_cache, partial, wraps
 from http import HTTPStatus
 from operator import attrgetter
 from pathlib import Path
-from typing import (
-    Annotated,
-    Any,
-    ClassVar,
-    Final,
-    NamedTuple,
-    ParamSpec,
-    Self,
-    TypedDict,
-    TypeVar,
-)
+from typing import Annotated, Any, ClassVar, Final, NamedTuple, ParamSpec, Self, TypedDict, TypeVar
 from urllib.parse import quote, unquote
 from urllib.request import getproxies, proxy_bypass
 
@@ -604,12 +594,6 @@ class GammaTag(msgspec.Struct, gc=False):
     label: Text
     id: Any = None
 
-class FeeSchedule(msgspec.Struct, gc=False):
-    """What takers pay; of exponent, rate, takerOnly and rebateRate what is used."""
-
-    rate: Price | None = None
-
-
 
 class Named(msgspec.Struct, gc=False):
     """An event, a series or a tag, as far as an answer says which one."""
@@ -618,6 +602,12 @@ class Named(msgspec.Struct, gc=False):
     slug: Text | None = None
     label: Text | None = None  # of a tag
     recurrence: Any = None  # of a series: 5m, daily; "" if there is only one of it
+
+
+class FeeSchedule(msgspec.Struct, gc=False):
+    """What takers pay; of exponent, rate, takerOnly and rebateRate what is used."""
+
+    rate: Price | None = None
 
 
 class GammaMarket(msgspec.Struct, rename="camel", gc=False):
@@ -1048,11 +1038,9 @@ def decode_page(body: Body, asked: Filters = ()) -> MarketPage:
     """Decode a page of Gamma's listing with the filters *asked*."""
     page = decode_answer(_PAGE, body)
     markets, bad = _decode_markets(page.markets)
-    others = []
-    if asked:
-        others = [one for one in markets if _is_other(asked, {"tag_id": [tag.id for tag in one.tags or ()]})]
-        markets = [one for one in markets if one not in others]
-    return MarketPage(markets, bad, page.next_cursor, others=[one.market_id for one in others])
+    others = [one.market_id for one in markets if _is_other(asked, {"tag_id": [tag.id for tag in one.tags or ()]})]
+    markets = [one for one in markets if one.market_id not in others]
+    return MarketPage(markets, bad, page.next_cursor, others=others)
 
 
 def _markets_of(event: _Event, named: Named) -> tuple[list[GammaMarket], list[Undecoded]]:
@@ -2988,12 +2976,7 @@ class Database:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls,
-        path: Path,
-        file: tuple[int, int] | None = None,
-        *,
-        wait_s: float = LOCK_WAIT_S,
-        keep_empty: bool = True,
+        cls, path: Path, file: tuple[int, int] | None = None, *, wait_s: float = LOCK_WAIT_S, keep_empty: bool = True
     ) -> AsyncIterator[Self]:
         """Open the database at *path*, or make one; upgrade it to the current schema, and close it at the end.
 
