@@ -25,6 +25,7 @@ def test_check_names_what_was_changed_or_lost(sample: Path, tmp_path: Path, caps
     lake = tmp_path / "lake"
     archive(lake, "--db", sample, "--shard", "north")
     (changed,), (lost,) = lake_files(lake, "books"), lake_files(lake, "runs", "2026-11-02")
+    there = len(list(lake.glob("*/date=*/*.parquet")))
     content = bytearray(changed.read_bytes())
     content[100] ^= 1
     changed.write_bytes(content)
@@ -33,7 +34,7 @@ def test_check_names_what_was_changed_or_lost(sample: Path, tmp_path: Path, caps
     errors = capsys.readouterr().err
     assert f"{changed}: was changed" in errors
     assert f"cannot read {lost.relative_to(lake)}: it is lost" in errors
-    assert "2 of 14 files" in errors
+    assert f"2 of {there} files" in errors
     assert archive(lake, "--restore", DAY, "--db", tmp_path / "new.db") == 74
     assert not (tmp_path / "new.db").exists()
 
