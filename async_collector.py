@@ -2253,7 +2253,7 @@ _MIRROR: Final = (
 )
 # of a YES share, by the outcome
 _PAYOUT: Final = "CASE {} WHEN outcome_yes THEN 1 WHEN outcome_no THEN 0 WHEN 'split' THEN 0.5 END"
-SCHEMA_VERSION: Final = 13
+SCHEMA_VERSION: Final = 14
 # What a new file consists of. An older file, also one that another collector has made, gets what it lacks of this by
 # comparison (`Database._upgrade`); what else is taken from an older one stands in `MOVES`. To add or change anything:
 #   - write it here; a column on a line of its own, with a comment that says what it means to whoever reads the file
@@ -2572,18 +2572,19 @@ SCHEMA: Final = f"""
                (SELECT run_id FROM snapshots WHERE market_id = g.market_id AND run_id IS NOT NULL
                 ORDER BY timestamp DESC LIMIT 1) AS last_run
         FROM (SELECT market_id, min(timestamp) AS first_at FROM snapshots GROUP BY market_id) AS g
-    ), spanned AS ( -- how many markets have rows before and after a run, or in it
-        SELECT run_id, sum(sum(change)) OVER (ORDER BY run_id) AS markets FROM (
-            SELECT run_id, 0 AS change FROM runs
-            UNION ALL SELECT coalesce(first_run, 0), 1 FROM spans WHERE last_run IS NOT NULL
+    ), spanned AS ( -- how many markets have rows before and after the runs of a range, or in them
+        SELECT first, lead(first) OVER (ORDER BY first) AS next, sum(sum(change)) OVER (ORDER BY first) AS markets
+        FROM (
+            SELECT coalesce(first_run, 0) AS first, 1 AS change FROM spans WHERE last_run IS NOT NULL
             UNION ALL SELECT last_run + 1, -1 FROM spans WHERE last_run IS NOT NULL
-        ) GROUP BY run_id
+        ) GROUP BY first
     ), holed AS MATERIALIZED ( -- the runs with fewer rows than that
-        SELECT run_id, started_at, iif(next_start > started_at, next_start, 'never') AS ended_before, min_volume
-        FROM (SELECT *, lead(started_at) OVER (ORDER BY run_id) AS next_start FROM runs)
-        JOIN spanned USING (run_id)
-        LEFT JOIN (SELECT run_id, count(*) AS stored FROM snapshots GROUP BY run_id) USING (run_id)
-        WHERE markets > coalesce(stored, 0) AND follow = 1 AND status <> 'running'
+        SELECT run_id, started_at, min_volume, coalesce((
+            SELECT iif(later.started_at > r.started_at, later.started_at, 'never')
+            FROM runs AS later WHERE later.run_id > r.run_id ORDER BY later.run_id LIMIT 1
+        ), 'never') AS ended_before
+        FROM spanned CROSS JOIN runs AS r ON r.run_id >= first AND r.run_id < next
+        WHERE markets > (SELECT count(*) FROM snapshots WHERE run_id = r.run_id) AND follow = 1 AND status <> 'running'
     ), missed AS (
         SELECT market_id, run_id,
                (SELECT max(timestamp) FROM snapshots

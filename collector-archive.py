@@ -111,6 +111,7 @@ class Table(NamedTuple):
     level: int = 3  # of compression
     is_pruned: bool = True  # archived rows are deleted from the file
     reuses_ids: bool = False  # the id of the newest row is given again once that row is deleted
+    kept: str = "0"  # SQL for archived rows that stay in the file all the same
 
     @property
     def condition(self) -> str:
@@ -118,12 +119,27 @@ class Table(NamedTuple):
         return f"{self.time} >= :day AND {self.time} < :next AND +{self.number} > :after AND +{self.number} <= :upto"
 
 
-SNAPSHOTS: Final = Table("snapshots", "id", "timestamp", "market_id, timestamp")
+# the last row of a market that is missing now: without it, the view `gaps` would not know of it any more
+KEPT_SNAPSHOTS: Final = "id IN (SELECT snapshot_id FROM gaps JOIN seen USING (market_id) WHERE until IS NULL)"
+SNAPSHOTS: Final = Table("snapshots", "id", "timestamp", "market_id, timestamp", kept=KEPT_SNAPSHOTS)
 MARKETS: Final = Table("markets", "", "", "market_id", is_pruned=False)  # of the day's snapshots
+# what the next runs go on from, what --status judges by, and where a market went missing that still is
+KEPT_RUNS: Final = """run_id IN (
+    SELECT max(run_id) FROM runs
+    UNION SELECT max(run_id) FROM runs WHERE newest_tweet_id IS NOT NULL
+    UNION SELECT max(run_id) FROM runs WHERE full_walk_at IS NOT NULL
+    UNION SELECT run_id FROM (
+        SELECT run_id, row_number() OVER (
+            PARTITION BY min_volume, selection, depth, follow ORDER BY run_id DESC
+        ) AS place FROM runs WHERE status = 'complete'
+    ) WHERE place <= 2
+    UNION SELECT json_extract(run_ids, '$[0]') FROM gaps WHERE until IS NULL
+    UNION SELECT run_id FROM failures
+)"""
+RUNS: Final = Table("runs", "run_id", "started_at", "run_id", kept=KEPT_RUNS)
 RUN_START: Final = "(SELECT started_at FROM runs WHERE runs.run_id = failures.run_id)"
-# in the order in which they are deleted: a book goes after the snapshots that refer to it
+# in the order in which they are deleted: a book goes after the snapshots that refer to it, a run after all of its rows
 TABLES: Final = (
-    Table("runs", "run_id", "started_at", "run_id", is_pruned=False),
     Table("failures", "rowid", RUN_START, "rowid", rows=50_000, reuses_ids=True),
     Table("tweets", "rowid", "created_at", "market_id, timestamp, rowid", reuses_ids=True),
     Table("hype_signals", "id", "timestamp", "market_id, timestamp", rows=50_000),
@@ -135,6 +151,7 @@ TABLES: Final = (
     Table("live_gaps", "gap_id", "until", "market_id, gap_id", is_pruned=False),  # an open one has no day yet
     SNAPSHOTS,
     Table("books", "book_id", "timestamp", "market_id, timestamp, book_id", rows=5_000, level=9, reuses_ids=True),
+    RUNS,
 )
 LEVELS: Final = {"bids", "asks", "bids_no", "asks_no"}
 COMMENTS: Final = ac.column_comments()  # a time with milliseconds says so
@@ -1082,7 +1099,7 @@ class Part:
         self._tables[table.name] = {"file": name, "rows": written.rows, "bytes": size, "sha256": sha256, "etag": etag}
 
     def _manifest(self, connection: sqlite3.Connection) -> dict[str, Any]:
-        find = f"SELECT min(run_id), max(run_id) FROM runs WHERE {TABLES[0].condition}"  # noqa: S608
+        find = f"SELECT min(run_id), max(run_id) FROM runs WHERE {RUNS.condition}"  # noqa: S608
         return {
             "format": FORMAT,
             "schema": ac.SCHEMA_VERSION,
@@ -1103,7 +1120,8 @@ class Part:
 # rows of a market are neighbours in the index by market: in this order a transaction touches a fifth of the pages
 DOOMED: Final = """
     CREATE TEMP TABLE doomed AS
-    SELECT {table.number} AS number FROM {table.name} WHERE {table.condition} {but_newest} ORDER BY {table.order}
+    SELECT {table.number} AS number FROM {table.name} WHERE {table.condition} {but_newest} AND ({table.kept}) IS NOT 1
+    ORDER BY {table.order}
 """
 SPARE_USED: Final = "DELETE FROM temp.doomed WHERE number IN (SELECT book_id FROM snapshots WHERE book_id IS NOT NULL)"
 DELETE: Final = """

@@ -33,7 +33,7 @@ def test_archived_and_restored_days_are_equal(sample: Path, tmp_path: Path) -> N
     left = everything(sample)
     assert {table: len(left[table]) for table in ("snapshots", "hype_signals")} == {"snapshots": 0, "hype_signals": 0}
     assert left["markets"] == before["markets"]
-    assert left["runs"] == before["runs"]
+    assert left["runs"] == [run for run in before["runs"] if run["run_id"] in {row["run_id"] for row in left["runs"]}]
     restored: dict[str, list[dict[str, Any]]] = {table: [] for table in before}
     for number in (1, 2):
         new = tmp_path / f"new{number}.db"
@@ -138,13 +138,13 @@ def everything_of(path: Path) -> dict[str, list[Any]]:
 def test_a_lake_has_lists_of_decimals_times_in_utc_and_the_shard(sample: Path, tmp_path: Path) -> None:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
+    (first,) = rows(sample, "SELECT min(started_at) AS at FROM runs")
     archive(tmp_path / "lake", "--db", sample, "--shard", "north")
     schema = pq.read_schema(lake_files(tmp_path / "lake", "books")[0])
     assert str(schema.field("bid_prices").type) == "list<element: decimal128(9, 4) not null>"
     assert str(schema.field("ask_sizes_no").type) == "list<element: decimal128(18, 6) not null>"
     assert str(schema.field("timestamp").type) == "timestamp[ms, tz=UTC]"
     assert {"market_id", "mirrored", "shard", "as_stored"} < set(schema.names)
-    (first,) = rows(sample, "SELECT min(started_at) AS at FROM runs")
     stored = pq.read_table(lake_files(tmp_path / "lake", "runs")[0]).to_pylist()
     assert stored[0]["started_at"] == datetime.fromisoformat(first["at"]).replace(tzinfo=UTC)
     ordered = pq.read_table(lake_files(tmp_path / "lake", "snapshots")[0], columns=["market_id", "timestamp"])
@@ -165,7 +165,8 @@ def test_days_that_are_kept_not_over_or_have_an_open_run_stay(
     change(database, "UPDATE runs SET status = 'running' WHERE run_id = 4")
     assert archive(lake, "--db", database, "--keep", "1", "--dry-run") == 0
     output = capsys.readouterr()
-    assert output.out.startswith(f"{today - timedelta(days=4)}: part 1: 2 runs")
+    assert output.out.startswith(f"{today - timedelta(days=4)}: part 1: ")
+    assert " 2 runs" in output.out.splitlines()[0]
     assert output.err == f"{today - timedelta(days=3)}: not archived: run 4 is not finished\n"
     assert not (lake / "runs").exists()
     change(database, "UPDATE runs SET status = 'failed' WHERE run_id = 4")

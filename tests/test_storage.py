@@ -184,6 +184,7 @@ def test_a_changed_schema_has_a_number_of_its_own() -> None:
         11: "82e1ceef",
         12: "dfbac8d8",
         13: "e691e079",
+        14: "5bfb75a1",
     }
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(SCHEMA)
