@@ -181,7 +181,7 @@ class ApiError(CollectorError):
         retryable: bool | None = None,
     ) -> None:
         self.message = _LOGIN.sub("***@", message)
-        super().__init__(self.message, url, status, retry_after)  # so that it survives a pickle
+        super().__init__(self.message)
         self.url = url
         self.status = status
         self.retry_after = retry_after
@@ -1759,7 +1759,7 @@ class HttpHost:
                     except ApiError as error:
                         error.message = self._endpoint.redacted(error.message)
                         error.url = error.url or self.url + request.path
-                        error.args = (error.message, error.url, *error.args[2:])
+                        error.args = (error.message,)
                         error.__cause__ = error.__context__ = None  # not redacted, and they keep whole answers
                         self._update_breaker(error)
                         if not self._may_retry(error, retries, retry_server_errors=retry_server_errors):
@@ -2673,9 +2673,7 @@ def _schema_columns() -> dict[str, dict[str, tuple[str, str]]]:
 
 def column_comments() -> dict[str, dict[str, str]]:
     """Return what each column of each table means, for a person: {table: {column: comment}}."""
-    return {
-        table: {name: comment for name, (_, comment) in columns.items()} for table, columns in _schema_columns().items()
-    }
+    return {table: {name: says for name, (_, says) in columns.items()} for table, columns in _schema_columns().items()}
 
 
 def insert_into(table: str, columns: Sequence[str]) -> str:
