@@ -693,18 +693,26 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 class Writer:
-    """Writes to the file beside a running collector: holds it for one short transaction at a time."""
+    """Writes to the file beside a running collector: holds it for one short transaction at a time.
+
+    It is one file from the first look at it: another one that takes its place has other rows, and is not written to.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open the file at *path*."""
         self.path: Final = path
+        with reading(path):
+            self._place_on_disk = path.stat()[1:3]
         self.last_hold_s = 0.0
         self._since_pause_s = 0.0
         with ac.storage_errors(path, "write"):
-            self.connection = sqlite3.connect(path, isolation_level=None, timeout=ac.BUSY_TIMEOUT_S)
+            self.connection = sqlite3.connect(
+                f"{path.as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=ac.BUSY_TIMEOUT_S
+            )
             # a deleted parent would look for its children in all of `snapshots`
             self.connection.execute("PRAGMA foreign_keys = OFF")
-            self.connection.execute("PRAGMA synchronous = NORMAL")  # what is deleted stays in the order of the log
+            # a note that a power cut takes, with all that was deleted after it, is made again
+            self.connection.execute("PRAGMA synchronous = NORMAL")
             self.connection.execute("PRAGMA wal_autocheckpoint = 0")  # `prune_table` does it by itself
             self.connection.execute("PRAGMA cache_size = -32768")
 
@@ -714,6 +722,10 @@ class Writer:
             time.sleep(PAUSE_S)
             self._since_pause_s = 0.0
         with ac.storage_errors(self.path, "write"), ac.locked(self.path, PATIENCE_S):
+            if self.path.stat()[1:3] != self._place_on_disk:
+                raise ac.StorageError(
+                    f"{self.path}: was replaced meanwhile; nothing is noted of the new file or deleted"
+                )
             started = time.monotonic()
             changed = self.connection.execute(statement, values or {}).rowcount
             self.last_hold_s = time.monotonic() - started
@@ -969,9 +981,11 @@ def restore(path: Path, lake: Lake, day: str, shard: str | None) -> None:
         new = Path(folder, path.name)
         manifests = [lake.manifest(place) for place in places]
         fetch(lake, manifests, new)
-        ids = {name: max(manifest["upto"].get(name, 0) for manifest in manifests) for name in NAMES}
         with closing(sqlite3.connect(new, isolation_level=None)) as connection:
             connection.execute(FILL_SEEN)
+            # what is collected there has greater ids; those of posts and failures were given anew
+            greatest = "SELECT coalesce(max({table.number}), 0) FROM {table.name}"
+            ids = {table.name: connection.execute(greatest.format(table=table)).fetchone()[0] for table in TABLES}
             connection.execute(NOTE, note(places[-1], [digest_of(manifest) for manifest in manifests], ids))
         try:
             os.link(new, path)  # never over a file that has come meanwhile
@@ -1248,18 +1262,17 @@ PRUNED_DAYS: Final = """
 """
 
 
-def forget_lake(path: Path) -> None:
+def forget_lake(writer: Writer) -> None:
     """Forget which days are in the lake, for they are in the file as well.
 
     Raises:
         ac.StorageError: some are in the lake alone.
     """
-    with reading(path) as connection:
+    with reading(writer.path) as connection:
         (pruned,) = connection.execute(PRUNED_DAYS).fetchone()
     if pruned:
-        raise ac.StorageError(f"{path}: cannot forget its lake, which alone has the rows of {pruned} days")
-    with closing(Writer(path)) as writer:
-        writer.execute("DELETE FROM archived_days")
+        raise ac.StorageError(f"{writer.path}: cannot forget its lake, which alone has the rows of {pruned} days")
+    writer.execute("DELETE FROM archived_days")
 
 
 COLUMNS_THERE: Final = "SELECT name FROM pragma_table_info(?, 'there')"
@@ -1267,15 +1280,16 @@ COPY: Final = ": the database is a copy or from a backup; --shard NAME gives it 
 
 
 class Archive:
-    """A run of the command: days of the file at *path* go into *lake*."""
+    """A run of the command: days of the file that *writer* has open go into *lake*."""
 
-    def __init__(self, path: Path, address: str, bar: tqdm[Any]) -> None:
+    def __init__(self, writer: Writer, address: str, bar: tqdm[Any]) -> None:
         """Open the lake at *address*.
 
         Raises:
             LakeError: it lacks a manifest that the file has noted, which it has wherever it is copied or moved to.
         """
-        self._path = path
+        self._writer = writer
+        self._path = path = writer.path
         self._bar = bar
         self._proven: set[str] = set()  # days
         with reading(path) as connection:
@@ -1301,8 +1315,7 @@ class Archive:
         change = "UPDATE lake SET shard = :shard" if self._shard else "INSERT INTO lake VALUES (:id, :shard)"
         database_id = str(uuid.uuid4())
         self._shard = shard or database_id[:8]
-        with closing(Writer(self._path)) as writer:
-            writer.execute(change, {"id": database_id, "shard": self._shard})
+        self._writer.execute(change, {"id": database_id, "shard": self._shard})
 
     def archive_day(self, day: str, *, prunes: bool) -> bool:
         """Archive and prune *day*, and return whether that was possible; what is noted is pruned if it was not, too."""
@@ -1361,9 +1374,7 @@ class Archive:
         is_behind = any(last > window.upto.get(name, 0) for name, last in manifest["upto"].items())
         digests = [digest for row in noted for digest in row.digests] + [digest_of(manifest)]
         is_behind = is_behind or any(row.is_behind for row in noted)
-        with closing(Writer(self._path)) as writer:
-            writer.connection.execute("PRAGMA synchronous = FULL")
-            writer.execute(NOTE, note(place, digests, window.upto, is_behind=is_behind))
+        self._writer.execute(NOTE, note(place, digests, window.upto, is_behind=is_behind))
         return manifest
 
     @contextmanager
@@ -1434,7 +1445,7 @@ class Archive:
                     if both.execute(same, window.values(table.name)).fetchone():
                         raise DayError(f"{self._lake.address}/{place.manifest}: has ids of these {table.name}{COPY}")
 
-    def _prove(self, day: str, writer: Writer) -> None:
+    def _prove(self, day: str) -> None:
         """Ask the lake whether it has all that `archived_days` says of *day*, once a run, and note that rows will go.
 
         Raises:
@@ -1449,7 +1460,7 @@ class Archive:
                     problems += faults(self._lake, self._lake.manifest(place), believe_etag=True)
                 if problems:
                     raise DayError(f"{problems[0]}; nothing of the day is deleted")
-        writer.execute(PRUNED, {"day": day, "now": ac.sql_time(datetime.now(UTC))})
+        self._writer.execute(PRUNED, {"day": day, "now": ac.sql_time(datetime.now(UTC))})
         self._proven.add(day)
 
     def _prune(self, day: str) -> int:
@@ -1459,28 +1470,27 @@ class Archive:
         archived = Window(later.place, {}, later.after)
         self._bar.set_description(f"{day} from the file")
         deleted = 0
-        with closing(Writer(self._path)) as writer:
-            for table in TABLES:
-                if table.is_pruned and (doomed := find_doomed(writer, table, archived)):
-                    self._prove(day, writer)
-                    deleted += delete_doomed(writer, table, archived, doomed, self._bar)
+        for table in TABLES:
+            if table.is_pruned and (doomed := find_doomed(self._writer, table, archived)):
+                self._prove(day)
+                deleted += delete_doomed(self._writer, table, archived, doomed, self._bar)
         return deleted
 
 
-def archive(path: Path, options: argparse.Namespace, bar: tqdm[Any]) -> None:
+def archive(writer: Writer, options: argparse.Namespace, bar: tqdm[Any]) -> None:
     """Archive and prune all days that are due, the oldest first.
 
     Raises:
         LakeError: some stay in the file; each is named on stderr.
     """
     if options.forget_lake:
-        forget_lake(path)
-    run = Archive(path, options.lake, bar)
+        forget_lake(writer)
+    run = Archive(writer, options.lake, bar)
     run.name(options.shard)
-    days = finished_days(path, options.keep)
+    days = finished_days(writer.path, options.keep)
     refused = [day for day in days if not run.archive_day(day, prunes=not options.no_prune)]
     if refused:
-        raise LakeError(f"{path}: {len(refused)} of {len(days)} days are not archived: see above")
+        raise LakeError(f"{writer.path}: {len(refused)} of {len(days)} days are not archived: see above")
     if not days and sys.stdout.isatty():
         say(f"nothing to archive: no finished day is older than the last {options.keep}")
 
@@ -1590,11 +1600,11 @@ def run(options: argparse.Namespace) -> None:
     else:
         path = Path(os.path.realpath(path))  # a link is no second file
         bar: tqdm[Any] = tqdm(unit=" rows", unit_scale=True, disable=not sys.stderr.isatty(), leave=False)
-        with bar, ac.locked(path.with_name(f"{path.name}.archiving")):  # one archive of a file at a time
-            archive(path, options, bar)
+        # one archive of a file at a time
+        with bar, ac.locked(path.with_name(f"{path.name}.archiving")), closing(Writer(path)) as writer:
+            archive(writer, options, bar)
             if options.shrink:
-                with closing(Writer(path)) as writer:
-                    writer.execute("VACUUM")
+                writer.execute("VACUUM")
 
 
 def progress(options: argparse.Namespace) -> str:

@@ -193,6 +193,32 @@ def test_of_equal_rows_without_ids_there_are_as_many_in_the_lake(sample: Path, t
     assert count(sample, "failures") == 2
 
 
+@pytest.mark.parametrize("call", ["create", "manifest", "has_etag"])
+def test_a_file_that_takes_the_place_of_another_meanwhile_keeps_its_rows(
+    sample: Path, tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A backup is put back while the archive writes, reads back, or asks the lake: its rows are others."""
+    backup = copy_of(sample, "backup.db")
+    change(backup, "UPDATE snapshots SET price_yes = 0.123", "UPDATE books SET bids = '[[0.1,1]]'")
+    before = everything(backup)
+    real = getattr(script()["Lake"], call)
+
+    def and_replace(*args: Any) -> Any:  # noqa: ANN401
+        if backup.exists():
+            backup.replace(sample)
+            for end in ("-wal", "-shm"):
+                sample.with_name(sample.name + end).unlink(missing_ok=True)
+        return real(*args)
+
+    monkeypatch.setattr(script()["Lake"], call, and_replace)
+    assert archive(tmp_path / "lake", "--db", sample) == 74
+    assert "was replaced meanwhile" in capsys.readouterr().err
+    assert everything(sample) == before
+    assert rows(sample, "SELECT * FROM archived_days") == []
+    assert archive(tmp_path / "lake", "--db", sample, "--shard", "again") == 0
+    assert count(sample) == 0
+
+
 # --- restored files
 
 
@@ -210,6 +236,27 @@ def test_a_restored_day_knows_where_it_is(sample: Path, tmp_path: Path) -> None:
     assert late["snapshots"][0] == 40 * 13
     assert archive(lake, "--db", new) == 0
     assert count(new) == 0
+    assert view(lake, new) == late
+    assert archive(lake, "--check", "--db", new) == 0
+
+
+def test_what_comes_late_into_a_restored_day_is_not_taken_for_archived(sample: Path, tmp_path: Path) -> None:
+    """Posts and failures have no id in the lake: in the restored file theirs begin at 1 again."""
+    lake, new = tmp_path / "lake", tmp_path / "new.db"
+    change(sample, "UPDATE failures SET rowid = rowid + 1000", "UPDATE tweets SET rowid = rowid + 1000")
+    assert archive(lake, "--db", sample) == 0
+    assert archive(lake, "--restore", DAY, "--db", new) == 0
+    change(
+        new,
+        "INSERT INTO failures (run_id, stage, reason) SELECT max(run_id), 'list', 'late' FROM runs",
+        f"INSERT INTO tweets (tweet_id, created_at) VALUES ('late', '{DAY} 23:59:59')",
+        f"INSERT INTO tweets (tweet_id, created_at) VALUES ('later', '{DAY} 23:59:59')",
+    )
+    late = view(lake, new)
+    found = {table: late[table][0] for table in ("failures", "tweets")}
+    assert found == {table: count(new, table) for table in found}
+    assert archive(lake, "--db", new) == 0
+    assert count(new, "tweets") == 1  # the newest one
     assert view(lake, new) == late
     assert archive(lake, "--check", "--db", new) == 0
 
