@@ -171,9 +171,10 @@ def test_a_file_from_a_backup_goes_on_under_a_name_of_its_own(
 
 def test_a_copy_that_differs_keeps_its_day(sample: Path, tmp_path: Path) -> None:
     lake = tmp_path / "lake"
+    change(sample, "INSERT INTO failures (run_id, stage, reason) SELECT max(run_id), 'list', 'one' FROM runs")
     assert archive(lake, "--db", sample, "--keep", KEEP_ONE) == 0
     copy = copy_of(sample, "copy.db")
-    change(copy, "UPDATE failures SET reason = 'another' WHERE rowid = (SELECT max(rowid) FROM failures)")
+    change(copy, "UPDATE failures SET reason = 'another' WHERE reason = 'one'")
     expected = view(lake, copy)
     assert archive(lake, "--db", sample) == 0
     files = sorted(lake.rglob("*.parquet"))
@@ -181,6 +182,24 @@ def test_a_copy_that_differs_keeps_its_day(sample: Path, tmp_path: Path) -> None
         assert archive(lake, "--db", copy) == 74
     assert view(lake, copy) == expected
     assert sorted(lake.rglob("*.parquet")) == files, "nothing of the copy is left there"
+
+
+def test_a_copy_that_is_behind_counts_as_archived_what_it_has(sample: Path, tmp_path: Path) -> None:
+    """What it collects later has ids that the lake has given to rows of the other: they are no rows of its own."""
+    lake = tmp_path / "lake"
+    copy = copy_of(sample, "copy.db")
+    change(sample, ONE_LATE_ROW)
+    assert archive(lake, "--db", sample, "--no-prune", "--shard", "home") == 0
+    assert archive(lake, "--db", copy, "--shard", "home") == 0
+    change(copy, ONE_LATE_ROW.replace("0.5", "0.123"))
+    late = view(lake, copy)
+    for _ in range(2):
+        assert archive(lake, "--db", copy) == 74
+        assert count(copy) == 40
+        assert view(lake, copy) == late
+    assert archive(lake, "--db", copy, "--shard", "again") == 0
+    assert count(copy) == 0
+    assert view(lake, copy)["snapshots"] == late["snapshots"]
 
 
 def test_of_equal_rows_without_ids_there_are_as_many_in_the_lake(sample: Path, tmp_path: Path) -> None:
