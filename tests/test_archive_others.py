@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import rows
+from killable import InProcess
 from lakes import DAY, OF_THE_ARCHIVE, archive, change, documented, everything, lake_files, script, view
 from older_schemas import LANDED, script_of
 
@@ -200,6 +201,54 @@ def test_a_copy_that_is_behind_counts_as_archived_what_it_has(sample: Path, tmp_
     assert archive(lake, "--db", copy, "--shard", "again") == 0
     assert count(copy) == 0
     assert view(lake, copy)["snapshots"] == late["snapshots"]
+
+
+@pytest.mark.parametrize("is_equal", [True, False])
+@pytest.mark.parametrize("call", ["decision", "put", "create"])
+def test_of_two_copies_at_one_moment_one_manifest_decides(
+    sample: Path, tmp_path: Path, call: str, *, is_equal: bool
+) -> None:
+    """The other one archives while this one has just looked, has put a file, or has put its manifest."""
+    lake = tmp_path / "lake"
+    copy = copy_of(sample, "copy.db")
+    if not is_equal:
+        change(copy, "UPDATE snapshots SET price_yes = 0.123 WHERE timestamp < '2026-11-02'")
+    expected = {path: view(tmp_path, path) for path in (sample, copy)}
+    codes = []
+
+    def archive_copy() -> None:
+        codes.append(archive(lake, "--db", copy, "--shard", "home"))
+
+    codes.append(
+        InProcess(script()).run(lake, "--db", sample, "--shard", "home", what="stop", call=call, meanwhile=archive_copy)
+    )
+    assert sorted(codes) in ([[0, 0], [0, 74]] if is_equal else [[0, 74]])  # what it was writing may be removed
+    for path, before in expected.items():
+        again = archive(lake, "--db", path)
+        assert again == 0 or not is_equal
+        assert view(lake, path) == before
+        assert count(path) == (0 if again == 0 else 40 * 12)
+    assert archive(lake, "--check", "--db", sample) == 0
+    assert archive(lake, "--check", "--db", copy) == 0
+
+
+@pytest.mark.parametrize("lake", ["folder", "s3://lake"])
+def test_a_put_that_is_sent_again_meets_its_own_success(
+    sample: Path, tmp_path: Path, lake: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an answer that was lost on its way."""
+    expected = view(tmp_path, sample)
+    real = script()["Lake"].create
+
+    def twice(*args: Any) -> None:  # noqa: ANN401
+        real(*args)
+        real(*args)
+
+    monkeypatch.setattr(script()["Lake"], "create", twice)
+    address = lake if ":" in lake else tmp_path / "lake"
+    assert InProcess(script()).run(address, "--db", sample, buckets=str(tmp_path)) == 0
+    assert view(tmp_path / "lake", sample) == expected
+    assert count(sample) == 0
 
 
 def test_of_equal_rows_without_ids_there_are_as_many_in_the_lake(sample: Path, tmp_path: Path) -> None:

@@ -295,20 +295,26 @@ class Histories(RuleBasedStateMachine):
         assert self.run(number, file.lake or "lake", what=what, call=call) in {0, 74, 130, KILLED}
         self.look(file.lake or "lake", number)
         file.collect(day, self.numbers)
+        self.archive(number)
 
     @rule(
         number=st.integers(0, 1),
-        call=st.one_of(st.sampled_from(["put", "create", "decision"]), st.integers(0, 200)),
         day=st.sampled_from(DAYS),
+        call=st.one_of(st.sampled_from(["decision", "put", "create"]), st.integers(0, 200)),
+        is_equal=st.booleans(),
     )
-    def archive_while_a_clone_does(self, number: int, call: int | str, day: str) -> None:
+    def archive_while_a_clone_does(self, number: int, day: str, call: int | str, *, is_equal: bool) -> None:
         self.files[number].collect(day, self.numbers)
+        self.replace(1 - number, self.files[number])
+        if not is_equal:
+            self.files[1 - number].collect(day, self.numbers)
         others: list[int] = []
+        lake = self.files[number].lake or "lake"
         code = self.run(
-            number, "lake", what="stop", call=call, meanwhile=lambda: others.append(self.run(1 - number, "lake"))
+            number, lake, what="stop", call=call, meanwhile=lambda: others.append(self.run(1 - number, lake))
         )
         assert {code, *others} <= {0, 74}
-        self.look("lake", 0, 1)
+        self.look(lake, 0, 1)
 
     @rule(number=st.integers(0, 1))
     def archive_while_the_disk_is_gone(self, number: int) -> None:
@@ -374,7 +380,7 @@ class Histories(RuleBasedStateMachine):
 
 def test_each_row_is_once_in_file_or_lake_over_random_histories() -> None:
     Histories.commands = InProcess(script())
-    few = settings(max_examples=6, stateful_step_count=8, derandomize=True, suppress_health_check=list(HealthCheck))
+    few = settings(max_examples=12, stateful_step_count=10, derandomize=True, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(Histories, settings=few)
 
 
