@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import rows
@@ -14,9 +17,6 @@ from lakes import COMMAND, DAY, OF_THE_ARCHIVE, archive, change, everything, lak
 from sample_database import fill
 
 import async_collector as ac
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = OF_THE_ARCHIVE
 
@@ -124,6 +124,83 @@ def test_a_day_that_the_lake_has_otherwise_is_not_deleted(
         assert "tells of other snapshots" in errors
         assert "--shard" in errors
         assert rows(sample, "SELECT * FROM snapshots ORDER BY id") == before  # the day after it has gone
+
+
+@pytest.mark.parametrize("where", ["encoded", "stored"])
+def test_what_is_not_read_back_as_it_was_counts_for_nothing(
+    sample: Path, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another value in a Parquet file, or another byte in the lake."""
+    import pyarrow.compute as pc  # noqa: PLC0415
+
+    lake, before = tmp_path / "lake", everything(sample)
+    encode, put = script()["Column"].encode, script()["Lake"].put
+
+    def encode_otherwise(column: Any, taken: Any) -> Any:  # noqa: ANN401
+        return encode(column, pc.add(taken, 1) if column.name == "price_yes" else taken)
+
+    def put_otherwise(self: Any, name: str, source: Path) -> Any:  # noqa: ANN401
+        etag = put(self, name, source)
+        with (lake / name).open("ab") as file:
+            file.write(b"-")
+        return etag
+
+    with monkeypatch.context() as patch:
+        if where == "encoded":
+            patch.setattr(script()["Column"], "encode", encode_otherwise)
+        else:
+            patch.setattr(script()["Lake"], "put", put_otherwise)
+        assert archive(lake, "--db", sample) == 74
+    text = {"encoded": "does not hold what the database has", "stored": "is not what was written there"}[where]
+    assert text in capsys.readouterr().err
+    assert everything(sample) == before
+    assert not list(lake.glob("_manifest/*/*.json"))
+    assert archive(lake, "--db", sample) == 0
+    assert archive(lake, "--check", "--db", sample) == 0
+
+
+def test_a_file_is_durable_before_its_name_and_its_name_before_the_manifest(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut leaves a manifest of files that are not there, and of rows that are deleted."""
+    done: list[tuple[str, str]] = []
+    calls = {name: getattr(os, name) for name in ("fsync", "link", "rename")}
+
+    def fsync(descriptor: int) -> None:
+        calls["fsync"](descriptor)
+        done.append(("synced", os.readlink(f"/proc/self/fd/{descriptor}")))  # noqa: PTH115
+
+    def name_it(how: str, old: str, new: str) -> None:
+        assert ("synced", str(old)) in done
+        calls[how](old, new)
+        done.append(("named", str(new)))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "link", partial(name_it, "link"))
+    monkeypatch.setattr(os, "rename", partial(name_it, "rename"))
+    execute = script()["Writer"].execute
+
+    def note(*args: Any) -> int:  # noqa: ANN401
+        done.append(("noted", ""))
+        changed: int = execute(*args)
+        return changed
+
+    monkeypatch.setattr(script()["Writer"], "execute", note)
+    lake = tmp_path / "new" / "lake"
+    assert archive(lake, "--db", sample) == 0
+    files = [str(path) for path in lake.glob("*/date=*/*") if path.suffix in {".parquet", ".json"}]
+    assert files
+    manifests = {path.parent.name: str(path) for path in lake.glob("_manifest/*/*.json")}
+    for file in map(Path, files):
+        named = done.index(("named", str(file)))
+        last = len(done) - done[::-1].index(("noted", ""))
+        until = last if file.suffix == ".json" else done.index(("named", manifests[file.parent.name]))
+        for folder in file.parents:
+            assert ("synced", str(folder)) in done[named:until], (file, folder)
+            if folder == lake:
+                break
+    assert ("synced", str(lake.parent)) in done
+    assert ("synced", str(tmp_path)) in done
 
 
 def test_one_archive_at_a_time_and_none_while_the_file_is_held(
