@@ -281,51 +281,51 @@ class Column(NamedTuple):
     def take(self, values: Sequence[object]) -> tuple[pa.Array, dict[int, object]]:
         """Return *values* as they are in SQLite, and by row those that this column cannot hold."""
         wanted = PYTHON_TYPES.get(self.kind, str)
-        odd: dict[int, object] = {}
+        exceptions: dict[int, object] = {}
         if self.kind == "unnamed":
             wanted = NoneType
         if not set(map(type, values)) <= {wanted, NoneType}:
-            odd = {row: value for row, value in enumerate(values) if not isinstance(value, wanted | NoneType)}
+            exceptions = {row: value for row, value in enumerate(values) if not isinstance(value, wanted | NoneType)}
         try:
-            taken = self._array(values, odd)
+            converted = self._array(values, exceptions)
         except UnicodeEncodeError:
-            odd |= {row: value for row, value in enumerate(values) if not _is_unicode(value)}
-            taken = self._array(values, odd)
+            exceptions |= {row: value for row, value in enumerate(values) if not _is_unicode(value)}
+            converted = self._array(values, exceptions)
         if self.kind in FORMS:
-            misfits = self._misfits(taken)
-            odd |= {row: values[row] for row in misfits}
-            taken = self._array(values, odd) if misfits else taken
-        return taken, odd
+            misfits = self._misfits(converted)
+            exceptions |= {row: values[row] for row in misfits}
+            converted = self._array(values, exceptions) if misfits else converted
+        return converted, exceptions
 
-    def _array(self, values: Sequence[object], odd: Mapping[int, object]) -> pa.Array:
+    def _array(self, values: Sequence[object], exceptions: Mapping[int, object]) -> pa.Array:
         kind = {"integer": pa.int64(), "real": pa.float64(), "blob": pa.binary()}.get(self.kind, pa.string())
-        if odd:
-            values = [None if row in odd else value for row, value in enumerate(values)]
+        if exceptions:
+            values = [None if row in exceptions else value for row, value in enumerate(values)]
         return pa.array(values, kind)
 
-    def _misfits(self, taken: pa.Array) -> list[int]:
+    def _misfits(self, converted: pa.Array) -> list[int]:
         """Return the rows whose texts are not in the one form that `decode` writes."""
-        fits = pc.match_substring_regex(taken, FORMS[self.kind])
+        fits = pc.match_substring_regex(converted, FORMS[self.kind])
         if self.kind == "levels":
-            fits = pc.and_not(fits, pc.match_substring(taken, ",0.00000"))  # has an exponent, see EXPONENT
+            fits = pc.and_not(fits, pc.match_substring(converted, ",0.00000"))  # has an exponent, see EXPONENT
         if pc.all(fits).as_py() in {True, None}:
             with suppress(pa.ArrowInvalid):  # of a 30th of February
                 if self.kind != "levels":
-                    taken.cast(pa.timestamp("ms"))
+                    converted.cast(pa.timestamp("ms"))
                 return []
         is_right = bool if self.kind == "levels" else _is_time
-        texts = zip(taken.to_pylist(), fits.to_pylist(), strict=True)
+        texts = zip(converted.to_pylist(), fits.to_pylist(), strict=True)
         return [row for row, (text, is_fit) in enumerate(texts) if text is not None and not (is_fit and is_right(text))]
 
-    def encode(self, taken: pa.Array) -> list[pa.Array]:
+    def encode(self, converted: pa.Array) -> list[pa.Array]:
         """Return the columns of the Parquet file for what `take` has returned."""
         if self.kind == "unnamed":
             return []
         if self.kind == "levels":
-            return parse_levels(taken, [item.type for item in self.fields])
+            return parse_levels(converted, [item.type for item in self.fields])
         if self.kind in FORMS:
-            return [taken.cast(pa.timestamp("ms")).cast(pa.timestamp("ms", "UTC"))]
-        return [taken]
+            return [converted.cast(pa.timestamp("ms")).cast(pa.timestamp("ms", "UTC"))]
+        return [converted]
 
     def decode(self, stored: Sequence[pa.Array]) -> pa.Array:
         """Return what `take` has returned, from the columns of a Parquet file."""
@@ -377,9 +377,9 @@ def write_levels(prices: pa.Array, sizes: pa.Array) -> pa.Array:
     return pc.if_else(pc.equal(inner, ""), "[]", pc.binary_join_element_wise("[[", inner, "]]", ""))
 
 
-def as_json(odd: Mapping[str, object]) -> str:
+def as_json(exceptions: Mapping[str, object]) -> str:
     """Return the values that columns cannot hold; bytes as hexadecimal digits."""
-    return json.dumps(odd, default=lambda value: {"hex": value.hex()})
+    return json.dumps(exceptions, default=lambda value: {"hex": value.hex()})
 
 
 def from_json(text: str) -> dict[str, object]:
@@ -453,7 +453,7 @@ class Lake:
             raise ac.ConfigError(
                 "LAKE: must be a folder or s3://bucket/prefix (or gs://, az://), with the keys in the environment"
             )
-        with self.naming("open"):
+        with self.lake_errors("open"):
             self._store = obstore.store.from_url(address, retry_config=RETRY)
 
     def _open_folder(self, folder: Path, *, must_exist: bool) -> None:
@@ -461,7 +461,7 @@ class Lake:
             raise LakeError(f"{folder}: is no folder")
         if must_exist and not folder.is_dir():
             raise LakeError(f"{folder}: there is no such folder")
-        with self.naming("open"):
+        with self.lake_errors("open"):
             new = [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             for path in new:
@@ -470,7 +470,7 @@ class Lake:
             self._place_on_disk = folder.stat()[1:3]
 
     @contextmanager
-    def naming(self, doing: str) -> Iterator[None]:
+    def lake_errors(self, doing: str) -> Iterator[None]:
         """Turn errors of the file system, of object storage and of Parquet into a `LakeError` that names the lake."""
         try:
             yield
@@ -488,7 +488,7 @@ class Lake:
 
     def put(self, name: str, source: Path) -> str | None:
         """Move the file *source* to *name*, which is of this attempt alone, and return the ETag of object storage."""
-        with self.naming(f"write {name}"):
+        with self.lake_errors(f"write {name}"):
             if not self.folder:
                 return str(self._store.put(name, source, max_concurrency=4)["e_tag"])
             target = self.folder / name
@@ -502,7 +502,7 @@ class Lake:
 
         An answer may be lost, and a put that is sent again meets its own success.
         """
-        with self.naming(f"write {name}"):
+        with self.lake_errors(f"write {name}"):
             if not self.folder:
                 with suppress(obstore.exceptions.AlreadyExistsError):
                     self._store.put(name, content, mode="create")
@@ -527,7 +527,7 @@ class Lake:
         """Raise `ConfigError` for object storage that overwrites what is there although it is asked not to."""
         if self.folder:
             return
-        with self.naming(f"write {PROBE}"):
+        with self.lake_errors(f"write {PROBE}"):
             for _ in range(2):  # the first put is refused where an earlier run has asked
                 try:
                     self._store.put(PROBE, b"", mode="create")
@@ -540,7 +540,7 @@ class Lake:
     def sha256(self, name: str, copy: Path | None = None) -> str:
         """Return the SHA-256 of the file *name*, read as a whole, and write it to *copy*."""
         digest = hashlib.sha256()
-        with self.naming(f"read {name}"), copy.open("wb") if copy else nullcontext() as file:
+        with self.lake_errors(f"read {name}"), copy.open("wb") if copy else nullcontext() as file:
             for piece in self._store.get(name).stream(min_chunk_size=2**20):
                 digest.update(piece)
                 if file:
@@ -549,13 +549,13 @@ class Lake:
 
     def has_etag(self, described: Mapping[str, Any]) -> bool:
         """Return whether a file of object storage has the size and the ETag that it had after its put."""
-        with self.naming(f"read {described['file']}"):
+        with self.lake_errors(f"read {described['file']}"):
             found = self._store.head(described["file"])
         return not self.folder and (found["size"], found["e_tag"]) == (described["bytes"], described.get("etag"))
 
     def names(self, prefix: str) -> list[str]:
         """Return the names of all files in the folder *prefix*, in order; "" is the whole lake."""
-        with self.naming(f"list {prefix}"):
+        with self.lake_errors(f"list {prefix}"):
             if self.folder and self.folder.stat()[1:3] != self._place_on_disk:
                 raise LakeError(f"{self.address}: is another folder than before: was a disk exchanged?")
             return sorted(item["path"] for page in self._store.list(prefix or None) for item in page)
@@ -573,7 +573,7 @@ class Lake:
             TornError: it is no JSON.
             DayError: it is of another place or of a newer version.
         """
-        with self.naming(f"read {place.manifest}"):
+        with self.lake_errors(f"read {place.manifest}"):
             content = bytes(self._store.get(place.manifest).bytes())
         address = f"{self.address}/{place.manifest}"
         try:
@@ -583,7 +583,11 @@ class Lake:
         try:
             newer = manifest["format"] > FORMAT or manifest["schema"] > ac.SCHEMA_VERSION
             named = Place(manifest["day"], manifest["shard"], manifest["part"])
-        except (KeyError, TypeError) as error:
+            _ = manifest["database"], dict(manifest["upto"])
+            _ = [
+                (found["file"], found["rows"], found["bytes"], found["sha256"]) for found in manifest["tables"].values()
+            ]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DayError(f"{address}: is damaged: {error!r}") from error
         if newer:
             version = f"format {manifest['format']}, schema {manifest['schema']}"
@@ -604,7 +608,7 @@ class Lake:
                 try:
                     return self.manifest(place)
                 except TornError:
-                    with self.naming(f"remove {place.manifest}"):
+                    with self.lake_errors(f"remove {place.manifest}"):
                         Path(self.address, place.manifest).unlink()
         return None
 
@@ -622,7 +626,7 @@ class Lake:
                 if not found or found[1] in spared or name in files_of(manifest):
                     continue
                 try:
-                    with suppress(LostError), self.naming(f"remove {name}"):
+                    with suppress(LostError), self.lake_errors(f"remove {name}"):
                         self._store.delete(name)
                 except LakeError as error:
                     say(f"{error}; no manifest names it", sys.stderr)
@@ -869,13 +873,13 @@ def read_rows(
         cells_by_column = zip(*rows, strict=True)
         size = len(rows)
         del rows  # before the next ones come
-        odd_rows: dict[int, dict[str, object]] = {}
+        exceptions_by_row: dict[int, dict[str, object]] = {}
         batch = {}
         for column, cells in zip(columns, cells_by_column, strict=True):
-            batch[column.name], odd = column.take(cells)
-            for row, value in odd.items():
-                odd_rows.setdefault(row, {})[column.name] = value
-        texts = [as_json(odd_rows[row]) if row in odd_rows else None for row in range(size)]
+            batch[column.name], exceptions = column.take(cells)
+            for row, value in exceptions.items():
+                exceptions_by_row.setdefault(row, {})[column.name] = value
+        texts = [as_json(exceptions_by_row[row]) if row in exceptions_by_row else None for row in range(size)]
         yield batch | {"as_stored": pa.array(texts, pa.string())}
 
 
@@ -937,11 +941,11 @@ def insert_rows(connection: sqlite3.Connection, table: str, file: pq.ParquetFile
     there = {column.name for column in columns_of(connection, table)}
     for number in range(file.num_row_groups):
         batch = decoded(file.read_row_group(number), columns)
-        odd = batch.pop("as_stored").to_pylist()
+        texts = batch.pop("as_stored").to_pylist()
         rows = list(zip(*(cells.to_pylist() for cells in batch.values()), strict=True))
-        plain = [row for row, text in zip(rows, odd, strict=True) if text is None]
+        plain = [row for row, text in zip(rows, texts, strict=True) if text is None]
         connection.executemany(insertion(table, dict.fromkeys(batch)), plain)
-        for row, text in zip(rows, odd, strict=True):
+        for row, text in zip(rows, texts, strict=True):
             if text is not None:
                 values = dict(zip(batch, row, strict=True)) | from_json(text)
                 for name in values.keys() - there:
@@ -1075,7 +1079,7 @@ class Part:
             # of levels and numbers it would hide from the compression that the next row repeats them
             "use_dictionary": [item.name for item in schema if item.type == pa.string()],
         }
-        with self._lake.naming(f"write {path.name}"), path.open("wb") as file:
+        with self._lake.lake_errors(f"write {path.name}"), path.open("wb") as file:
             # the thread ends before the writer is closed, also after Ctrl-C
             with pq.ParquetWriter(file, schema, **layout) as writer, ThreadPoolExecutor(1) as pool:
 
@@ -1100,7 +1104,7 @@ class Part:
     def _check_and_put(self, table: Table, columns: Sequence[Column], path: Path, written: Digests) -> None:
         """Read the file back, compare it with what SQLite had, and put it into the lake."""
         place = self._window.place
-        with self._lake.naming(f"read {path.name} back"):
+        with self._lake.lake_errors(f"read {path.name} back"):
             if digests_of(path, columns).by_column() != written.by_column():
                 raise LakeError(f"{path}: does not hold what the database has of {place.day}; nothing was deleted")
             with path.open("rb") as file:
@@ -1132,15 +1136,18 @@ class Part:
 # --- Out of the file --------------------------------------------------------------------------------------------------
 
 # rows of a market are neighbours in the index by market: in this order a transaction touches a fifth of the pages
-DOOMED: Final = """
-    CREATE TEMP TABLE doomed AS
+TO_DELETE: Final = """
+    CREATE TEMP TABLE to_delete AS
     SELECT {table.number} AS number FROM {table.name} WHERE {table.condition} {but_newest} AND ({table.kept}) IS NOT 1
     ORDER BY {table.order}
 """
-SPARE_USED: Final = "DELETE FROM temp.doomed WHERE number IN (SELECT book_id FROM snapshots WHERE book_id IS NOT NULL)"
+SPARE_USED: Final = (
+    "DELETE FROM temp.to_delete WHERE number IN (SELECT book_id FROM snapshots WHERE book_id IS NOT NULL)"
+)
 DELETE: Final = """
     DELETE FROM {table.name}
-    WHERE {table.number} IN (SELECT number FROM temp.doomed WHERE rowid > :done AND rowid <= :done + :most) {but_used}
+    WHERE {table.number} IN (SELECT number FROM temp.to_delete WHERE rowid > :done AND rowid <= :done + :most)
+    {but_used}
 """
 # a row that came late for its day may refer to a book that went into the lake before
 BUT_USED: Final = """
@@ -1152,31 +1159,31 @@ PRUNED: Final = "UPDATE archived_days SET pruned_at = coalesce(pruned_at, :now) 
 CHECKPOINT: Final = "PRAGMA wal_checkpoint(PASSIVE)"
 
 
-def find_doomed(writer: Writer, table: Table, archived: Window) -> int:
+def list_to_delete(writer: Writer, table: Table, archived: Window) -> int:
     """List the rows of one table that may be deleted in a temporary table, and return how many there are."""
     # SQLite gives the id of the newest row again once it is deleted: a late row would pass for an archived one
     but_newest = f"AND {table.number} < (SELECT max({table.number}) FROM {table.name})" if table.reuses_ids else ""  # noqa: S608
     temporary = writer.connection  # to change its temporary tables nothing is held
     with ac.storage_errors(writer.path, "read"):
-        temporary.execute("DROP TABLE IF EXISTS temp.doomed")
-        temporary.execute(DOOMED.format(table=table, but_newest=but_newest), archived.values(table.name))
+        temporary.execute("DROP TABLE IF EXISTS temp.to_delete")
+        temporary.execute(TO_DELETE.format(table=table, but_newest=but_newest), archived.values(table.name))
         if table.name == "books":
             temporary.execute(SPARE_USED)
-        return int(temporary.execute("SELECT coalesce(max(rowid), 0) FROM temp.doomed").fetchone()[0])
+        return int(temporary.execute("SELECT coalesce(max(rowid), 0) FROM temp.to_delete").fetchone()[0])
 
 
-def delete_doomed(writer: Writer, table: Table, archived: Window, doomed: int, bar: tqdm[Any]) -> int:
+def delete_listed(writer: Writer, table: Table, archived: Window, to_delete: int, bar: tqdm[Any]) -> int:
     """Delete the rows that are listed, some thousands at a time, with the file free in between."""
     delete = DELETE.format(table=table, but_used=BUT_USED if table.name == "books" else "")
     done = deleted = transactions = 0
     most = MAX_DELETED
-    while done < doomed:
+    while done < to_delete:
         deleted += writer.execute(delete, archived.values(table.name) | {"done": done, "most": most})
-        bar.update(min(most, doomed - done))
+        bar.update(min(most, to_delete - done))
         done += most
         most = max(MAX_DELETED // 10, min(MAX_DELETED, int(most * HOLD_S / max(writer.last_hold_s, 0.001))))
         transactions += 1
-        if transactions % 2 == 0 or done >= doomed:
+        if transactions % 2 == 0 or done >= to_delete:
             writer.execute(CHECKPOINT)
     return deleted
 
@@ -1361,7 +1368,7 @@ class Archive:
             staging = self._lake.staging(self._path, f"{day}-{place.stem}-{attempt}")
             stack.callback(shutil.rmtree, staging, ignore_errors=True)
             shutil.rmtree(staging, ignore_errors=True)
-            with self._lake.naming("write"):
+            with self._lake.lake_errors("write"):
                 staging.mkdir(parents=True)
             manifest = self._lake.decision(place)
             if manifest is None:
@@ -1471,9 +1478,9 @@ class Archive:
         self._bar.set_description(f"{day} from the file")
         deleted = 0
         for table in TABLES:
-            if table.is_pruned and (doomed := find_doomed(self._writer, table, archived)):
+            if table.is_pruned and (to_delete := list_to_delete(self._writer, table, archived)):
                 self._prove(day)
-                deleted += delete_doomed(self._writer, table, archived, doomed, self._bar)
+                deleted += delete_listed(self._writer, table, archived, to_delete, self._bar)
         return deleted
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 COMMAND: Final = str(Path(__file__).parent.parent / "collector-archive.py")
 FILE_SYSTEM: Final = ((os, ("link", "fsync", "rename", "unlink", "mkdir", "rmdir")), (shutil, ("rmtree",)))
 LIMIT_S: Final = 60  # of a command
-NOT_COUNTED: Final = ("__init__", "naming", "staging", "_locked")
+NOT_COUNTED: Final = ("__init__", "lake_errors", "staging", "_locked")
 KILLED: Final = 137
 
 

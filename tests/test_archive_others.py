@@ -396,6 +396,25 @@ def test_a_manifest_that_was_cut_off_counts_for_nothing_until_its_day_is_noted(s
     assert archive(lake, "--check", "--db", sample) == 0
 
 
+@pytest.mark.parametrize("lacks", ["tables", "upto", "database", "sha256"])
+def test_a_manifest_that_lacks_something_keeps_its_day(
+    sample: Path, tmp_path: Path, lacks: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lake = tmp_path / "lake"
+    assert archive(lake, "--db", sample, "--no-prune", "--shard", "home") == 0
+    path = lake / f"_manifest/date={DAY}/home.json"
+    manifest = json.loads(path.read_text())
+    del (manifest["tables"]["books"] if lacks == "sha256" else manifest)[lacks]
+    path.write_text(json.dumps(manifest))
+    for args in (("--db", sample), ("--check",), ("--restore", DAY, "--db", tmp_path / "new.db")):
+        assert archive(lake, *args) == 74
+        assert f"home.json: is damaged: KeyError('{lacks}')" in capsys.readouterr().err
+    assert count(sample) == 40 * 12, "the other day has gone"
+    change(sample, f"DELETE FROM archived_days WHERE day = '{DAY}'")
+    assert archive(lake, "--db", sample) == 74
+    assert count(sample) == 40 * 12
+
+
 def test_what_attempts_leave_is_removed_and_what_others_leave_is_named(
     sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -146,7 +146,7 @@ def test_a_lake_without_keys_says_which_to_set(tmp_path: Path) -> None:
     lake = script()["Lake"]("s3://bucket/lake")
     with (
         pytest.raises(ValueError, match="no keys: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
-        lake.naming("list"),
+        lake.lake_errors("list"),
     ):
         raise OSError(f"Error performing PUT http://169.254.169.254/latest/api/token of {tmp_path}")
 
