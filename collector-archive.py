@@ -237,7 +237,7 @@ FORMS: Final = {
     "time": r"^[0-9]{4}-[01][0-9]-[0-3][0-9] [0-2][0-9]:[0-5][0-9]:[0-5][0-9]$",
     "time_ms": r"^[0-9]{4}-[01][0-9]-[0-3][0-9] [0-2][0-9]:[0-5][0-9]:[0-5][0-9]\.[0-9]{3}$",
 }
-PYTHON_TYPES: Final = {"integer": int, "real": float, "blob": bytes}  # else text
+PYTHON_TYPES: Final = {"integer": int, "real": float, "blob": bytes, "unnamed": NoneType}  # else text
 
 
 class Column(NamedTuple):
@@ -269,8 +269,7 @@ class Column(NamedTuple):
         if self.kind == "unnamed":
             return []
         if self.kind != "levels":
-            kinds = {"integer": pa.int64(), "real": pa.float64(), "blob": pa.binary(), "text": pa.string()}
-            return [pa.field(self.name, kinds.get(self.kind, pa.timestamp("ms", "UTC")))]
+            return [pa.field(self.name, pa.timestamp("ms", "UTC") if self.kind in FORMS else self._type)]
         side, outcome = self.name[:3], self.name[4:]  # bids_no: bid_prices_no, bid_sizes_no
         kinds = {"prices": pa.decimal128(9, 4), "sizes": pa.decimal128(18, 6)}
         return [
@@ -282,8 +281,6 @@ class Column(NamedTuple):
         """Return *values* as they are in SQLite, and by row those that this column cannot hold."""
         wanted = PYTHON_TYPES.get(self.kind, str)
         exceptions: dict[int, object] = {}
-        if self.kind == "unnamed":
-            wanted = NoneType
         if not set(map(type, values)) <= {wanted, NoneType}:
             exceptions = {row: value for row, value in enumerate(values) if not isinstance(value, wanted | NoneType)}
         try:
@@ -298,10 +295,14 @@ class Column(NamedTuple):
         return converted, exceptions
 
     def _array(self, values: Sequence[object], exceptions: Mapping[int, object]) -> pa.Array:
-        kind = {"integer": pa.int64(), "real": pa.float64(), "blob": pa.binary()}.get(self.kind, pa.string())
         if exceptions:
             values = [None if row in exceptions else value for row, value in enumerate(values)]
-        return pa.array(values, kind)
+        return pa.array(values, self._type)
+
+    @property
+    def _type(self) -> pa.DataType:
+        """The type of what `take` returns."""
+        return {"integer": pa.int64(), "real": pa.float64(), "blob": pa.binary()}.get(self.kind, pa.string())
 
     def _misfits(self, converted: pa.Array) -> list[int]:
         """Return the rows whose texts are not in the one form that `decode` writes."""
@@ -1195,10 +1196,8 @@ def faults(lake: Lake, manifest: Mapping[str, Any], *, believe_etag: bool = Fals
     """Yield what is wrong with the files of *manifest*: they are read, but for those with the ETag of their put."""
     for described in manifest["tables"].values():
         try:
-            if (
-                not (believe_etag and lake.has_etag(described))
-                and lake.sha256(described["file"]) != described["sha256"]
-            ):
+            is_known = believe_etag and lake.has_etag(described)
+            if not is_known and lake.sha256(described["file"]) != described["sha256"]:
                 yield f"{lake.address}/{described['file']}: was changed"
         except LostError as error:
             yield str(error)
@@ -1378,9 +1377,9 @@ class Archive:
             if manifest.get("attempt") != attempt:
                 window = self._matched(connection, window, manifest, staging)
             noted = [row for row in noted_days(connection, day) if row.shard == self._shard]
-        is_behind = any(last > window.upto.get(name, 0) for name, last in manifest["upto"].items())
+        has_more = any(last > window.upto.get(name, 0) for name, last in manifest["upto"].items())
         digests = [digest for row in noted for digest in row.digests] + [digest_of(manifest)]
-        is_behind = is_behind or any(row.is_behind for row in noted)
+        is_behind = has_more or any(row.is_behind for row in noted)
         self._writer.execute(NOTE, note(place, digests, window.upto, is_behind=is_behind))
         return manifest
 

@@ -359,6 +359,23 @@ def test_a_day_without_its_first_part_is_refused(
     assert "lacks the manifest of a part" in capsys.readouterr().err
 
 
+def test_a_file_whose_manifest_is_lost_for_good_goes_on(sample: Path, tmp_path: Path) -> None:
+    """As docs/lake.md says: the day's files are moved away, and the day is forgotten."""
+    lake, kept = tmp_path / "lake", tmp_path / "kept"
+    assert archive(lake, "--db", sample, "--shard", "home") == 0
+    expected = view(lake, sample)
+    kept.mkdir()
+    (lake / f"_manifest/date={DAY}/home.json").unlink()
+    assert archive(lake, "--db", sample) == 74
+    for path in lake.glob(f"*/date={DAY}/home-*.parquet"):
+        path.rename(kept / f"{path.parent.parent.name}.parquet")
+    change(sample, f"DELETE FROM archived_days WHERE day = '{DAY}'", ONE_LATE_ROW)
+    assert archive(lake, "--db", sample) == 0
+    assert archive(lake, "--check", "--db", sample) == 0
+    assert view(lake, sample)["snapshots"][0] == expected["snapshots"][0] - 40 * 12 + 40
+    assert len(list(kept.iterdir())) > 5
+
+
 def test_columns_of_other_programs_come_back(sample: Path, tmp_path: Path) -> None:
     """Also those whose names the lake uses itself, and those that exist in no other file."""
     change(
