@@ -66,7 +66,6 @@ PATIENCE_S: Final = 3.0  # with changes that come later than the books that alre
 OPENING_S: Final = 5.0  # after that a market without an opening book takes the one of the next round
 KEPT_S: Final = 30.0  # changes and trades that are remembered
 TRADE_DELAY_MS: Final = 1_000  # a trade is announced up to so much later than the book shows it
-FUTURE_MS: Final = 3_600_000  # a time of the exchange so far ahead of our clock is not believed
 FEW: Final = 2  # books that may differ from the stream without a new connection
 DISTRUST_AFTER: Final = 3  # rounds in a row in which every book differs
 DISTRUSTED_S: Final = 300.0  # the age at which a connection is given up then
@@ -194,6 +193,7 @@ class LiveBook:
         self.levels: Levels = {}
         self.begun = False
         self.began_ms = 0  # the time of the book before the oldest kept change
+        self._first_ms = 0  # the time of the book that it began with
         self._oldest_ms = 0  # what is stamped earlier has come too late
         self._kept: deque[tuple[Change, float, float]] = deque()  # the size before it, and when it was received
         self._known: set[Change] = set()
@@ -202,10 +202,23 @@ class LiveBook:
         """Go on from the book that the exchange had at *time_ms*, with the kept changes from then on."""
         later = [(change, received_s) for change, _, received_s in self._kept if change.time_ms >= time_ms]
         self.levels, self.begun = dict(levels), True
-        self.began_ms = self._oldest_ms = time_ms
+        self.began_ms = self._first_ms = self._oldest_ms = time_ms
         self._kept, self._known = deque(), set()
         for change, received_s in later:
             self.take(change, received_s)
+
+    def stop(self) -> None:
+        """Wait for a whole book; what comes until then is kept for it."""
+        self.begun, self._oldest_ms = False, 0
+
+    def is_too_late(self, change: Change) -> bool:
+        """Return whether *change* is new though it should have come long ago: one of the times is wrong."""
+        is_before_all = self._first_ms - TRADE_DELAY_MS <= change.time_ms < self._first_ms  # the first book has it
+        return change.time_ms < self._oldest_ms and not is_before_all and change not in self._known
+
+    def is_ahead(self, time_ms: int, before_s: float) -> bool:
+        """Return whether a change from after *time_ms* was received before *before_s*."""
+        return any(change.time_ms > time_ms and received_s < before_s for change, _, received_s in self._kept)
 
     def take(self, change: Change, received_s: float) -> bool:
         """Apply *change*, unless it is a repetition or older than the book, and return whether it was applied."""
@@ -361,14 +374,15 @@ class Store:
 
     def _write(self) -> None:
         with self._one_at_a_time, ac.storage_errors(self.path, "write"), ac.locked(self.path, LOCK_WAIT_S):
-            rows, streams = self.waiting[:], self.streams[:]
-            ended = [stream for stream in streams if stream.reason]
+            streams = [astuple(stream) for stream in self.streams]  # before the rows, which they must not be ahead of
+            ended = [stream for stream in self.streams if stream.reason]
+            rows = self.waiting[:]
             connection = self._connected()
             connection.execute("BEGIN IMMEDIATE")
             try:
                 for statement, group in groupby(rows, key=itemgetter(0)):
                     connection.executemany(statement, map(itemgetter(1), group))
-                connection.executemany(SAVE_STREAM, map(astuple, streams))
+                connection.executemany(SAVE_STREAM, streams)
                 connection.execute("COMMIT")
             finally:
                 if connection.in_transaction:
@@ -401,7 +415,7 @@ class Store:
 
 
 class Asked(NamedTuple):
-    """A moment at which books were asked for."""
+    """A moment, such as that at which books were asked for."""
 
     monotonic_s: float
     newest_ms: int  # the newest time that the exchange had named until then
@@ -412,7 +426,7 @@ class Asked(NamedTuple):
         return self.newest_ms - TRADE_DELAY_MS
 
 
-NEVER: Final = Asked(math.inf, 0)
+NEVER, LONG_AGO = Asked(math.inf, 0), Asked(-math.inf, 0)
 
 
 @dataclass(eq=False, slots=True)
@@ -426,7 +440,7 @@ class Market:
     gap_since: str | None = None  # of the open gap
     book: LiveBook = field(default_factory=LiveBook)
     subscribed: Asked = NEVER
-    lost_s: float = -math.inf  # when something of it was last lost
+    lost: Asked = LONG_AGO  # when something of it was last lost
     is_unmirrored: bool = False  # whether that was said
 
 
@@ -529,8 +543,9 @@ class Channel:
             self._stream.ended_at, self._stream.reason = ac.sql_time(self._clock.now()), reason
         self._socket = None
         for market in self.markets.values():
-            self._live.lose(market, reason)
-            market.book.begun = False
+            market.book.stop()
+            if not self._live.has_settled(market):
+                self._live.lose(market, reason)
 
     async def add(self, markets: Sequence[Market]) -> None:
         """Follow *markets* as well; each has a gap until its first book."""
@@ -571,9 +586,8 @@ class Channel:
     def _take_message(self, message: Message) -> bool:
         """Store what *message* says, and return whether it could be read."""
         event, time_ms = message.event_type, message.timestamp
-        received_ms = int(self._clock.now().timestamp() * 1_000)
-        if time_ms and time_ms < received_ms + FUTURE_MS:
-            self._live.newest_ms = max(self._live.newest_ms, time_ms)
+        received_ms = self._live.now_ms
+        self._live.note_time(time_ms or 0)
         if event == "price_change":
             return self._take_changes(message, received_ms)
         if event == "book":
@@ -581,8 +595,9 @@ class Channel:
         if event == "last_trade_price":
             return self._take_trade(message, received_ms)
         if event == "market_resolved":
-            if market := self._market_of(message.market):
-                self._live.settle(self, market)
+            for market in self.markets.values():
+                if message.market == market.condition_id is not None:
+                    self._live.settle(self, market)
         elif event and event not in UNUSED_EVENTS:
             say_once(f"messages of the unknown type {ac.printable(event)!r} are not stored")
         return event is not None
@@ -610,6 +625,10 @@ class Channel:
 
     def _take_change(self, market: Market, change: Change, received_ms: int) -> None:
         self._news_s = self._clock.monotonic()
+        if market.book.is_too_late(change):
+            self._live.lose(market, "changes came in an order that cannot be")
+            market.book.stop()
+            market.subscribed = self._live.asked()  # the next round has its book
         if not market.book.take(change, self._news_s):
             self._stream.repeated += 1
         elif self._has_room(market):
@@ -670,13 +689,9 @@ class Channel:
         if named.get("event_type") in {*UNUSED_EVENTS, "market_resolved"}:
             return
         condition = named.get("market")
-        market = self._market_of(condition)
-        if market or not isinstance(condition, str):  # else it is one that we do not follow
-            for one in [market] if market else self.markets.values():
-                self._live.lose(one, "a frame could not be read")
-
-    def _market_of(self, condition: object) -> Market | None:
-        return next((market for market in self.markets.values() if market.condition_id == condition), None)
+        for market in self.markets.values():
+            if not isinstance(condition, str) or market.condition_id in {condition, None}:
+                self._live.lose(market, "a frame could not be read")
 
     # --- verification
 
@@ -715,15 +730,24 @@ class Channel:
         if market.book.begun:
             return seen[0] >= market.book.began_ms
         if asked.monotonic_s > market.subscribed.monotonic_s + OPENING_S:
-            self._live.go_on(market, *seen, trusted=self._all_differ < DISTRUST_AFTER)
+            trusted = self._all_differ < DISTRUST_AFTER and self._covers(market, seen, asked)
+            self._live.go_on(market, *seen, trusted=trusted)
         return False
 
+    def _covers(self, market: Market, seen: Seen, asked: Asked) -> bool:
+        """Return whether *seen* is a book from after the last loss; it may be older than the question."""
+        is_asked_after = market.lost.monotonic_s < asked.monotonic_s
+        is_stamped_after = seen[0] > market.lost.newest_ms + TRADE_DELAY_MS
+        return is_asked_after and (is_stamped_after or not market.book.is_ahead(seen[0], asked.monotonic_s))
+
     def _agree(self, market: Market, seen: Seen, asked: Asked) -> None:
-        """Note that the stream of *market* was complete when *asked*."""
-        market.book.forget(self._clock.monotonic() - KEPT_S)
-        market.verified_ms = max(market.verified_ms, asked.verified_ms)
-        if market.lost_s < asked.monotonic_s:
+        """Note that the stream of *market* was complete when *asked*, or when an older book was made."""
+        is_old = market.book.is_ahead(seen[0], asked.monotonic_s)
+        until_ms = min(seen[0], asked.verified_ms) if is_old else asked.verified_ms
+        market.verified_ms = max(market.verified_ms, until_ms)
+        if self._covers(market, seen, asked):
             self._live.regain(market, seen[0])
+        market.book.forget(self._clock.monotonic() - KEPT_S)
 
     async def _judge(self, agreeing: Mapping[Market, Seen], differing: Mapping[Market, Seen], asked: Asked) -> None:
         """Decide what it means that these books agree with the stream and those differ from it."""
@@ -736,9 +760,10 @@ class Channel:
         if self._all_differ == DISTRUST_AFTER:
             log.error("every book differs from the stream, time and again: the gaps stay open until one agrees")
         for market, seen in differing.items():
+            covers = self._covers(market, seen, asked)
             self._live.lose(market, "the exchange's book is not the one that the stream led to")
             if count <= FEW and not is_distrusted:
-                self._live.go_on(market, *seen)
+                self._live.go_on(market, *seen, trusted=covers)
         is_lost = count > FEW or (count and (is_silent or is_distrusted))
         for market, seen in () if is_lost else agreeing.items():  # else what was overwritten cannot be seen any more
             self._agree(market, seen, asked)
@@ -792,11 +817,20 @@ class Live:
         """Return this moment, for a question that begins now."""
         return Asked(self.clock.monotonic(), self.newest_ms)
 
+    def note_time(self, time_ms: int) -> None:
+        """Note that the exchange has named *time_ms*; of one that is ahead of our clock only ours is believed."""
+        self.newest_ms = max(self.newest_ms, min(time_ms, self.now_ms))
+
+    @property
+    def now_ms(self) -> int:
+        """The time by our clock."""
+        return int(self.clock.now().timestamp() * 1_000)
+
     # --- what happens to a market
 
     def lose(self, market: Market, reason: str) -> None:
         """Open a gap: something of *market* may be missing from its last verified moment on."""
-        market.lost_s = self.clock.monotonic()
+        market.lost = self.asked()
         if market.gap_since is None and market.verified_ms:
             market.gap_since = ms_text(market.verified_ms)
             self.store.put(OPEN_GAP, market.market_id, market.gap_since, reason)
@@ -816,22 +850,28 @@ class Live:
         if since and until > since:
             self.store.put(CLOSE_GAP, until, market.market_id)
             self._wants_anchor = True
-            market.verified_ms = time_ms
+            market.verified_ms = min(time_ms, self.now_ms)
         elif since:  # the book is the one from before it
             self.store.put(REMOVE_GAP, market.market_id)
-        market.verified_ms = market.verified_ms or time_ms
+        market.verified_ms = market.verified_ms or min(time_ms, self.now_ms)
+
+    def has_settled(self, market: Market) -> bool:
+        """Return whether the stream has announced the end of *market*."""
+        return market.market_id in self._settled
 
     def settle(self, channel: Channel, market: Market) -> None:
         """Take *market* off its channel, because the stream says that it has ended."""
-        if market.market_id not in self._settled:
+        if not self.has_settled(market):
             self._settled.add(market.market_id)
-            self._tasks.create_task(self._end(channel, market))
+            self._tasks.create_task(self._end(channel, market, PATIENCE_S))  # its last trades may come after it
 
-    async def _end(self, channel: Channel, market: Market) -> None:
+    async def _end(self, channel: Channel, market: Market, after_s: float = 0) -> None:
+        if after_s:
+            await self.clock.sleep(after_s)
         if market.market_id not in channel.markets:  # the file and the stream have said so at once
             return
         if market.gap_since:
-            self.regain(market, self.newest_ms)
+            self.regain(market, max(self.newest_ms, self.now_ms))
         log.info("market %s has ended", market.market_id)
         await channel.remove(market)
 
@@ -879,7 +919,7 @@ class Live:
             result = await self._collector.collect_all()
             rows = await self.store.read(ANCHOR_BOOKS, result["run_id"])
             seen = {market_id: (ms_of(book_time), _levels_in(*sides)) for market_id, book_time, *sides in rows}
-            self.newest_ms = max([self.newest_ms, *(time_ms for time_ms, _ in seen.values())])
+            self.note_time(max((time_ms for time_ms, _ in seen.values()), default=0))
             await self._follow()
         except (ac.ApiError, ac.StorageError, ac.UnknownNamesError) as error:
             if isinstance(error, ac.UnknownNamesError) and not self._has_anchor:
@@ -900,15 +940,16 @@ class Live:
         rows = {row[0]: row for row in await self.store.read(FOLLOWED)}
         for channel in self.channels:
             for market in [market for market in channel.markets.values() if market.market_id not in rows]:
-                self.lose(market, "it ended, and the stream did not say so")
+                if not self.has_settled(market):
+                    self.lose(market, "it ended, and the stream did not say so")
                 await self._end(channel, market)
         self.channels = [channel for channel in self.channels if channel.markets]
         self._settled &= rows.keys()
         for market_id in self._gaps.keys() - rows.keys():  # it ended while nobody listened
-            until_ms = self.newest_ms or int(self.clock.now().timestamp() * 1_000)
-            self.regain(self._market(market_id, None, "", "", None), until_ms)
+            self.regain(self._market(market_id, None, "", "", None), max(self.newest_ms, self.now_ms))
         known = self._settled.union(*(channel.markets for channel in self.channels))
         new = [self._market(*row) for market_id, row in rows.items() if market_id not in known]
+        self._died_at = None  # of all that came later there is an anchor
         for channel in self.channels:
             room = MAX_MARKETS - len(channel.markets) if channel.markets else 0  # an empty one ends
             await channel.add(new[:room])
@@ -922,7 +963,8 @@ class Live:
     def _market(self, market_id: str, condition: str | None, yes: str, no: str, book_time: str | None) -> Market:
         gap_since = self._gaps.pop(market_id, None)
         verified_at = gap_since or self._died_at or book_time
-        return Market(market_id, condition, (yes, no), ms_of(verified_at) if verified_at else 0, gap_since)
+        verified_ms = min(ms_of(verified_at), self.now_ms) if verified_at else 0
+        return Market(market_id, condition, (yes, no), verified_ms, gap_since)
 
     # --- all together
 

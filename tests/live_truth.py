@@ -172,6 +172,12 @@ def cup(exchange: FakePolymarket) -> list[FakeMarket]:
     return exchange.markets_of(exchange.add_event("cup", 3, active=True, bids=BIDS, asks=ASKS))
 
 
+@pytest.fixture
+def four(exchange: FakePolymarket, cup: list[FakeMarket]) -> list[FakeMarket]:
+    """The event with a fourth market."""
+    return [*cup, exchange.add_market(event_slug="cup", active=True, bids=BIDS, asks=ASKS)]
+
+
 @asynccontextmanager
 async def following(
     exchange: FakePolymarket,

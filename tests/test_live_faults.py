@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from conftest import rows
-from live_truth import ASKS, BIDS, Truth, following, live, text
+from live_truth import Truth, following, live, text
 
 import async_collector as ac
 
@@ -26,12 +26,6 @@ def bid(exchange: FakePolymarket, market: FakeMarket, size: float) -> int:
     """Change a bid of *market*, and return when."""
     exchange.live.change(market, ("bid", "0.41", f"{size:g}"))
     return market.book_ms
-
-
-@pytest.fixture
-def four(exchange: FakePolymarket, cup: list[FakeMarket]) -> list[FakeMarket]:
-    """The event with a fourth market."""
-    return [*cup, exchange.add_market(event_slug="cup", active=True, bids=BIDS, asks=ASKS)]
 
 
 async def busy(f: Following, markets: list[FakeMarket]) -> int:
