@@ -281,8 +281,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("collector-check", formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.description = "Check that a collector's file holds what docs/data.md promises; nothing is written."
     parser.epilog = EPILOG
-    parser.add_argument("--db", metavar="PATH", default=ac.DEFAULT_DB_PATH, help="(POLYMARKET_DB, else %(default)s)")
+    parser.add_argument(
+        "--db", metavar="PATH", default=ac.DEFAULT_DB_PATH, help="database file (POLYMARKET_DB, else %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
+    parser.add_argument("--version", action="version", version=f"collector-check {ac.__version__}")
     args = parser.parse_args(argv)
     try:
         result = check(ac.database_path(args.db, os.environ))

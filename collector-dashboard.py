@@ -958,17 +958,22 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="collector-dashboard",
-        description=__doc__,
+        description="Look at a collector's file in a browser; it is only read, and nothing is loaded from elsewhere.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--db", metavar="PATH", default=ac.DEFAULT_DB_PATH, help="database file (POLYMARKET_DB, polymarket_data.db)"
+        "--db", metavar="PATH", default=ac.DEFAULT_DB_PATH, help="database file (POLYMARKET_DB, else %(default)s)"
     )
     parser.add_argument(
-        "--host", metavar="ADDRESS", default="127.0.0.1", help="listen here; others than loopback can see"
+        "--host",
+        metavar="ADDRESS",
+        default="127.0.0.1",
+        help="where to listen (%(default)s); with any but loopback others can read the file",
     )
-    parser.add_argument("--port", metavar="N", type=int, default=8001, help="listen on this port; 0: any free one")
+    parser.add_argument(
+        "--port", metavar="N", type=int, default=8001, help="listen on this port; 0: any free one (%(default)s)"
+    )
     parser.add_argument("--allow-sql", action="store_true", help="answer SQL that visitors send, within limits")
     parser.add_argument("--open", action="store_true", help="open the browser")
     parser.add_argument("--version", action="version", version=f"collector-dashboard {ac.__version__}")

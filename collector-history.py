@@ -589,7 +589,13 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     option = parser.add_argument
-    option("--db", metavar="PATH", dest="db_path", default=ac.DEFAULT_DB_PATH, help="database file (POLYMARKET_DB)")
+    option(
+        "--db",
+        metavar="PATH",
+        dest="db_path",
+        default=ac.DEFAULT_DB_PATH,
+        help="database file (POLYMARKET_DB, else %(default)s)",
+    )
     for kind in ac.NAMES:
         flag = kind if kind == "series" else kind.removesuffix("s")
         option(f"--{flag}", metavar="NAME", dest=kind, action="append", default=[], help=f"only (of) this {flag}")

@@ -282,6 +282,12 @@ async def test_the_command_says_it_in_lines_and_as_json(exchange: FakePolymarket
     assert (result["sound"], result["database"]) == (False, str(copy))
 
 
+def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        CHECK["main"](["--version"])
+    assert (end.value.code, capsys.readouterr().out) == (0, f"collector-check {ac.__version__}\n")
+
+
 async def test_a_file_that_cannot_be_checked_is_74(exchange: FakePolymarket, copy: Path, tmp_path: Path) -> None:
     missing = await command(exchange, "collector-check.py", "--db", str(tmp_path / "none.db"))
     assert (missing.code, missing.out) == (74, "")
