@@ -632,10 +632,15 @@ def read_status(path: Path, interval_min: float, now: datetime) -> dict[str, Any
     }
 
 
+def counted(number: int, noun: str) -> str:
+    """Return so many of *noun* in words."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def selection_line(chosen: dict[str, Any]) -> str:
     """Return how one selection is going."""
-    ran = f"{chosen['complete_runs']} complete runs in 7 days"
-    ago = "" if chosen["age"] is None else f", the last one {chosen['age'] / 60:.0f} minutes ago"
+    ran = f"{counted(chosen['complete_runs'], 'complete run')} in 7 days"
+    ago = "" if chosen["age"] is None else f", the last one {counted(round(chosen['age'] / 60), 'minute')} ago"
     word = "well" if chosen["healthy"] else "NOT WELL"
     if not chosen["judged"]:
         word = "replaced, not judged" if chosen["replaced"] else "not judged, for that takes two complete runs"
@@ -646,7 +651,7 @@ def selection_line(chosen: dict[str, Any]) -> str:
 def status_lines(status: dict[str, Any], now: datetime) -> str:
     """Return what a *status* says to a person at *now*."""
     age, runs, selections, streams = status["age"], status["runs"], status["selections"], status["streams"]
-    ago = "never" if age is None else f"{status['last_complete_at']} UTC, {age / 60:.0f} minutes ago"
+    ago = "never" if age is None else f"{status['last_complete_at']} UTC, {counted(round(age / 60), 'minute')} ago"
     lines = [
         f"{status['database']} is {'well' if status['healthy'] else 'NOT WELL'}",
         f"  last complete run  {ago}",
@@ -661,14 +666,16 @@ def status_lines(status: dict[str, Any], now: datetime) -> str:
     ]
     if streams:
         behind = "nothing open" if streams["age"] is None else f"verified {streams['age']:.0f} s ago"
-        lines.append(f"  streams            {streams['streams']} open, {streams['gaps']} open gaps, {behind}")
+        lines.append(
+            f"  streams            {streams['streams']} open, {counted(streams['gaps'], 'open gap')}, {behind}"
+        )
     elif not any(chosen["judged"] for chosen in selections):
         lines.append("  note               nothing to judge: no selection had two complete runs in the last 7 days")
     lines += map(selection_line, selections)
     lines += [
         f"  run {run['run_id']:<14} {run['started_at']} {ac.printable(run['status'])}, "
-        f"{run['snapshots_saved']} markets of {run['markets_listed']}, "
-        f"{run['books_missing']} without books, {run['errors']} errors"
+        f"{counted(run['snapshots_saved'], 'market')} of {run['markets_listed']}, "
+        f"{run['books_missing']} without books, {counted(run['errors'], 'error')}"
         for run in runs
     ]
     ahead = [run for run in runs if moment(run["started_at"]) > now + timedelta(seconds=CLOCKS_DIFFER_S)]

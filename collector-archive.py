@@ -1601,6 +1601,7 @@ def run(options: argparse.Namespace) -> None:
         check(Lake(options.lake, must_exist=True), None if options.db is ac.DEFAULT_DB_PATH else path)
     elif options.restore:
         restore(path, Lake(options.lake, must_exist=True), options.restore, options.shard)
+        say(f"{path}: {options.restore} is restored from {options.lake}")
     elif options.dry_run:
         announce(path, options)
     else:

@@ -75,10 +75,14 @@ def test_the_past_is_in_the_lake_by_the_day_on_which_it_was_fetched_and_stays_in
     assert rows(new, "SELECT * FROM trades") == before["trades"]
 
 
-def test_a_restored_day_opens_as_any_other_file(sample: Path, tmp_path: Path) -> None:
+def test_a_restored_day_opens_as_any_other_file(
+    sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     new = tmp_path / "new.db"
     assert archive(tmp_path / "lake", "--db", sample) == 0
+    capsys.readouterr()
     assert archive(tmp_path / "lake", "--db", new, "--restore", DAY) == 0
+    assert capsys.readouterr().out == f"{new}: {DAY} is restored from {tmp_path / 'lake'}\n"
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("new")) == ["new.db"]
     assert len(rows(new, "SELECT * FROM latest_snapshots")) == 40
     assert rows(new, "SELECT count(*) AS n FROM book_levels")[0]["n"] > 1_000

@@ -312,3 +312,20 @@ async def test_from_the_second_run_on_there_is_a_percentage_before_all_are_liste
         bar.show(ac.Progress(listed=30, stored=30, errors=0, all_listed=False))
         bar.close()
         assert capsys.readouterr().err.rpartition("\r")[2].lstrip().startswith(shown)
+
+
+# --- what --status says
+
+
+@pytest.mark.parametrize(
+    ("runs", "age", "said"),
+    [
+        (0, None, "0 complete runs in 7 days"),
+        (1, 61, "1 complete run in 7 days, the last one 1 minute ago"),
+        (2, 20, "2 complete runs in 7 days, the last one 0 minutes ago"),
+    ],
+)
+def test_the_status_counts_in_words_that_agree(runs: int, age: float | None, said: str) -> None:
+    chosen = {"label": "over $1", "healthy": False, "judged": False, "replaced": False, "missed_ticks": 0}
+    line = SCRIPT["selection_line"](chosen | {"complete_runs": runs, "age": age})
+    assert line == f"  over $1: not judged, for that takes two complete runs; {said}"
