@@ -565,6 +565,15 @@ async def test_a_lake_and_a_file_of_version_0_2_go_on(sample: Path, tmp_path: Pa
     assert count(tmp_path / "new.db") == 40 * 13
 
 
+def test_a_name_of_version_0_2_that_looks_like_an_attempt_is_left_alone(sample: Path, tmp_path: Path) -> None:
+    lake = tmp_path / "lake"
+    other = copy_of(sample, "other.db")
+    assert archive(lake, "--db", other, "--shard", "home-0123456789abcdef") == 0
+    as_version_0_2(other, lake)
+    assert archive(lake, "--db", sample, "--shard", "home") == 0
+    assert archive(lake, "--check") == 0
+
+
 def test_an_interrupt_says_what_is_in_the_lake(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

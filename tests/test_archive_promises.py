@@ -387,7 +387,7 @@ def test_each_row_is_once_in_file_or_lake_over_random_histories() -> None:
 @pytest.mark.slow
 def test_each_row_is_once_in_file_or_lake_over_many_histories() -> None:
     Histories.commands = InProcess(script())
-    many = settings(max_examples=25, stateful_step_count=20, suppress_health_check=list(HealthCheck))
+    many = settings(max_examples=12, stateful_step_count=20, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(Histories, settings=many)
 
 
