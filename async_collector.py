@@ -3290,8 +3290,10 @@ class Outcomes:
             await self._settle(market, batch)
             open_ended.discard(market.market_id)
         batch.unsettled += [Unsettled(run.started_at, MAX_OUTCOME_WAIT_MINUTES, market_id) for market_id in open_ended]
-        batch.unlisted += [(name,) for name in page.names]
-        self.closed += len(page.names)
+        closed = [market.market_id for market in page.markets if market.closed]
+        closed += [bad.id for bad in page.undecoded if bad.id and not bad.is_open and int(bad.id) in market_ids]
+        batch.unlisted += [(market_id,) for market_id in closed]
+        self.closed += len(closed)
         self.absent += not_closed
         await run.rows.put(batch)
 
@@ -3817,7 +3819,7 @@ class Slice:
     _page_start: int = field(init=False)  # where its last page began
     _began: int = 0  # when its first market starts
     _markets: int = 0  # that are read
-    _last_ids: set[int] = field(default_factory=set)  # of its last page
+    _last_page: Sequence[tuple[int, int]] = ()
 
     def __post_init__(self) -> None:
         """Begin at the start."""
@@ -3841,7 +3843,7 @@ class Slice:
         above = self.above.first_ids if self.above else None
         if not self.is_read or above is None:
             return None
-        return not self._last_ids.isdisjoint(above) or (self.ended and not above)
+        return any(id_ in above for start, id_ in self._last_page if start >= self.end) or (self.ended and not above)
 
     @property
     def unread(self) -> tuple[int, int]:
@@ -3861,7 +3863,7 @@ class Slice:
         self.density = min(self._markets / max(self.read_to - self._began, 1), MAX_DENSITY)
         if self.first_ids is None:
             self.first_ids, self.first_density = {id_ for _, id_ in markets}, self.density
-        self._last_ids = {id_ for _, id_ in markets} or self._last_ids
+        self._last_page = markets or self._last_page
         self.ended = is_last
         return None
 
@@ -3870,6 +3872,7 @@ class Slice:
         self.start = self.read_to = markets[-1][0]
         why = self.add(markets[::-1], is_last=True)
         self.start += 1  # of those that start with the last one some may be on the next page
+        self.first_ids = {id_ for start, id_ in markets if start >= self.start}
         return why
 
     @property
@@ -3915,6 +3918,12 @@ def dated(page: MarketPage) -> list[tuple[int, int]]:
     return [(int(datetime.fromisoformat(f"{start}+00:00").timestamp()), id_) for start, id_ in starts if start]
 
 
+def is_contradiction(error: ApiError) -> bool:
+    """Return whether the exchange does not list what was asked for, and another listing may be what helps."""
+    is_refusal = isinstance(error, RequestRejectedError) and not isinstance(error, AccessDeniedError)
+    return is_refusal or (isinstance(error, MalformedResponseError) and not error.retryable)
+
+
 @dataclass
 class ExchangeDiscovery(Discovery):
     """Finds every open market of the exchange, a little further in each run where one is too short for all of them.
@@ -3940,7 +3949,7 @@ class ExchangeDiscovery(Discovery):
     _refused: bool = False  # whether the exchange cannot be listed by start date
     _cut_off: ApiError | None = None  # why a slice is not read to its end
     _pages: int = 0  # that the run has asked for, but for those of the walk by id
-    _walked: int = 0  # pages of the walk by id
+    _walked: int = 0  # pages with markets of the walk by id
     _walk_waits: bool = True  # whether it has nothing in hand
     _is_over: bool = False  # whether it is not to go on, for the others are done
     _found: set[int] = field(default_factory=set)  # ids that it alone has listed
@@ -4123,8 +4132,7 @@ class ExchangeDiscovery(Discovery):
             async with aclosing(self._run.api.iter_market_pages(listing)) as pages:
                 yield pages
         except ApiError as error:
-            is_refusal = isinstance(error, (RequestRejectedError, MalformedResponseError))
-            if is_refusal and not isinstance(error, AccessDeniedError) and not self._refused:
+            if is_contradiction(error) and not self._refused:
                 self._refused = True
                 what = f"the exchange is walked by id, for it cannot be listed by start date: {error.message}"
                 log.warning("%s", what)
@@ -4138,7 +4146,7 @@ class ExchangeDiscovery(Discovery):
         """Go on with the walk by id, and return the error that ends it.
 
         It takes a page for each 19 of the others, and does not wait for them if the exchange is not listed by start
-        date. A cursor that is refused begins it anew.
+        date. It begins anew where its stored cursor is refused, or leads to what cannot follow.
         """
         state = self._state
         if not state.began and self._is_recent(self._full_walk_at, FULL_WALK_EVERY):
@@ -4148,10 +4156,11 @@ class ExchangeDiscovery(Discovery):
             try:
                 await self._walk_on()
             except ApiError as error:
-                if self._walked or not state.cursor or not isinstance(error, RequestRejectedError):
+                if self._walked or not state.cursor or not is_contradiction(error):
                     return error
                 log.info("the walk by id begins anew: %s", error)
                 state.cursor, state.last_id, state.began = None, 0, self._run.started_at
+                self._walk_waits = True
             else:
                 return None
 
@@ -4172,7 +4181,7 @@ class ExchangeDiscovery(Discovery):
                 incomplete = incomplete or page.incomplete
                 if page.next_cursor and ids and not incomplete:  # the next run goes on after it
                     state.cursor, state.last_id = page.next_cursor, ids[-1]
-                self._walked, self._walk_waits = self._walked + 1, page.next_cursor is not None
+                self._walked, self._walk_waits = self._walked + bool(ids), page.next_cursor is not None
                 if self._walk_waits and self._is_over:
                     return
                 while self._walk_waits and self._walked * (WALK_SHARE - 1) > self._pages and not self._refused:
@@ -4188,6 +4197,7 @@ class ExchangeDiscovery(Discovery):
 MAX_CLOCK_STEP: Final = timedelta(seconds=2)  # a clock set back by at most this is waited for
 RATE_WINDOW_S: Final = 1.1  # a second and some room: we count starts, the exchange counts arrivals
 MAX_HEADER_BYTES: Final = 65_536  # a line of an answer's head: company networks add long ones
+MAX_FETCHED_BATCHES: Final = 12  # at a time; 8 are enough for 30 pages of 100 markets a second at 650 ms a request
 MIN_COMPLETE_SHARE: Final = 0.95  # of the listed markets, stored with their books
 # parts of an element whose loss is a failure: a reader of the rows would take what is absent for what is not there
 REPORTED_KEYS: Final = frozenset({
@@ -4472,7 +4482,10 @@ class AsyncCollector:
             yield network, PolymarketApi(gamma, clob)
 
     async def _fetch_books(self, run: Run, discovery: Discovery) -> None:
-        """Turn batches of markets into rows, `workers` of them at a time."""
+        """Turn batches of markets into rows, as many at a time as there are workers, but no more than 12.
+
+        Where the file is slower than the hosts, each of these holds a batch of rows that waits for it.
+        """
 
         async def work() -> None:
             while markets := await discovery.batches.get():
@@ -4480,7 +4493,7 @@ class AsyncCollector:
             discovery.batches.put_nowait(None)  # for the others
 
         async with asyncio.TaskGroup() as tasks:
-            for number in range(self.settings.workers):
+            for number in range(min(self.settings.workers, MAX_FETCHED_BATCHES)):
                 tasks.create_task(work(), name=f"fetch {number}")
         await run.rows.put(None)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import rows
-from fake_polymarket import unix_time
+from fake_polymarket import encoded_cursor, unix_time
 
 import async_collector as ac
 
@@ -434,6 +434,77 @@ async def test_a_walk_by_id_whose_cursor_is_refused_begins_anew(
     assert (await everything.collect_all())["status"] == "complete"
     assert (state(database)["began"], state(database)["last_id"]) == ("2026-11-22 14:30:00", 500_300)
     assert (reasons(database), exchange.unknown) == ([], [])
+
+
+@pytest.mark.parametrize("oddity", ["the first page again", "an empty page"])
+async def test_a_walk_by_id_whose_cursor_leads_to_what_cannot_follow_begins_anew(
+    everything: ac.AsyncCollector,
+    database: Path,
+    clock: JumpingClock,
+    write: Callable[[str], None],
+    oddity: str,
+) -> None:
+    await everything.collect_all()
+    before = 1.0 if oddity == "the first page again" else 1e9
+    write(f"UPDATE walk SET last_id = 500901, cursor = '{encoded_cursor((before, before))}'")  # noqa: S608  ours
+    clock.elapsed_s += 900
+    assert (await everything.collect_all())["status"] == "complete"
+    assert state(database)["began"] == "2026-11-22 14:30:00"
+    assert state(database)["last_id"] in {0, 500_300}, "as far as it came before all the rest was done"
+    assert reasons(database) == []
+
+
+@pytest.mark.parametrize("status", [403, 503])
+async def test_an_exchange_that_does_not_answer_costs_no_walk_by_id_its_place(
+    exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path, clock: JumpingClock, status: int
+) -> None:
+    await everything.collect_all()
+    place = state(database)
+    clock.elapsed_s += 900
+    exchange.fail_next(KEYSET, status=status, times=math.inf)
+    with pytest.raises(ac.ApiError):
+        await everything.collect_all()
+    assert state(database) == place
+    exchange.heal()
+    clock.elapsed_s += 900
+    assert (await everything.collect_all())["status"] == "complete"
+    assert state(database)["began"] == place["began"]
+    assert state(database)["last_id"] > place["last_id"]
+
+
+async def test_no_run_waits_for_ever_for_the_turn_of_the_walk_by_id(
+    exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path
+) -> None:
+    """Whatever ends the others, a refusal or that all is done, the walk that waits for its turn learns of it."""
+    exchange.odd.refused_orders = frozenset({"startDate"})
+    exchange.fail_next(KEYSET, delay_s=0)  # the walk is the first to ask, has its page at once, and waits
+    exchange.fail_next(KEYSET, delay_s=0.2, times=2)  # the refusals come afterwards
+    async with asyncio.timeout(60):
+        first = await everything.collect_all()
+        second = await everything.collect_all()
+    assert [result["markets"] for result in (first, second)] == [1_000, 1_000]
+    assert state(database)["cursor"] is None, "the refusal made the first run walk to the end"
+
+
+async def test_only_what_the_exchange_says_is_closed_is_taken_out(
+    exchange: FakePolymarket, everything: ac.AsyncCollector, database: Path, clock: JumpingClock
+) -> None:
+    """Where the filter is ignored, the answer to a question for closed markets has open ones."""
+    await everything.collect_all()
+    lost = list(exchange.markets.values())[500:510]
+    ids = {market.id for market in lost}
+    kept: list[dict[str, Any]] = []
+
+    def hide(page: dict[str, Any]) -> dict[str, Any]:
+        shown = [market for market in page["markets"] if market["id"] not in ids]
+        kept.extend(market for market in page["markets"] if market["id"] in ids)
+        return page | {"markets": shown if shown or not kept else kept[: len(ids)]}
+
+    clock.elapsed_s += 900
+    exchange.fail_next(KEYSET, times=math.inf, mutate=hide)
+    await everything.collect_all()
+    listed = {str(row["market_id"]) for row in rows(database, "SELECT market_id FROM listed_ids")}
+    assert ids <= listed
 
 
 async def test_a_walk_by_id_that_hangs_delays_no_run(

@@ -120,6 +120,21 @@ def test_a_slice_is_proven_by_a_market_that_the_slice_above_lists_too() -> None:
     assert hiding.is_proven is False, "the slice above has left out a market"
 
 
+def test_what_a_run_has_listed_before_proves_no_end_of_what_it_reads_now() -> None:
+    resumed = Slice(200, Slice(300, first_ids={1, 2, 3}))
+    resumed.add([(200, 1), (210, 2)], is_last=True)
+    assert (resumed.is_read, resumed.is_proven) == (True, False), "the market at 300 was listed and is missing here"
+    resumed.add([(210, 2), (310, 3)], is_last=False)
+    assert resumed.is_proven is True
+
+
+def test_a_listing_whose_markets_all_start_in_one_second_ends_where_nothing_is_listed_above() -> None:
+    markets = [(300, 1), (300, 2)]
+    part = Slice(0, topmost(markets))
+    part.add(markets, is_last=True)
+    assert (part.end, part.is_proven) == (301, True)
+
+
 def test_a_listing_that_breaks_off_below_markets_that_are_listed_above_proves_nothing() -> None:
     cut_off = Slice(100, Slice(300, first_ids={3}))
     cut_off.add([(100, 1), (200, 2)], is_last=True)
