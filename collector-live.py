@@ -60,7 +60,9 @@ SILENCE_S: Final = 40.0  # a PONG waits behind data for up to 12 s
 MAX_WAIT_S: Final = 30.0  # until the next connection
 SAVE_EVERY_S: Final = 0.5
 LOCK_WAIT_S: Final = 1.0  # for the file while an anchor or an archive holds it
+BUSY_SAVES: Final = 7  # in a row, and it is said that somebody holds the file
 LAST_SAVE_S: Final = 1.2  # at the end
+END_S: Final = 5.0  # from a signal to the end, also where the disk hangs
 ROUND_EVERY_S: Final = 30.0
 PATIENCE_S: Final = 3.0  # with changes that come later than the books that already show them
 OPENING_S: Final = 5.0  # after that a market without an opening book takes the one of the next round
@@ -313,7 +315,8 @@ class Store:
         self.streams: list[Stream] = []  # that are open, or whose end is not stored yet
         self.saved: Counter[str] = Counter()  # rows by statement
         self.last_stream_id = 0
-        self._failing = False
+        self._failed = 0  # attempts in a row
+        self._has_said = False
         self._one_at_a_time = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
@@ -363,13 +366,15 @@ class Store:
         try:
             await asyncio.to_thread(self._write)
         except ac.StorageError as error:
-            if not self._failing and not isinstance(error, ac.DatabaseBusy):  # others have their turn
+            self._failed += 1
+            is_others_turn = isinstance(error, ac.DatabaseBusy) and self._failed < BUSY_SAVES
+            if not self._has_said and not is_others_turn:
                 log.error("%s; what comes waits", error)  # noqa: TRY400  the text says it
-                self._failing = True
+                self._has_said = True
             return False
-        if self._failing:
+        if self._has_said:
             log.warning("%s can be written again", self.path)
-            self._failing = False
+        self._failed, self._has_said = 0, False
         return True
 
     def _write(self) -> None:
@@ -1092,6 +1097,11 @@ def on_signals(stop: asyncio.Event) -> None:
         if stop.is_set():
             os._exit(128 + number)
         stop.set()
+        loop.call_later(END_S, give_up)
+
+    def give_up() -> None:
+        log.critical("the file cannot be written in time; what came last could not be stored")
+        os._exit(ac.StorageError.exit_code)  # as a kill would, which loses nothing outside of a gap
 
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ac.DaemonThreads())
