@@ -718,7 +718,7 @@ class FakePolymarket(FakeX):
             self._books_were_sent = False
             if self.odd.moving_share:
                 self.move_books(self.odd.moving_share)
-            if self.drift:
+            if self.drift and not self.live.listeners:  # who follows changes hears of every one
                 self.move_prices(self.drift)
 
     async def _compressed(self, body: bytes) -> web.Response:
@@ -1301,6 +1301,22 @@ def decoded_cursor(cursor: str) -> SortKey:
 # --- the command
 
 
+async def stir(exchange: FakePolymarket, chance: random.Random) -> None:
+    """Change a level or let shares be traded, of one of the markets that somebody follows, 20 times a second."""
+    while True:
+        await asyncio.sleep(0.05)
+        followed = {token for listener in exchange.live.listeners for token in listener.tokens}
+        markets = [m for m in exchange.markets.values() if m.tokens[0] in followed and m.bids and m.asks]
+        if not markets:
+            continue
+        market, side = chance.choice(markets), chance.choice(("bid", "ask", "trade"))
+        if side == "trade":
+            exchange.live.trade(market, outcome=chance.choice(("YES", "NO")), size=str(chance.randrange(1, 100)))
+        else:
+            price, _ = chance.choice((market.bids if side == "bid" else market.asks)[-5:])
+            exchange.live.change(market, (side, price, str(chance.randrange(100, 10_000))))
+
+
 async def serve(exchange: FakePolymarket, command: Sequence[str]) -> int:
     """Run *command* against *exchange* and return its exit code; signals are the command's business."""
     loop = asyncio.get_running_loop()
@@ -1309,7 +1325,10 @@ async def serve(exchange: FakePolymarket, command: Sequence[str]) -> int:
         child = await asyncio.create_subprocess_exec(*command, env=env)
         loop.add_signal_handler(signal.SIGINT, lambda: None)  # a terminal sends it to the child as well
         loop.add_signal_handler(signal.SIGTERM, child.terminate)
+        stirring = asyncio.create_task(stir(exchange, exchange.drift)) if exchange.drift else None
         code = await child.wait()
+        if stirring:
+            stirring.cancel()
     return code if code >= 0 else 128 - code
 
 

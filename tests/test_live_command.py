@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import signal
 import sys
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from conftest import PROJECT, rows
+from fake_polymarket import stir
 from live_truth import LIVE, Truth, live
 from truth import command, variables
 
@@ -44,11 +46,27 @@ async def started(
         await process.communicate()
 
 
-async def until_stored(path: Path, count: int) -> None:
+async def until_stored(path: Path, count: int, table: str = "book_changes") -> None:
     deadline = time.monotonic() + 30
-    while len(rows(path, "SELECT change_id FROM book_changes")) < count:
+    while len(rows(path, f"SELECT market_id FROM {table}")) < count:  # noqa: S608
         assert time.monotonic() < deadline, "it was never stored"
         await asyncio.sleep(0.05)
+
+
+async def test_what_a_newcomer_follows_on_the_stand_in_changes(
+    exchange: FakePolymarket, cup: list[FakeMarket], path: Path
+) -> None:
+    stirring = asyncio.create_task(stir(exchange, random.Random(1)))
+    async with started(exchange, "--event", "cup", "--db", str(path), tokens=2 * len(cup)):
+        await until_stored(path, 20)
+        await until_stored(path, 2, "live_trades")
+        stirring.cancel()
+        await until_stored(path, len(exchange.live.changes))
+        await until_stored(path, len(exchange.live.trades), "live_trades")
+    assert [tuple(row.values()) for row in rows(path, "SELECT market_id, side, price, size FROM book_changes")] == [
+        (change.market_id, change.side, change.price, change.size) for change in exchange.live.changes
+    ]
+    assert rows(path, "SELECT reason FROM live_gaps") == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
