@@ -314,13 +314,15 @@ def complaint(result: ac.CollectionResult) -> str:
     )
 
 
-LISTED_BEFORE: Final = """
+# of runs: which asked for these names, or for none
+OF_NAMES: Final = "(SELECT names FROM selections WHERE selections.selection_id = runs.selection_id) IS :names"
+LISTED_BEFORE: Final = f"""
     SELECT max(markets_listed) FROM (
         SELECT markets_listed FROM runs
-        WHERE min_volume IS :min_volume AND selection IS :selection
+        WHERE min_volume IS :min_volume AND {OF_NAMES}
         ORDER BY run_id DESC LIMIT 10  -- one that was interrupted, or came to its end too soon, has listed few
     )
-"""
+"""  # noqa: S608  a condition of ours
 
 
 def expected_markets(settings: ac.Settings) -> int:
@@ -480,17 +482,24 @@ RECENT_RUNS: Final = """
 """
 # what was collected in the last seven days, with the newest run of each that has ended
 SELECTIONS: Final = """
-    SELECT min_volume, selection, depth, max(iif(status <> 'running', run_id, NULL)) AS run_id,
-           min(started_at) AS first_run_at, max(started_at) AS last_run_at, sum(status = 'complete') AS complete_runs,
-           max(iif(status = 'complete', started_at, NULL)) AS last_complete_at
-    FROM runs WHERE started_at > datetime(:now, '-7 days') AND started_at <= datetime(:now, '2 seconds')
-    GROUP BY min_volume, selection, depth HAVING sum(status <> 'running') > 0 ORDER BY run_id DESC
+    SELECT min_volume, names, depth, max(run_id) AS run_id, min(first_run_at) AS first_run_at,
+           max(last_run_at) AS last_run_at, sum(complete_runs) AS complete_runs,
+           max(last_complete_at) AS last_complete_at
+    FROM (
+        SELECT min_volume, selection_id, depth, max(iif(status <> 'running', run_id, NULL)) AS run_id,
+               min(started_at) AS first_run_at, max(started_at) AS last_run_at,
+               sum(status = 'complete') AS complete_runs,
+               max(iif(status = 'complete', started_at, NULL)) AS last_complete_at
+        FROM runs WHERE started_at > datetime(:now, '-7 days') AND started_at <= datetime(:now, '2 seconds')
+        GROUP BY min_volume, selection_id, depth
+    ) LEFT JOIN selections USING (selection_id)
+    GROUP BY min_volume, names, depth HAVING max(run_id) IS NOT NULL ORDER BY max(run_id) DESC
 """
-STARTS: Final = """
+STARTS: Final = f"""
     SELECT started_at FROM runs WHERE started_at > :since AND started_at <= datetime(:now, '2 seconds')
-        AND min_volume IS :min_volume AND selection IS :selection AND depth IS :depth
+        AND min_volume IS :min_volume AND depth IS :depth AND {OF_NAMES}
     ORDER BY run_id
-"""
+"""  # noqa: S608  a condition of ours
 # connections of `collector-live` that have not ended, and gaps that have not
 STREAMS: Final = """
     SELECT count(*) AS streams, min(coalesce(verified_at, started_at)) AS verified_at, total(tokens) AS tokens,
@@ -530,7 +539,7 @@ def missed_ticks(starts: Sequence[float], since: float, now: float, interval_s: 
 
 def selection_label(chosen: dict[str, Any]) -> str:
     """Return in a few words what a selection, columns of `runs`, takes; another one has another label."""
-    names = json.loads(chosen["selection"] or "{}")
+    names = json.loads(chosen["names"] or "{}")
     within = names.pop("ends_within", None)
     parts = [f"{kind} {', '.join(some)}" for kind, some in names.items()]
     parts += [f"ending within {within:g} minutes"] if within else []

@@ -530,11 +530,11 @@ class Selection:
 
     @property
     def columns(self) -> dict[str, object]:
-        """The columns of `runs` that describe it."""
+        """What `runs` and `selections` have of it."""
         if not self.names:
-            return {"min_volume": self.min_volume_usd, "selection": None}
+            return {"min_volume": self.min_volume_usd, "names": None}
         within = {"ends_within": self.ends_within_min} if self.ends_within_min else {}
-        return {"min_volume": self.min_volume_usd or None, "selection": json.dumps({**self.names, **within})}
+        return {"min_volume": self.min_volume_usd or None, "names": json.dumps({**self.names, **within})}
 
     def takes(self, volume_24h: float | None) -> bool:
         """Return whether a market with this volume in USD is taken; None counts as 0."""
@@ -2267,7 +2267,7 @@ _MIRROR: Final = (
 )
 # of a YES share, by the outcome
 _PAYOUT: Final = "CASE {} WHEN outcome_yes THEN 1 WHEN outcome_no THEN 0 WHEN 'split' THEN 0.5 END"
-SCHEMA_VERSION: Final = 14
+SCHEMA_VERSION: Final = 15
 # What a new file consists of. An older file, also one that another collector has made, gets what it lacks of this by
 # comparison (`Database._upgrade`); what else is taken from an older one stands in `MOVES`. To add or change anything:
 #   - write it here; a column on a line of its own, with a comment that says what it means to whoever reads the file
@@ -2383,11 +2383,16 @@ SCHEMA: Final = f"""
         version TEXT, -- of the collector
         newest_tweet_id TEXT, -- the next search goes on after it
         tweets_complete INTEGER, -- 1: no post since the last search is left out; NULL: none was searched
-        selection TEXT, -- JSON of the names that were asked for; NULL: none
+        selection_id INTEGER, -- the names that were asked for, in selections; NULL: none
         depth INTEGER, -- levels kept of each side of a book; 0: none; NULL: all
         books_saved INTEGER NOT NULL DEFAULT 0, -- rows added to books: changed, or the first of a day
         books_unchanged INTEGER NOT NULL DEFAULT 0, -- snapshots with the book of the snapshot before
         unmirrored INTEGER NOT NULL DEFAULT 0 -- markets whose NO book is not the mirror of their YES book
+    );
+    CREATE TABLE selections ( -- one row per UTC day and list of names
+        selection_id INTEGER PRIMARY KEY AUTOINCREMENT, -- grows with time
+        names TEXT NOT NULL, -- JSON of the names that were asked for
+        first_used_at TIMESTAMP NOT NULL -- UTC: start of the first run of the day that asked for them
     );
     CREATE TABLE failures (
         run_id INTEGER NOT NULL REFERENCES runs(run_id), -- the run
@@ -2453,6 +2458,7 @@ SCHEMA: Final = f"""
         book_changes INTEGER NOT NULL DEFAULT 0, -- the greatest archived change_id
         live_trades INTEGER NOT NULL DEFAULT 0, -- the greatest archived trade_id
         live_gaps INTEGER NOT NULL DEFAULT 0, -- the greatest archived gap_id
+        selections INTEGER NOT NULL DEFAULT 0, -- the greatest archived selection_id
         PRIMARY KEY (day, shard)
     );
     CREATE TABLE past_prices ( -- the exchange's own history of YES, which `collector-history` asks for
@@ -2659,6 +2665,16 @@ MOVES: Final = {
             FROM archived_days_before, (SELECT coalesce(max(shard), '') AS shard_before FROM lake);
         DROP TABLE archived_days_before;
     """,
+    # schemas up to 14, where each run had the names
+    "SELECT 1 FROM pragma_table_info('runs') WHERE name = 'selection'": """
+        INSERT INTO selections (names, first_used_at)
+            SELECT selection, min(started_at) FROM runs WHERE selection IS NOT NULL
+            GROUP BY selection, date(started_at) ORDER BY min(run_id);
+        UPDATE runs SET selection_id = (
+            SELECT selection_id FROM selections WHERE names = selection AND date(first_used_at) = date(started_at)
+        ) WHERE selection IS NOT NULL;
+        ALTER TABLE runs DROP COLUMN selection;
+    """,
     # any; other collectors wrote a bool in any spelling, and what is not true is not resolved
     "SELECT 1": f"""
         DROP INDEX IF EXISTS failures_by_run;
@@ -2779,12 +2795,15 @@ KNOWN_AS: Final = """
     SELECT id FROM names WHERE kind = ?1 AND name = ?2
     UNION SELECT market_id FROM markets WHERE slug = ?2 AND ?1 = 'market'
 """
+SELECTION_ID: Final = "SELECT selection_id FROM selections WHERE names = ?1 AND date(first_used_at) = date(?2)"
+SAVE_SELECTION: Final = f"INSERT INTO selections (names, first_used_at) SELECT ?1, ?2 WHERE NOT EXISTS ({SELECTION_ID})"
 LAST_STATUS: Final = "SELECT status FROM runs WHERE run_id < ? ORDER BY run_id DESC LIMIT 1"
 # how many markets the last complete run of the same selection has listed, if it is not older than a week
 LAST_LISTED: Final = """
     SELECT markets_listed FROM runs JOIN (SELECT min_volume, follow FROM runs WHERE run_id = ?)
         USING (min_volume, follow)
-    WHERE selection IS NULL AND status = 'complete' AND started_at > datetime(?, '-7 days') ORDER BY run_id DESC LIMIT 1
+    WHERE selection_id IS NULL AND status = 'complete' AND started_at > datetime(?, '-7 days')
+    ORDER BY run_id DESC LIMIT 1
 """
 IDENTITIES: Final = f"""
     SELECT market_id, {", ".join(StoredIdentity._fields)} FROM markets
@@ -3103,10 +3122,17 @@ class Database:
 
     @shielded
     async def start_run(self, **columns: object) -> int:
-        """Open a run with these columns and return its id; runs that died unfinished are marked as failed."""
+        """Open a run with these columns and return its id; runs that died unfinished are marked as failed.
+
+        The `names` that it asks for, if there are any, go into `selections`.
+        """
+        names, started_at = columns.pop("names", None), columns["started_at"]
         columns |= {"status": "running", "version": __version__}
         async with self.transaction("start a run"):
             await self._connection.execute("UPDATE runs SET status = 'failed' WHERE status = 'running'")
+            if names:
+                await self.execute(SAVE_SELECTION, [(names, started_at)])
+                columns["selection_id"] = await self.value(SELECTION_ID, str(names), str(started_at))
             cursor = await self._connection.execute(insert_into("runs", list(columns)), list(columns.values()))
         return cursor.lastrowid or 0
 

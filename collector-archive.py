@@ -129,9 +129,12 @@ KEPT_RUNS: Final = """run_id IN (
     UNION SELECT max(run_id) FROM runs WHERE newest_tweet_id IS NOT NULL
     UNION SELECT max(run_id) FROM runs WHERE full_walk_at IS NOT NULL
     UNION SELECT run_id FROM (
-        SELECT run_id, row_number() OVER (
-            PARTITION BY min_volume, selection, depth, follow ORDER BY run_id DESC
-        ) AS place FROM runs WHERE status = 'complete'
+        SELECT run_id, row_number() OVER (PARTITION BY min_volume, names, depth, follow ORDER BY run_id DESC) AS place
+        FROM (
+            SELECT *, row_number() OVER (
+                PARTITION BY min_volume, selection_id, depth, follow ORDER BY run_id DESC
+            ) AS place_of_day FROM runs WHERE status = 'complete'
+        ) LEFT JOIN selections USING (selection_id) WHERE place_of_day <= 2
     ) WHERE place <= 2
     UNION SELECT json_extract(run_ids, '$[0]') FROM gaps WHERE until IS NULL
     UNION SELECT run_id FROM failures
@@ -152,6 +155,13 @@ TABLES: Final = (
     SNAPSHOTS,
     Table("books", "book_id", "timestamp", "market_id, timestamp, book_id", rows=5_000, level=9, reuses_ids=True),
     RUNS,
+    Table(
+        "selections",
+        "selection_id",
+        "first_used_at",
+        "selection_id",
+        kept="selection_id IN (SELECT selection_id FROM runs)",
+    ),
 )
 LEVELS: Final = {"bids", "asks", "bids_no", "asks_no"}
 COMMENTS: Final = ac.column_comments()  # a time with milliseconds says so

@@ -156,7 +156,7 @@ run_status: runs AS t
     OR (t.status = 'complete' AND t.version IS NOT NULL AND (t.finished_at IS NULL
         OR t.snapshots_saved - t.books_missing < {ac.MIN_COMPLETE_SHARE} * t.markets_listed))
 run_time: runs AS t
-    {no_time("started_at finished_at full_walk_at")}
+    {no_time("started_at finished_at full_walk_at")} OR {missing("selection_id", "selections", "selection_id")}
 failure: failures AS t
     {NO_RUN} OR t.stage NOT IN ('list', 'book', 'outcome', 'save', 'posts')
 post: tweets AS t

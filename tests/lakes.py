@@ -38,7 +38,18 @@ OF_THE_ARCHIVE = [
 COMMAND = str(PROJECT / "collector-archive.py")
 DOCUMENT = (PROJECT / "docs" / "lake.md").read_text()
 LIVE = ("streams", "book_changes", "live_trades", "live_gaps")
-TABLES = ("snapshots", "books", "runs", "failures", "tweets", "hype_signals", "past_prices", "trades", *LIVE)
+TABLES = (
+    "snapshots",
+    "books",
+    "runs",
+    "failures",
+    "tweets",
+    "hype_signals",
+    "past_prices",
+    "trades",
+    "selections",
+    *LIVE,
+)
 KEYS = {
     "AWS_ACCESS_KEY_ID": "AKIATESTTESTTESTTEST",
     "AWS_SECRET_ACCESS_KEY": "a+very/secret=key",

@@ -54,6 +54,7 @@ def test_late_rows_go_into_a_further_file_and_are_seen_meanwhile(sample: Path, t
            SELECT '900001', '2026-11-01 10:00:01', 0.5, max(book_id) FROM books""",
         "INSERT INTO tweets (tweet_id, created_at) VALUES ('1', '2026-11-01 10:00:02')",
         "INSERT INTO hype_signals (market_id, timestamp) VALUES ('900001', '2026-11-01 10:00:03')",
+        "INSERT INTO selections (names, first_used_at) VALUES ('{}', '2026-11-01 10:00:00')",
         """INSERT INTO past_prices (market_id, width, timestamp, price, fetched_at)
            VALUES ('900001', 300, '2026-10-01 00:00:00', 0.5, '2026-11-01 10:00:04')""",
         """INSERT INTO trades VALUES (1, '900001', '2026-10-01 00:00:00', 'YES', 'BUY', 0.5, 5, '0x1', '0x2', 1,

@@ -73,17 +73,20 @@ def test_runs_go_with_their_day_but_for_those_that_are_needed(database: Path, tm
         "UPDATE runs SET newest_tweet_id = '17' WHERE run_id IN (8, 9)",
         "UPDATE runs SET full_walk_at = started_at WHERE run_id IN (10, 11)",
         "DELETE FROM failures",
+        "INSERT INTO selections VALUES (1, '{}', '2026-11-01 00:00:00'), (2, '{}', '2026-11-02 00:00:00')",
+        "UPDATE runs SET selection_id = 1 + (run_id - 1) / 10 WHERE run_id IN (2, 12, 13, 14)",
     )
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     lake = tmp_path / "lake"
     assert archive(lake, "--db", database, "--keep", "0") == 0
-    assert run_ids(database) == [5, 7, 9, 11, 28, 29, 30]
+    assert run_ids(database) == [5, 7, 9, 11, 13, 14, 28, 29, 30]
     assert sum(pq.read_metadata(path).num_rows for path in lake.glob("runs/*/*.parquet")) == 30
+    assert [row["selection_id"] for row in rows(database, "SELECT * FROM selections")] == [2]
     assert rows(database, "PRAGMA foreign_key_check") == []
     assert broken_promises(database) == {}
     assert archive(lake, "--db", database, "--keep", "0") == 0
-    assert run_ids(database) == [5, 7, 9, 11, 28, 29, 30]
+    assert run_ids(database) == [5, 7, 9, 11, 13, 14, 28, 29, 30]
 
 
 async def test_a_collector_goes_on_after_its_runs_were_archived(

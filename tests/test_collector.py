@@ -85,7 +85,7 @@ async def test_a_run_leaves_its_account(exchange: FakePolymarket, collector: ac.
         "version": ac.__version__,
         "newest_tweet_id": None,
         "tweets_complete": None,
-        "selection": None,
+        "selection_id": None,
         "depth": None,
         "books_saved": 60,
         "books_unchanged": 0,

@@ -27,6 +27,7 @@ README = (PROJECT / "README.md").read_text()
 DATA = (PROJECT / "docs/data.md").read_text()
 OPERATIONS = (PROJECT / "docs/operations.md").read_text()
 OURS_ALONE = (
+    "selections",
     "listed_ids",
     "seen",
     "lake",

@@ -13,7 +13,7 @@ import pytest
 from conftest import JumpingClock, rows
 from truth import COLLECTOR, assert_true, command, failures, last_run
 
-from async_collector import ApiError
+from async_collector import ApiError, Database
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -336,3 +336,25 @@ async def test_markets_that_have_closed_are_asked_for_100_at_a_time(
     assert len(queries) <= 10 + 2
     resolved = rows(database, "SELECT count(*) AS n FROM markets WHERE resolved = 1")
     assert resolved == [{"n": len(ended)}]
+
+
+async def test_the_names_of_a_selection_are_stored_once_a_day(database: Path) -> None:
+    """500 names are 10 kB, and a schedule of 3 seconds has 28,800 runs a day."""
+    names = json.dumps({"markets": [f"will-market-{number}-end-well" for number in range(500)]})
+    times = [f"2026-11-{day} 0{hour}:00:00" for day in (22, 23) for hour in range(10)]
+    async with Database.open(database) as opened:
+        for time in times:
+            await opened.start_run(started_at=time, min_volume=None, names=names)
+            await opened.start_run(started_at=time, min_volume=None, names='{"events": ["a"]}')
+            await opened.start_run(started_at=time, min_volume=0)
+    stored = rows(database, "SELECT selection_id, names, first_used_at FROM selections ORDER BY selection_id")
+    assert [(row["names"], row["first_used_at"]) for row in stored] == [
+        (each, time) for time in (times[0], times[10]) for each in (names, '{"events": ["a"]}')
+    ]
+    found = rows(
+        database, "SELECT started_at, names FROM runs LEFT JOIN selections USING (selection_id) ORDER BY run_id"
+    )
+    assert [(row["started_at"], row["names"]) for row in found] == [
+        (time, each) for time in times for each in (names, '{"events": ["a"]}', None)
+    ]
+    assert database.stat().st_size < 300_000

@@ -209,8 +209,8 @@ async def test_an_anchor_is_a_run_at_the_start_each_interval_and_after_midnight(
         await f.pass_(20)
         f.clock.set_forward_s += 86_400
         await f.until(lambda: rows(path, runs) == [{"n": 3}])
-    assert rows(path, "SELECT DISTINCT follow, selection FROM runs") == [
-        {"follow": 1, "selection": '{"events": ["cup"]}'}
+    assert rows(path, "SELECT DISTINCT follow, names FROM runs JOIN selections USING (selection_id)") == [
+        {"follow": 1, "names": '{"events": ["cup"]}'}
     ]
     assert rows(path, "SELECT count(*) AS n FROM books") == [{"n": 6}], "a day stands alone"
     assert {row["market_id"] for row in rows(path, "SELECT market_id FROM books")} == {market.id for market in cup}

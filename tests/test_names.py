@@ -161,7 +161,8 @@ async def test_a_market_by_its_address_costs_two_requests(
     one = await make_collector(markets=[address]).collect_all()
     assert one["requests"] == 2
     run = last_run(database)
-    assert json.loads(run["selection"]) == {"markets": [market.slug]}
+    (chosen,) = rows(database, "SELECT names FROM selections WHERE selection_id = ?", run["selection_id"])
+    assert json.loads(chosen["names"]) == {"markets": [market.slug]}
     assert (run["min_volume"], run["listing"]) == (None, "named")
     assert rows(database, "SELECT followed FROM markets") == [{"followed": 1}]
 

@@ -57,7 +57,7 @@ class Ran(NamedTuple):
                 "started_at": ac.sql_time(NOW - timedelta(minutes=minutes)),
                 "status": self.status,
                 "min_volume": self.volume,
-                "selection": self.names,
+                "names": self.names,
                 "depth": self.depth,
                 "version": ac.__version__,
                 "follow": 1,
@@ -79,8 +79,11 @@ LONG_GONE = Ran(3 * 24 * 60, 25 * 60, 15)
 def store(database: Path, *ran: Ran) -> None:
     """Make a file that has these runs, in the order of their starts."""
     runs = sorted((row for some in ran for row in some.rows()), key=lambda row: str(row["started_at"]))
+    names = sorted({some.names for some in ran if some.names})
+    ids = {each: number for number, each in enumerate(names, 1)}
     with contextlib.closing(create(database)) as connection:
-        insert(connection, "runs", runs)
+        insert(connection, "selections", ({"names": each, "first_used_at": ac.sql_time(NOW)} for each in names))
+        insert(connection, "runs", ({**row, "selection_id": ids.get(str(row["names"]))} for row in runs))
         connection.commit()
 
 
@@ -151,7 +154,7 @@ async def test_a_run_by_hand_of_one_market_does_not_make_the_collection_well(
 def test_a_label_is_short_and_of_one_selection_alone() -> None:
     def label(number: int) -> str:
         names = {"markets": [f"a-market-with-a-long-name-{each}" for each in range(number)]}
-        text: str = SCRIPT["selection_label"]({"min_volume": None, "selection": json.dumps(names), "depth": None})
+        text: str = SCRIPT["selection_label"]({"min_volume": None, "names": json.dumps(names), "depth": None})
         return text
 
     assert label(1) == "markets a-market-with-a-long-name-0"

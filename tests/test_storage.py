@@ -185,6 +185,7 @@ def test_a_changed_schema_has_a_number_of_its_own() -> None:
         12: "dfbac8d8",
         13: "e691e079",
         14: "5bfb75a1",
+        15: "629a4050",
     }
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(SCHEMA)
@@ -594,3 +595,26 @@ async def test_a_clock_that_was_set_back_or_a_foreign_row_makes_and_hides_no_gap
             "INSERT INTO snapshots (market_id, timestamp) VALUES ('1', '2026-11-22 15:00:00')"
         )
     assert rows(path, "SELECT market_id, run_ids FROM gaps") == [{"market_id": "7", "run_ids": "[2]"}]
+
+
+async def test_the_names_that_each_run_had_are_moved_to_a_table_of_their_own(tmp_path: Path) -> None:
+    old = tmp_path / "old.db"
+    runs = "INSERT INTO runs (started_at, status, selection) VALUES "
+    values = [
+        ("2026-01-01 00:00:00", "a"),
+        ("2026-01-01 00:00:03", "a"),
+        ("2026-01-01 00:00:06", None),
+        ("2026-01-02 00:00:00", "a"),
+        ("2026-01-02 00:00:03", "b"),
+    ]
+    texts = ", ".join(f"('{time}', 'complete', {'NULL' if name is None else repr(name)})" for time, name in values)
+    before = next(landed for landed in LANDED if landed.name == "0.2.0")
+    make_file(old, f"{OLD_FILE} {script_of(before)} {runs} {texts}; PRAGMA user_version = {before.version};")
+    await opened_once(old)
+    found = rows(old, "SELECT started_at, names FROM runs LEFT JOIN selections USING (selection_id) WHERE run_id > 1")
+    assert [(row["started_at"], row["names"]) for row in found] == values
+    assert [row["first_used_at"] for row in rows(old, "SELECT first_used_at FROM selections")] == [
+        "2026-01-01 00:00:00",
+        "2026-01-02 00:00:00",
+        "2026-01-02 00:00:03",
+    ]
