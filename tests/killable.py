@@ -41,7 +41,7 @@ class Killed(BaseException):
 class Calls:
     """Counts calls, and does something before or after one of them: an even number is before, an odd one after it.
 
-    Instead of a number the name of a method of the lake is after its first call.
+    Instead of a number, "create" is after the first call of that method, and "before create" is before it.
     """
 
     def __init__(self, which: int | str, act: Callable[[], None]) -> None:
@@ -51,12 +51,12 @@ class Calls:
         self._lock = threading.Lock()
         self._is_dead = False
 
-    def count(self, ended: str | None = None) -> None:
+    def count(self, place: str) -> None:
         with self._lock:
             if self._is_dead:
                 raise Killed
             self._left -= 1
-            is_now = self._left == -1 or (ended is not None and ended == self._name)
+            is_now = self._left == -1 or place == self._name
             if is_now:
                 self._name = None
         if is_now:
@@ -71,7 +71,7 @@ class Calls:
 
         @functools.wraps(function)
         def counted(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            self.count()
+            self.count(f"before {name}")
             found = function(*args, **kwargs)
             self.count(name)
             return found

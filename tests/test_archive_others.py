@@ -204,11 +204,11 @@ def test_a_copy_that_is_behind_counts_as_archived_what_it_has(sample: Path, tmp_
 
 
 @pytest.mark.parametrize("is_equal", [True, False])
-@pytest.mark.parametrize("call", ["decision", "put", "create"])
+@pytest.mark.parametrize("call", ["decision", "put", "before create", "create"])
 def test_of_two_copies_at_one_moment_one_manifest_decides(
     sample: Path, tmp_path: Path, call: str, *, is_equal: bool
 ) -> None:
-    """The other one archives while this one has just looked, has put a file, or has put its manifest."""
+    """The other one archives when this one has looked, has put a file, is about to put its manifest, or has put it."""
     lake = tmp_path / "lake"
     copy = copy_of(sample, "copy.db")
     if not is_equal:

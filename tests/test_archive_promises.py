@@ -300,7 +300,7 @@ class Histories(RuleBasedStateMachine):
     @rule(
         number=st.integers(0, 1),
         day=st.sampled_from(DAYS),
-        call=st.one_of(st.sampled_from(["decision", "put", "create"]), st.integers(0, 200)),
+        call=st.one_of(st.sampled_from(["decision", "put", "before create", "create"]), st.integers(0, 200)),
         is_equal=st.booleans(),
     )
     def archive_while_a_clone_does(self, number: int, day: str, call: int | str, *, is_equal: bool) -> None:
