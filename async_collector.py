@@ -4237,7 +4237,7 @@ class ExchangeDiscovery(Discovery):
 MAX_CLOCK_STEP: Final = timedelta(seconds=2)  # a clock set back by at most this is waited for
 RATE_WINDOW_S: Final = 1.1  # a second and some room: we count starts, the exchange counts arrivals
 MAX_HEADER_BYTES: Final = 65_536  # a line of an answer's head: company networks add long ones
-MAX_FETCHED_BATCHES: Final = 12  # at a time; 8 are enough for 30 pages of 100 markets a second at 650 ms a request
+MAX_FETCHED_BATCHES: Final = 10  # at a time; 8 are enough for 30 pages of 100 markets a second at 650 ms a request
 MIN_COMPLETE_SHARE: Final = 0.95  # of the listed markets, stored with their books
 # parts of an element whose loss is a failure: a reader of the rows would take what is absent for what is not there
 REPORTED_KEYS: Final = frozenset({
@@ -4522,7 +4522,7 @@ class AsyncCollector:
             yield network, PolymarketApi(gamma, clob)
 
     async def _fetch_books(self, run: Run, discovery: Discovery) -> None:
-        """Turn batches of markets into rows, as many at a time as there are workers, but no more than 12.
+        """Turn batches of markets into rows, as many at a time as there are workers, but no more than 10.
 
         Where the file is slower than the hosts, each of these holds a batch of rows that waits for it.
         """
