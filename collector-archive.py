@@ -100,7 +100,7 @@ class Table(NamedTuple):
     """A table of the file, and how its rows are laid out in the lake; `TABLES` has them all.
 
     To archive another table, add a row there, and give the table `archived_days` a column of its name (INTEGER NOT NULL
-    DEFAULT 0). Its time should have an index. What readers need to know of it stands in docs/lake.md.
+    DEFAULT 0). What readers need to know of it stands in docs/lake.md.
     """
 
     name: str
@@ -110,6 +110,7 @@ class Table(NamedTuple):
     rows: int = 20_000  # in a row group, and in memory
     level: int = 3  # of compression
     is_pruned: bool = True  # archived rows are deleted from the file
+    is_indexed: bool = True  # by its time; else its days are found in one scan
     reuses_ids: bool = False  # the id of the newest row is given again once that row is deleted
     kept: str = "0"  # SQL for archived rows that stay in the file all the same
 
@@ -149,8 +150,8 @@ TABLES: Final = (
     Table("past_prices", "price_id", "fetched_at", "market_id, width, timestamp", rows=50_000, is_pruned=False),
     Table("trades", "trade_id", "fetched_at", "market_id, timestamp, trade_id", is_pruned=False),
     Table("streams", "stream_id", "ended_at", "stream_id", is_pruned=False),
-    Table("book_changes", "change_id", "timestamp", "market_id, change_id", rows=50_000),
-    Table("live_trades", "trade_id", "timestamp", "market_id, trade_id", rows=50_000),
+    Table("book_changes", "change_id", "timestamp", "market_id, change_id", rows=50_000, is_indexed=False),
+    Table("live_trades", "trade_id", "timestamp", "market_id, trade_id", rows=50_000, is_indexed=False),
     Table("live_gaps", "gap_id", "until", "market_id, gap_id", is_pruned=False),  # an open one has no day yet
     SNAPSHOTS,
     Table("books", "book_id", "timestamp", "market_id, timestamp, book_id", rows=5_000, level=9, reuses_ids=True),
@@ -817,6 +818,10 @@ def days_before(connection: sqlite3.Connection, end: str) -> list[str]:
     for table in TABLES:
         if not table.is_pruned:
             days.update(day for (day,) in connection.execute(NEW_DAYS.format(table=table)))
+            continue
+        if not table.is_indexed:
+            found = connection.execute(f"SELECT DISTINCT substr({table.time}, 1, 10) FROM {table.name}")  # noqa: S608
+            days.update(day for (day,) in found)
             continue
         after = "0"
         find = f"SELECT min({table.time}) FROM {table.name} WHERE {table.time} > ? AND {table.time} < ?"  # noqa: S608
