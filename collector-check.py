@@ -180,10 +180,10 @@ live_gap: live_gaps AS t
 """
 
 
-FORM: Final = re.compile(r"^(\w+): ((\w+).*)\n((?:    .*\n)+)", re.MULTILINE)
 # the table of each promise, and the query for the rows that break it
 QUERIES: Final = {
-    name: (table, f"SELECT t.* FROM {rows} WHERE ({broken})") for name, rows, table, broken in FORM.findall(PROMISES)
+    name: (table, f"SELECT t.* FROM {rows} WHERE ({broken})")
+    for name, rows, table, broken in re.findall(r"^(\w+): ((\w+).*)\n((?:    .*\n)+)", PROMISES, re.MULTILINE)
 }
 
 
@@ -209,17 +209,15 @@ class Reader:
         ((first, last),) = self.ask(f"SELECT coalesce(min({row}), 1), coalesce(max({row}), 0) FROM {table} AS t")
         step = FIRST_RANGE
         while first <= last:
-            began = time.monotonic()
+            began, done = time.monotonic(), False
             try:
                 of_range = f"{query} AND {row} >= :first AND {row} < :first + :step"
                 yield from self.ask(of_range, first=first, step=step)
-                first += step
+                first, done = first + step, True
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT or step == 1:
                     raise
-                step = max(1, step // 8)
-                continue
-            factor = min(4, GOAL_S / max(time.monotonic() - began, 0.001))
+            factor = min(4, GOAL_S / max(time.monotonic() - began, 0.001)) if done else 1 / 8
             step = min(max(1, int(step * factor)), MAX_RANGE)
 
     def damaged(self) -> Iterator[sqlite3.Row]:
@@ -281,9 +279,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("collector-check", formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.description = "Check that a collector's file holds what docs/data.md promises; nothing is written."
     parser.epilog = EPILOG
-    parser.add_argument(
-        "--db", metavar="PATH", default=ac.DEFAULT_DB_PATH, help="database file (POLYMARKET_DB, else %(default)s)"
-    )
+    file = "database file (POLYMARKET_DB, else %(default)s)"
+    parser.add_argument("--db", metavar="PATH", default=ac.DEFAULT_DB_PATH, help=file)
     parser.add_argument("--json", action="store_true", help="print the result as one line of JSON")
     parser.add_argument("--version", action="version", version=f"collector-check {ac.__version__}")
     args = parser.parse_args(argv)

@@ -178,6 +178,10 @@ def test_every_table_with_a_time_or_a_market_is_checked() -> None:
     assert with_promises - checked == {"listed_ids"}, "which is only a memory of ids"
 
 
+def test_the_command_has_at_most_300_lines() -> None:
+    assert len((PROJECT / "collector-check.py").read_text().splitlines()) <= 300
+
+
 def test_of_each_promise_three_rows_are_shown(copy: Path) -> None:
     change(copy, "UPDATE snapshots SET price_no = 0.123456 WHERE id <= 50")
     found = broken_promises(copy)["price_no"]
