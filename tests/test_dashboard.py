@@ -943,7 +943,7 @@ def test_a_market_is_chosen_by_its_slug(browser: Chrome, dashboard: Served) -> N
 @pytest.mark.slow
 @needs_browser
 def test_a_file_with_one_run_has_ink_in_every_chart(browser: Chrome, tmp_path: Path) -> None:
-    """A point on axes that have a length and a date, but where two runs are needed, or posts."""
+    """A point on axes that have a length and a date, but where two runs, posts or a live file are needed."""
     path = tmp_path / "one.db"
     sample_database.fill(path, markets=12, runs_per_day=1)
     with serve(path) as served:
@@ -952,7 +952,7 @@ def test_a_file_with_one_run_has_ink_in_every_chart(browser: Chrome, tmp_path: P
             assert errors(browser) == []
             for name in DRAWN[page]:
                 card = browser.find_element(By.ID, f"card-{name}")
-                if name in {"hype", "movers", "pauses", "posts"}:
+                if name in {"hype", "live_spread", "movers", "pauses", "posts"}:
                     assert card.find_elements(By.CSS_SELECTOR, "g.mark-text.role-mark text"), name
                     continue
                 seen = card.find_elements(By.CSS_SELECTOR, "g.role-mark path:not([opacity='0'])")

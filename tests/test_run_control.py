@@ -88,14 +88,14 @@ async def test_neither_host_is_asked_faster_than_its_limit(
     for _ in range(3_000):
         exchange.add_market()
     collector = make_collector(min_volume=0, workers=50)
-    collector.gamma_limiter = ac.RateLimiter(9, 0.5)
-    collector.clob_limiter = ac.RateLimiter(3, 0.5)
+    collector.gamma_limiter = ac.RateLimiter(18, 1.0)
+    collector.clob_limiter = ac.RateLimiter(6, 1.0)
     assert (await collector.collect_all())["status"] == "complete"
     assert len(exchange.asked("/markets/keyset")) >= 31
     assert len(exchange.asked("/books")) == 13
     assert exchange.asked("/books")[-1].time - exchange.asked("/books")[0].time > 1.8
-    assert exchange.busiest("/markets/keyset", 0.3) <= 9  # with room for a busy machine
-    assert exchange.busiest("/books", 0.3) <= 3
+    assert exchange.busiest("/markets/keyset", 0.5) <= 18  # half a second of room, for a busy machine stamps late
+    assert exchange.busiest("/books", 0.5) <= 6
 
 
 @pytest.mark.slow
