@@ -4088,9 +4088,13 @@ class ExchangeDiscovery(Discovery):
         await self._read_slices()
 
     def _count(self, page: MarketPage | None = None) -> None:
-        """Count a page for the walk by id, and let those go on that wait for one."""
+        """Count a page for the walk by id, whose turn it may be then."""
         self._pages += 1
         self._found.difference_update(page.ids if page else ())
+        self._wake()
+
+    def _wake(self) -> None:
+        """Let those go on that wait for a change."""
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -4179,8 +4183,7 @@ class ExchangeDiscovery(Discovery):
                 await self._run.put(self._run.failure("list", what))
             self._cut_off = error
         finally:
-            self._changed.set()
-            self._changed = asyncio.Event()
+            self._wake()
 
     async def _walk_by_id(self) -> ApiError | None:
         """Go on with the walk by id, and return the error that ends it.
